@@ -1,0 +1,46 @@
+# Targets: make help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+NEEDS := pyproject.toml constraints.txt
+INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
+
+.PHONY: help install quickstart test check bench
+help:
+	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
+	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
+	@echo "make test        the tests"
+	@echo "make check       lint, format and types"
+	@echo "make bench       the CPU benchmarks; results go to benchmarks/results"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt uv
+
+$(STAMP): $(NEEDS) | $(BIN)/python
+	@echo "installing mimeo into $(VENV) ..."
+	$(INSTALL) -e .
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	@echo "installing what the tests need ..."
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/mimeo quickstart
+
+test: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

@@ -1,0 +1,266 @@
+"""What the engine costs over a plain diffusers loop: images a second of both, in pairs, in one process (python -m benchmarks.generation_overhead).
+
+The engine's side is everything between two shards of a running job: the way through Ray Data, planning, conditions, sampling, gate,
+encoding, the durable tar and its record. The plain side is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third
+side, "bare", is the same pipeline from precomputed prompt embeddings to uint8 arrays, with no work on the host at all. All three run
+in the actor's process, one after another, in turning order, with the same weights, batch size, steps and one thread; starting Ray and
+loading models is in none of them. The ratio is the median over pairs; the spread of plain against plain says what it is worth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from engine.cluster.session import session
+from engine.generation import job
+from engine.generation.actor import Order, ShardActor
+from engine.shards.records import Record
+from engine.spec import RunSpec, validate
+from tests.support.checkpoints import write_checkpoint
+from tests.support.outputs import prepare
+
+RESULTS = Path(__file__).parent / "results" / "generation_overhead.json"
+HALF_A_SECOND = 0.5
+NOISE = 0.03
+SIDES = ("engine", "plain", "bare")
+CASES: dict[str, dict[str, Any]] = {
+    "digits": {
+        "family": "digits",
+        "changes": {"unet": (64, 128), "head_dim": 16},
+        "size": 8,
+        "batch": 16,
+        "batches": 20,
+        "steps": 12,
+        "target": 0.90,
+    },
+    "half a second": {
+        "family": "sd15",
+        "changes": {"unet": (64, 128, 128, 128), "clip": True},
+        "size": 64,
+        "batch": 8,
+        "batches": 8,
+        "steps": 0,
+        "target": 0.97,
+    },
+}
+
+
+class PairedActor(ShardActor):
+    """Makes each shard, and draws as many images with stock diffusers beside it; writes the seconds of every side to a file."""
+
+    def __init__(self, order: Order, board: Any = None) -> None:
+        super().__init__(order, board)
+        self._returned = time.perf_counter()
+        self._plain = stock_pipeline(order.checkpoint.path, self._worker.sampler)
+        self._embeds: Any = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        self._gap = time.perf_counter() - self._returned
+        out = super().__call__(batch)
+        self._returned = time.perf_counter()
+        return out
+
+    def _make(self, k: int) -> Record:
+        seconds: dict[str, float] = {"gap": self._gap}
+        made: list[Record] = []
+        sides = {
+            "engine": lambda: made.append(ShardActor._make(self, k)),
+            "plain": lambda: self._loop(k, self._draw_plain),
+            "bare": lambda: self._loop(k, self._draw_bare),
+        }
+        for name in SIDES if k % 2 else reversed(SIDES):
+            began = time.perf_counter()
+            sides[name]()
+            seconds[name] = time.perf_counter() - began
+        with Path(self._order.url, "seconds.jsonl").open("a") as out:
+            out.write(json.dumps(seconds) + "\n")
+        return made[0]
+
+    def _loop(self, k: int, draw: Any) -> None:
+        plan, size = self._worker.plan, self._order.spec.resources.batch_size
+        rows = plan.rows(*plan.shard(k))
+        prompts = [self._worker.requests.conditions.prompts[anchor] for anchor in rows.anchor]
+        for first in range(0, len(rows), size):
+            draw(prompts[first : first + size], rows.seed[first : first + size].tolist())
+
+    def _draw_plain(self, prompts: list[str], seeds: list[int]) -> None:
+        self._plain(prompt=prompts, **self._settings(seeds))
+
+    def _draw_bare(self, prompts: list[str], seeds: list[int]) -> None:
+        import torch
+
+        with torch.inference_mode():
+            if self._embeds is None:
+                self._embeds = self._plain.encode_prompt(prompts, "cpu", 1, True)
+            embeds, negative = self._embeds
+            latents = self._plain(
+                prompt_embeds=embeds, negative_prompt_embeds=negative, output_type="latent", **self._settings(seeds)
+            ).images
+            pixels = self._plain.vae.decode(latents / self._plain.vae.config.scaling_factor).sample
+            (pixels * 127.5 + 127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+    def _settings(self, seeds: list[int]) -> dict[str, Any]:
+        import torch
+
+        generate = self._order.spec.generate
+        return {
+            "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
+            "num_inference_steps": generate.num_inference_steps,
+            "guidance_scale": generate.guidance_scale,
+        }
+
+
+def stock_pipeline(folder: Path, sampler: Any) -> Any:
+    """The checkpoint as a user of diffusers opens it, with the scheduler that the engine uses."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder, safety_checker=None, feature_extractor=None, image_encoder=None
+    )
+    pipeline.scheduler = type(sampler.pipeline.scheduler).from_config(sampler.pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_spec(case: dict[str, Any], checkpoint: Path, pairs: int) -> RunSpec:
+    """A run of one actor with a shard for each pair, and one to warm up."""
+    shard = case["batch"] * case["batches"]
+    return validate(
+        {
+            "name": "overhead",
+            "source": {"kind": "digits"},
+            "images": {"size": case["size"]},
+            "split": {"train": 100, "validation": 0, "test": 100},
+            "model": {"checkpoint": str(checkpoint)},
+            "conditions": {"prompt": "photo of digit {class}"},
+            "generate": {"count": shard * (pairs + 1), "shard_size": shard, "num_inference_steps": case["steps"]},
+            "resources": {"device": "cpu", "actors": 1, "batch_size": case["batch"], "threads": 1},
+        }
+    )
+
+
+def steps_for_half_a_second(checkpoint: Path, case: dict[str, Any]) -> int:
+    """Denoising steps that make one batch of the plain loop last about half a second on this machine."""
+    import torch
+    from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+    torch.set_num_threads(1)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        checkpoint, safety_checker=None, feature_extractor=None, image_encoder=None
+    )
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    seconds = {}
+    for steps in (2, 2, 6):
+        began = time.perf_counter()
+        pipeline(prompt=["photo"] * case["batch"], num_inference_steps=steps, guidance_scale=2.0)
+        seconds[steps] = time.perf_counter() - began
+    step = (seconds[6] - seconds[2]) / 4
+    return max(2, round(2 + (HALF_A_SECOND - seconds[2]) / step))
+
+
+def measure(name: str, case: dict[str, Any], pairs: int) -> dict[str, Any]:
+    """Run one case, inside a session, and work out its ratios."""
+    with tempfile.TemporaryDirectory(prefix="overhead-") as place:
+        folder = Path(place)
+        checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
+        settings = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
+        output = prepare(folder / "out", make_spec(settings, checkpoint, pairs))
+        with mock.patch.object(job, "ShardActor", PairedActor):
+            output.generate()
+        lines = (folder / "out" / "seconds.jsonl").read_text().splitlines()
+    return {"case": name, **results(settings, [json.loads(line) for line in lines][1:])}
+
+
+def results(case: dict[str, Any], seconds: list[dict[str, float]]) -> dict[str, Any]:
+    """Medians over pairs; "spread" is how far plain shards differ from the next plain ones, the noise of a single pair."""
+    images = case["batch"] * case["batches"]
+    engine = [pair["engine"] + pair["gap"] for pair in seconds]
+    plain = [pair["plain"] for pair in seconds]
+    spread = statistics.median(abs(b / a - 1) for a, b in itertools.pairwise(plain))
+    ratio = statistics.median(p / e for p, e in zip(plain, engine, strict=True))
+    return {
+        "batch": case["batch"],
+        "steps": case["steps"],
+        "pairs": len(seconds),
+        "seconds_a_batch": statistics.median(plain) / case["batches"],
+        "engine_images_per_s": images / statistics.median(engine),
+        "plain_images_per_s": images / statistics.median(plain),
+        "ratio": ratio,
+        "ratio_to_bare": statistics.median(pair["bare"] / e for pair, e in zip(seconds, engine, strict=True)),
+        "gap_ms": 1e3 * statistics.median(pair["gap"] for pair in seconds),
+        "spread": spread,
+        "target": case["target"],
+        "verdict": "too noisy to judge" if spread > NOISE else "met" if ratio >= case["target"] else "missed",
+        "seconds": seconds,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were read on."""
+    import diffusers
+    import ray
+    import torch
+
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "versions": {package.__name__: package.__version__ for package in (torch, diffusers, ray)},
+        "commit": commit.stdout.strip(),
+        "command": "python -m benchmarks.generation_overhead",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The results as text."""
+    head = f"{'case':14} {'batch':>5} {'s/batch':>8} {'engine/s':>9} {'plain/s':>8} {'ratio':>6} {'target':>6} {'to bare':>7} {'gap ms':>6} {'noise':>6}  verdict"
+    return "\n".join(
+        [
+            head,
+            *(
+                f"{row['case']:14} {row['batch']:5d} {row['seconds_a_batch']:8.3f} {row['engine_images_per_s']:9.1f} "
+                f"{row['plain_images_per_s']:8.1f} {row['ratio']:6.3f} {row['target']:6.2f} {row['ratio_to_bare']:7.3f} "
+                f"{row['gap_ms']:6.1f} {row['spread']:6.3f}  {row['verdict']}"
+                for row in rows
+            ),
+        ]
+    )
+
+
+def main() -> None:
+    """Measure every case, print a table, write the JSON; exit status 1 where a target was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--case", choices=tuple(CASES))
+    arguments = parser.parse_args()
+    chosen = {name: case for name, case in CASES.items() if arguments.case in (None, name)}
+    any_case = next(iter(chosen.values()))
+    with session(make_spec({**any_case, "steps": 1}, Path("/none"), 1).resources):
+        rows = [measure(name, case, arguments.pairs) for name, case in chosen.items()]
+        facts = machine()
+    print(table(rows))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")
+    sys.exit(any(row["verdict"] == "missed" for row in rows))
+
+
+if __name__ == "__main__":
+    main()

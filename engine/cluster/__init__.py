@@ -1,0 +1,1 @@
+"""Ray for a run: start or join, resources, progress."""

@@ -1,0 +1,87 @@
+"""Progress from inside Ray workers: a small actor that they update and the driver mirrors while it waits."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from engine.cluster.progress import Reporter, Task
+
+POLL_S = 0.5
+
+
+class _State:
+    """The board's content: the newest facts of each task, in the order of their first update."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, dict[str, Any]] = {}
+
+    def update(self, name: str, done: int, total: int, unit: str, fields: dict[str, Any]) -> None:
+        """Keep the newest facts of a task."""
+        self._tasks[name] = {"done": done, "total": total, "unit": unit, "fields": fields}
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """All tasks as they stand."""
+        return self._tasks
+
+
+class Board:
+    """A handle that any worker may use: picklable, fire and forget."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    @classmethod
+    def create(cls) -> Board:
+        """Start the actor; Ray must be up."""
+        import ray
+
+        return cls(ray.remote(num_cpus=0, max_restarts=-1)(_State).remote())
+
+    def update(self, name: str, done: int, total: int, unit: str = "steps", **fields: float | int | str) -> None:
+        """Report from a worker; costs one small message and never waits."""
+        self._actor.update.remote(name, done, total, unit, fields)
+
+    def snapshot(self) -> dict[str, dict[str, Any]]:
+        """All tasks as they stand."""
+        import ray
+
+        return ray.get(self._actor.snapshot.remote(), timeout=30)
+
+
+@contextmanager
+def follow(board: Board, reporter: Reporter) -> Iterator[None]:
+    """Mirror the board on the reporter, from a thread, while the block runs; a lost board never ends the run."""
+    stop = threading.Event()
+    tasks: dict[str, Task] = {}
+
+    def mirror() -> None:
+        from ray.exceptions import RayError
+
+        try:
+            for name, facts in board.snapshot().items():
+                if name not in tasks:
+                    tasks[name] = reporter.task(name, facts["total"], facts["unit"])
+                if facts["done"] != tasks[name].done or tasks[name].done == 0:
+                    tasks[name].update(facts["done"], **facts["fields"])
+                    if facts["done"] >= facts["total"]:
+                        tasks[name].close()
+        except RayError:
+            return
+
+    def loop() -> None:
+        while not stop.wait(POLL_S):
+            mirror()
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=35)
+        mirror()
+        for task in tasks.values():
+            task.close()

@@ -1,0 +1,206 @@
+"""Ray for one run: join the cluster that is there, or start a private one and leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import ClusterError
+from engine.spec.models import ResourcesSpec
+
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # every actor pool prints a warning at error level (ray-project/ray#57733)
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_worker_niceness": "0",  # the workers are the work
+    "RAY_memory_monitor_refresh_ms": "1000",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+}
+QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray._private", "ray.tune")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device(resources: ResourcesSpec) -> str:
+    """The device that workers use, "cpu" or "cuda"; ClusterError when cuda is asked for and absent.
+
+    Call it inside a session: what counts is whether the cluster has GPUs, not this machine.
+    """
+    import ray
+
+    gpus = ray.cluster_resources().get("GPU", 0)
+    if resources.device == "cuda" and gpus < resources.gpus_per_actor:
+        raise ClusterError(
+            "resources.device",
+            f"cuda is asked for, the cluster has {gpus:g} GPUs",
+            "use device: cpu or auto, or add GPU nodes",
+        )
+    return "cuda" if resources.device != "cpu" and gpus >= resources.gpus_per_actor else "cpu"
+
+
+def actors(resources: ResourcesSpec) -> int:
+    """How many generating actors to run: as asked, or one for each GPU or CPU slot of the cluster.
+
+    Raises ClusterError when more are asked for than the cluster can ever hold.
+    """
+    import ray
+
+    total = ray.cluster_resources()
+    if device(resources) == "cuda":
+        slots = int(total.get("GPU", 0) / resources.gpus_per_actor)
+        unit = f"GPU slots of {resources.gpus_per_actor:g}"
+    else:
+        slots = int(total.get("CPU", 0) / resources.cpus_per_actor) if resources.cpus_per_actor > 0 else 1_000_000
+        unit = f"CPU slots of {resources.cpus_per_actor:g}"
+    if resources.actors is None:
+        wanted = slots if device(resources) == "cuda" else max(1, cores_of_cluster() // resources.threads)
+        return max(1, min(wanted, slots))
+    if resources.actors > slots:
+        raise ClusterError(
+            "resources.actors",
+            f"{resources.actors} actors are asked for, the cluster has {slots} {unit}",
+            "ask for fewer or add nodes",
+        )
+    return resources.actors
+
+
+def cores_of_cluster() -> int:
+    """CPU cores that the cluster offers to actors, one left for the driver's own tasks on larger machines."""
+    import ray
+
+    total = int(ray.cluster_resources().get("CPU", 1))
+    return min(total, cores()) if _is_private() else total
+
+
+def _is_private() -> bool:
+    return bool(os.environ.get("MIMEO_PRIVATE_RAY"))
+
+
+def _quieten() -> None:
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Keep what Ray's C++ core prints while it starts; say it after all when the start fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            if failed:
+                said.seek(0)
+                os.write(2, said.read())
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Put the caller's SIGTERM handler back after the block: `ray.init` installs one of its own."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if main and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _configure_data() -> None:
+    from ray.data import DataContext
+    from ray.data._internal.logging import configure_logging
+
+    configure_logging()  # Ray Data sets its levels on first use; ours must come after
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1  # a long shard or a slow model download is not a hang
+
+
+@contextmanager
+def session(resources: ResourcesSpec, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray is up inside the block; nested and repeated use is fine.
+
+    Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), else starts a private local Ray whose
+    processes and files end with the block. `num_cpus` overrides the private Ray's CPU count.
+    """
+    _quieten()
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        with _joined():
+            yield
+        return
+    folder = tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None)
+    os.environ["MIMEO_PRIVATE_RAY"] = "1"
+    try:
+        wanted = max(
+            num_cpus or 0,
+            cores(),
+            -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
+            resources.train_workers + 1,
+        )
+        with _own_sigterm(), _silent_start():
+            ray.init(
+                num_cpus=int(wanted),
+                num_gpus=0 if resources.device == "cpu" else None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=folder,
+                _node_ip_address="127.0.0.1",
+            )
+        _configure_data()
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.pop("MIMEO_PRIVATE_RAY", None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _joined() -> Iterator[None]:
+    import ray
+
+    address = os.environ["RAY_ADDRESS"]
+    host, _, port = address.rpartition(":")
+    try:
+        if host and port.isdigit():  # Ray's own client ends the process when nobody answers
+            socket.create_connection((host, int(port)), timeout=10).close()
+        with _own_sigterm(), _silent_start():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ClusterError(
+            "RAY_ADDRESS",
+            f"cannot join the cluster at {address} ({first})",
+            "check the address and RAY_AUTH_MODE=token",
+        ) from None
+    try:
+        _configure_data()
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,1 @@
+"""Captions, CLIP features and class statistics, computed once for each training image."""

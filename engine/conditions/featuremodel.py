@@ -1,0 +1,218 @@
+"""Which CLIP gives image features, found and checked from files alone: no GPU, no Ray, no torch."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from engine.conditions import localmodel
+from engine.errors import ConfigError
+from engine.spec.models import FeatureSpec, RunSpec
+
+KEY = "conditions.features"
+PREFERRED = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+)  # what open_clip takes before any pickle
+LOCAL = "local-dir:"
+
+
+@dataclass(frozen=True)
+class FeatureModel:
+    """A checked model: how to load it, the width of its features (0: none are computed), whether it scores text."""
+
+    loader: str
+    source: str
+    dim: int
+    files: tuple[Path, ...] = ()
+    preprocessor: str = ""
+    tokenizer: str = ""
+    weights: str = ""
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower with its tokenizer, as CLIP scores need."""
+        return bool(self.tokenizer)
+
+    @property
+    def digest(self) -> str:
+        """Identity (SHA-256, hex) of the model's files, wherever they lie."""
+        return localmodel.digest(self.files)
+
+
+NONE = FeatureModel("none", "", 0)
+
+
+def resolve(spec: FeatureSpec, checkpoint: Path | None, *, needed: bool = True) -> FeatureModel:
+    """The model that the recipe names; `checkpoint` is the generator's directory.
+
+    Raises ConfigError in one line when it is missing, broken, pickled, or needs the network or code of its own. A checkpoint
+    without an image encoder gives `NONE` when features are not `needed`.
+    """
+    if spec.backend == "open_clip":
+        return _open_clip(spec)
+    if spec.backend == "transformers":
+        folder = Path(spec.path or "")
+        return _clip(folder, folder, folder, f"{KEY}.path")
+    if checkpoint is None:
+        raise ConfigError(KEY, "backend checkpoint needs a generator", "pretrain first or set model.checkpoint")
+    if (checkpoint / "clip").is_dir():
+        return _clip(checkpoint / "clip", checkpoint / "feature_extractor", checkpoint / "tokenizer", KEY)
+    if (checkpoint / "image_encoder").is_dir():
+        return _vision(checkpoint / "image_encoder", checkpoint / "feature_extractor")
+    if needed:
+        fix = "set conditions.features to a local CLIP (transformers or open_clip), or generate.visual_token: none"
+        raise ConfigError(KEY, f"{checkpoint} has no image_encoder", fix)
+    return NONE
+
+
+def needed(spec: RunSpec) -> bool:
+    """Whether a run uses image features at all."""
+    return spec.generate.visual_token != "none" or spec.generate.gate.min_clip_score is not None
+
+
+def check_use(spec: RunSpec, model: FeatureModel, cross_attention_dim: int | None) -> None:
+    """Raise ConfigError when the model cannot do what the run asks of it.
+
+    A visual token takes the place of a text token, so its width must be the checkpoint's `cross_attention_dim`; a threshold on
+    CLIP scores needs the text tower.
+    """
+    token = spec.generate.visual_token
+    if token != "none" and cross_attention_dim is not None and model.dim != cross_attention_dim:
+        what = f"image features are {model.dim} wide, the checkpoint's cross_attention_dim is {cross_attention_dim}"
+        raise ConfigError(
+            KEY, what, f"use a CLIP of projection width {cross_attention_dim}, or generate.visual_token: none"
+        )
+    if spec.generate.gate.min_clip_score is not None and not model.has_text:
+        what = "is set, and the feature model has no text tower or no tokenizer"
+        raise ConfigError(
+            "generate.gate.min_clip_score", what, "give a whole CLIP in conditions.features, or leave it out"
+        )
+
+
+def _processor(places: tuple[Path, ...], key: str) -> Path:
+    for place in places:
+        if (place / "preprocessor_config.json").is_file():
+            localmodel.config(place, key, "preprocessor_config.json")
+            return place / "preprocessor_config.json"
+    raise ConfigError(key, f"{places[0]} has no preprocessor_config.json", "copy the model's image processor too")
+
+
+def _config(folder: Path, key: str, kind: str, wanted: str) -> dict[str, Any]:
+    config = localmodel.config(folder, key)
+    if config.get("model_type") != kind:
+        raise ConfigError(
+            key, f"{folder} holds a model of type {config.get('model_type')!r}", f"give a {wanted} directory"
+        )
+    return config
+
+
+def _width(config: dict[str, Any], name: str, place: Path, key: str) -> int:
+    width = config.get(name)
+    if not isinstance(width, int) or width < 1:
+        raise ConfigError(key, f"{place} has no {name}", "give a CLIP with projected features")
+    return width
+
+
+def _clip(folder: Path, processors: Path, tokenizers: Path, key: str) -> FeatureModel:
+    config = _config(folder, key, "clip", "CLIPModel")
+    processor = _processor((folder, processors), key)
+    tokenizer = next((place for place in (folder, tokenizers) if localmodel.tokenizer_files(place, key)), None)
+    files = [*localmodel.weights(folder, key), folder / "config.json", processor]
+    return FeatureModel(
+        loader="clip",
+        source=str(folder),
+        dim=_width(config, "projection_dim", folder / "config.json", key),
+        files=(*files, *(localmodel.tokenizer_files(tokenizer, key) if tokenizer else ())),
+        preprocessor=str(processor.parent),
+        tokenizer=str(tokenizer) if tokenizer else "",
+    )
+
+
+def _vision(folder: Path, processors: Path) -> FeatureModel:
+    config = _config(folder, KEY, "clip_vision_model", "CLIPVisionModelWithProjection")
+    processor = _processor((folder, processors), KEY)
+    return FeatureModel(
+        loader="vision",
+        source=str(folder),
+        dim=_width(config, "projection_dim", folder / "config.json", KEY),
+        files=(*localmodel.weights(folder, KEY), folder / "config.json", processor),
+        preprocessor=str(processor.parent),
+    )
+
+
+def _open_clip(spec: FeatureSpec) -> FeatureModel:
+    path = Path(spec.path or "")
+    if spec.model and ":" in spec.model:
+        fix = "give the folder as path (with its open_clip_config.json) and leave model out"
+        raise ConfigError(f"{KEY}.model", f"{spec.model} is not a model name of open_clip", fix)
+    if path.is_dir():
+        return _open_clip_folder(path)
+    localmodel.check_safetensors(path, f"{KEY}.path")
+    config = _builtin(spec.model or "")
+    text = config["text_cfg"]
+    _check_towers(config, f"{KEY}.model")
+    simple = "hf_tokenizer_name" not in text and "siglip" not in (spec.model or "").lower()
+    return FeatureModel(
+        loader="open_clip",
+        source=spec.model or "",
+        dim=_width(config, "embed_dim", path, f"{KEY}.model"),
+        files=(path,),
+        tokenizer=spec.model or "" if simple else "",  # the others would come from the Hub
+        weights=str(path),
+    )
+
+
+def _open_clip_folder(folder: Path) -> FeatureModel:
+    key, name = f"{KEY}.path", "open_clip_config.json"
+    config = localmodel.config(folder, key, name).get("model_cfg")
+    if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
+        raise ConfigError(key, f"{folder / name} has no model_cfg", "give a folder that open_clip has written")
+    _check_towers(config, key)
+    found = sorted(folder.glob("*.safetensors"))
+    chosen = [folder / name for name in PREFERRED if (folder / name) in found] or found
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in localmodel.PICKLES)
+    if pickled and (not chosen or chosen[0].name not in PREFERRED):
+        fix = f"name the safetensors weights {PREFERRED[0]}"
+        raise ConfigError(key, f"open_clip would load a pickle file from {folder} ({pickled[0]})", fix)
+    if not chosen:
+        raise ConfigError(key, f"{folder} has no safetensors weights", "copy the model again")
+    localmodel.check_safetensors(chosen[0], key)
+    tokens: list[Path] = localmodel.tokenizer_files(folder, key) if config["text_cfg"].get("hf_tokenizer_name") else []
+    source = LOCAL + str(folder)
+    has_text = bool(tokens) or not config["text_cfg"].get("hf_tokenizer_name")
+    files = (chosen[0], folder / name, *tokens)
+    return FeatureModel(
+        "open_clip",
+        source,
+        _width(config, "embed_dim", folder / name, key),
+        files,
+        tokenizer=source if has_text else "",
+    )
+
+
+def _builtin(name: str) -> dict[str, Any]:
+    """The configuration that open_clip has under this name; ConfigError with near matches when it has none."""
+    package = find_spec("open_clip")
+    folder = Path(package.origin or "").parent / "model_configs" if package else Path()
+    known = sorted(file.stem for file in folder.glob("*.json"))
+    name = name.replace("/", "-")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        fix = f"did you mean {', '.join(near)}?" if near else "see open_clip.list_models()"
+        raise ConfigError(f"{KEY}.model", f"open_clip has no model {name}", fix)
+    return localmodel.config(folder, f"{KEY}.model", f"{name}.json")
+
+
+def _check_towers(config: dict[str, Any], key: str) -> None:
+    """Towers that open_clip would fetch from the Hub, and tokenizers with code of their own, are refused."""
+    text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
+    if text.get("hf_model_name") or ":" in str(vision.get("timm_model_name", "")):
+        raise ConfigError(
+            key, "the model's tower comes from the Hub", "use a model whose towers open_clip or timm define"
+        )
+    if text.get("tokenizer_kwargs", {}).get("trust_remote_code"):
+        raise ConfigError(key, "the tokenizer asks for code of its own (trust_remote_code)", "use another model")

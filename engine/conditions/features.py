@@ -1,0 +1,178 @@
+"""CLIP features of images and texts by one interface: the generator's own CLIP, a transformers directory, or open_clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.conditions.featuremodel import FeatureModel
+from engine.errors import ConfigError
+
+BATCH = 64  # fixed: other batches would change the last bits of the features
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Towers:
+    """A loaded model: one batch in, projected features (N,D) as a float tensor out.
+
+    `images` takes pixels (N,H,W,3) uint8 through the model's own resize, crop and normalisation; `texts` cuts what is longer
+    than the tower.
+    """
+
+    images: Callable[[NDArray[np.uint8]], Any]
+    texts: Callable[[list[str]], Any] | None = None
+
+
+class FeatureExtractor:
+    """Projected CLIP features, NOT normalised, (N,D) float32; the width is `dim`."""
+
+    def __init__(self, model: FeatureModel, device: str = "cpu") -> None:
+        """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not finite."""
+        self.dim = model.dim
+        try:
+            self._towers = LOADERS[model.loader](model, device)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                "conditions.features", f"{model.source} cannot be loaded ({error})", "copy it again"
+            ) from None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether `texts` works."""
+        return self._towers.texts is not None
+
+    def images(self, pixels: NDArray[np.uint8]) -> Features:
+        """Features (N,D) of pixels (N,H,W,3) uint8."""
+        return self._run(self._towers.images, [pixels[rows] for rows in _batches(len(pixels))])
+
+    def texts(self, texts: Sequence[str]) -> Features:
+        """Features (N,D) of N texts; ConfigError when the model has no text tower."""
+        if self._towers.texts is None:
+            what = "the feature model has no text tower or no tokenizer"
+            raise ConfigError("conditions.features", what, "give a whole CLIP (transformers or open_clip)")
+        return self._run(self._towers.texts, [list(texts[rows]) for rows in _batches(len(texts))])
+
+    def _run(self, function: Callable[[Any], Any], batches: list[Any]) -> Features:
+        import torch
+
+        with torch.inference_mode():
+            parts = [function(batch).float().cpu().numpy() for batch in batches]
+        return np.concatenate([np.empty((0, self.dim), np.float32), *parts])
+
+
+def clip_scores(image_features: NDArray[Any], text_features: NDArray[Any]) -> NDArray[np.float32]:
+    """Cosine similarity (N,) of image and text features (N,D), pair by pair; 0 where one of them is zero."""
+    images, texts = np.asarray(image_features, np.float64), np.asarray(text_features, np.float64)
+    norms = np.linalg.norm(images, axis=-1) * np.linalg.norm(texts, axis=-1)
+    return ((images * texts).sum(axis=-1) / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def _batches(count: int) -> Iterator[slice]:
+    return (slice(first, first + BATCH) for first in range(0, count, BATCH))
+
+
+def _require_finite(model: Any, source: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ConfigError(
+                "conditions.features", f"{source} has weights that are not finite ({name})", "copy it again"
+            )
+
+
+def _pretrained(kind: Any, source: str, device: str) -> Any:
+    """A transformers model from local safetensors in float32, complete and finite."""
+    import torch
+
+    model, info = kind.from_pretrained(
+        source,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    if info["missing_keys"]:
+        raise ConfigError(
+            "conditions.features", f"{source} lacks weights ({sorted(info['missing_keys'])[0]})", "copy it again"
+        )
+    _require_finite(model, source)
+    return model.to(device).eval()
+
+
+def _vision(model: FeatureModel, device: str) -> Towers:
+    """The image tower alone: `CLIPVisionModelWithProjection`."""
+    from transformers import CLIPVisionModelWithProjection
+
+    network = _pretrained(CLIPVisionModelWithProjection, model.source, device)
+    prepare = _processor(model, device)
+    return Towers(lambda pixels: network(pixel_values=prepare(pixels)).image_embeds)
+
+
+def _clip(model: FeatureModel, device: str) -> Towers:
+    """A whole `CLIPModel`, its text tower usable where there is a tokenizer."""
+    from transformers import CLIPModel, CLIPTokenizer
+
+    network = _pretrained(CLIPModel, model.source, device)
+    prepare = _processor(model, device)
+
+    def images(pixels: NDArray[np.uint8]) -> Any:
+        return network.get_image_features(pixel_values=prepare(pixels)).pooler_output
+
+    if not model.has_text:
+        return Towers(images)
+    tokenizer = CLIPTokenizer.from_pretrained(model.tokenizer, local_files_only=True)
+    length = network.config.text_config.max_position_embeddings
+
+    def texts(texts: list[str]) -> Any:
+        tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").to(
+            device
+        )
+        return network.get_text_features(tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+
+    return Towers(images, texts)
+
+
+def _processor(model: FeatureModel, device: str) -> Callable[[NDArray[np.uint8]], Any]:
+    from transformers import CLIPImageProcessor
+
+    processor = CLIPImageProcessor.from_pretrained(model.preprocessor, local_files_only=True)
+    return lambda pixels: processor(images=list(pixels), return_tensors="pt")["pixel_values"].to(device)
+
+
+def _open_clip(model: FeatureModel, device: str) -> Towers:
+    """A model of open_clip: a built-in configuration with a local weights file, or a `local-dir:` folder."""
+    import open_clip
+    import torch
+    from PIL import Image
+
+    network, _, prepare = open_clip.create_model_and_transforms(
+        model.source, pretrained=model.weights or None, precision="fp32", device=device
+    )
+    _require_finite(network, model.source)
+    network.eval()
+
+    def images(pixels: NDArray[np.uint8]) -> Any:
+        batch = torch.stack([prepare(Image.fromarray(image)) for image in pixels])
+        return network.encode_image(batch.to(device), normalize=False)
+
+    if not model.has_text:
+        return Towers(images)
+    tokenizer = _open_clip_tokenizer(model)
+    return Towers(images, lambda texts: network.encode_text(tokenizer(texts).to(device), normalize=False))
+
+
+def _open_clip_tokenizer(model: FeatureModel) -> Any:
+    import open_clip
+
+    text = (open_clip.get_model_config(model.source) or {}).get("text_cfg", {})
+    local = {"local_files_only": True, "trust_remote_code": False} if text.get("hf_tokenizer_name") else {}
+    return open_clip.get_tokenizer(model.source, **local)
+
+
+LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {"vision": _vision, "clip": _clip, "open_clip": _open_clip}

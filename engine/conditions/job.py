@@ -1,0 +1,147 @@
+"""The condition stages: captions, CLIP features and class statistics of the training split, as Ray Data jobs that end in Parquet."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.cluster.progress import Reporter
+from engine.conditions import captions, featuremodel, localmodel, pool, stored
+from engine.conditions.captions import STRATEGIES, Strategy
+from engine.conditions.featuremodel import FeatureModel
+from engine.conditions.features import BATCH, FeatureExtractor
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, as_lists, as_matrix
+from engine.conditions.table import class_statistics
+from engine.errors import DataError
+from engine.images.catalog import Catalog
+from engine.images.reader import Reader
+from engine.spec import RunSpec
+from engine.storage.store import Store
+
+VERSION = 1  # raised when captions or features of the same inputs change
+READ = 64 * 1024 * 1024
+
+
+def precheck(spec: RunSpec, checkpoint: Path | None = None, cross_attention_dim: int | None = None) -> None:
+    """Raise ConfigError, in one line and before Ray or a GPU is used, when the recipe's conditions cannot be computed.
+
+    `checkpoint` is the generator's directory, None while it is not trained yet (then its own CLIP is not checked).
+    """
+    captions.precheck(spec.conditions.caption)
+    if checkpoint is not None or spec.conditions.features.backend != "checkpoint":
+        featuremodel.check_use(spec, _feature_model(spec, checkpoint), cross_attention_dim)
+
+
+def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> None:
+    """Write conditions/captions.parquet: key, label, caption of each training image, in key order; nothing to do when it is there.
+
+    Inside a session unless the captions look at no image. DataError when it is there from other inputs and was generated from.
+    """
+    section = spec.conditions.caption
+    strategy = STRATEGIES[section.kind]
+    rows = _train(catalog)
+    made_from = {
+        "version": VERSION,
+        "captions": section.model_dump(mode="json", exclude={"path"}),
+        "images": spec.images.model_dump(mode="json") if strategy.needs_images else None,
+        "catalog": catalog.digest,
+        "model": localmodel.digest(strategy.files(section)),
+    }
+    if stored.is_current(store, (CAPTIONS,), made_from):
+        return
+    facts: Any = [""] * len(rows)
+    if strategy.needs_images:
+        facts = _observed(spec, strategy, rows, progress)
+    fitted = strategy.fit(facts)
+    table = pa.table({"key": rows["key"], "label": rows["label"], "caption": strategy.say(facts, fitted)})
+    stored.publish(store, CAPTIONS, table, made_from, fitted=fitted, class_names=list(catalog.class_names))
+
+
+def features(spec: RunSpec, catalog: Catalog, checkpoint: Path, store: Store, progress: Reporter) -> None:
+    """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do when done.
+
+    Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that were
+    generated from. A checkpoint without an image encoder gives features of width 0 when the run uses none.
+    """
+    model = _feature_model(spec, checkpoint)
+    rows = _train(catalog)
+    made_from = {
+        "version": VERSION,
+        "loader": model.loader,
+        "name": spec.conditions.features.model,
+        "images": spec.images.model_dump(mode="json"),
+        "catalog": catalog.digest,
+        "model": model.digest,
+    }
+    if not stored.is_current(store, (FEATURES, CLASSES), made_from):
+        values = np.empty((len(rows), 0), np.float32)
+        if model.dim:
+            values = _computed(spec, model, rows, progress)
+        stored.publish(store, FEATURES, pa.table({"key": rows["key"], "feature": as_lists(values)}), made_from)
+    if not store.exists(CLASSES):
+        values = as_matrix(stored.read(store, FEATURES)[0]["feature"])
+        table = class_statistics(values, rows["label"].to_numpy(), catalog.class_names)
+        stored.publish(store, CLASSES, table, made_from)
+
+
+def _train(catalog: Catalog) -> pa.Table:
+    rows = catalog.split("train")
+    if not len(rows):
+        raise DataError("training split", "holds no image", "raise split.train")
+    return rows
+
+
+def _feature_model(spec: RunSpec, checkpoint: Path | None) -> FeatureModel:
+    return featuremodel.resolve(spec.conditions.features, checkpoint, needed=featuremodel.needed(spec))
+
+
+def _observed(spec: RunSpec, strategy: Strategy, rows: pa.Table, progress: Reporter) -> list[Any]:
+    where = pool.device(spec.resources, strategy.needs_model)
+    with progress.task("captions", len(rows)) as task:
+        return pool.run(partial(caption_work, spec, where), rows, spec.resources, where, task)["fact"].to_pylist()
+
+
+def _computed(spec: RunSpec, model: FeatureModel, rows: pa.Table, progress: Reporter) -> NDArray[np.float32]:
+    where = pool.device(spec.resources, needs_model=True)
+    with progress.task("features", len(rows)) as task:
+        table = pool.run(partial(feature_work, spec, model, where), rows, spec.resources, where, task)
+    return as_matrix(table["feature"])
+
+
+def caption_work(spec: RunSpec, device: str) -> pool.Work:
+    """What an actor does for captions: catalog rows in, one `fact` a row out."""
+    observe = STRATEGIES[spec.conditions.caption.kind].observer(spec.conditions.caption, device)
+    reader = Reader(spec)
+
+    def work(rows: pa.Table) -> pa.Table:
+        facts = [fact for part in _parts(rows, spec) for fact in observe(reader.pixels(part))]
+        return pa.table({"fact": pa.array(facts)})
+
+    return work
+
+
+def feature_work(spec: RunSpec, model: FeatureModel, device: str) -> pool.Work:
+    """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not finite."""
+    extractor = FeatureExtractor(model, device)
+    reader = Reader(spec)
+
+    def work(rows: pa.Table) -> pa.Table:
+        values = np.concatenate([extractor.images(reader.pixels(part)) for part in _parts(rows, spec)])
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            key = rows["key"][int(np.argmin(finite))].as_py()
+            raise DataError(key, "its image feature is not finite", "check the image and the feature model")
+        return pa.table({"feature": as_lists(values)})
+
+    return work
+
+
+def _parts(rows: pa.Table, spec: RunSpec) -> list[pa.Table]:
+    """Rows in whole batches of at most READ bytes of pixels, so that a chunk of large images never lies in memory whole."""
+    step = BATCH * max(1, READ // (BATCH * 3 * spec.images.size**2))
+    return [rows.slice(first, step) for first in range(0, len(rows), step)]

@@ -1,0 +1,95 @@
+"""Checks of a local model directory that need no GPU and import no model code: configuration, weights, identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from engine.errors import ConfigError
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy")
+TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+CONVERT = "convert them to safetensors (save_pretrained writes it)"
+
+
+def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
+    """The model's configuration; ConfigError (naming the recipe's `key`) when it is missing, broken or asks for own code."""
+    if not folder.is_dir():
+        raise ConfigError(key, f"{folder} is not a directory", "give a local model directory")
+    path = folder / name
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(key, f"{folder} has no {name}", "give a directory that save_pretrained has written") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(key, f"{path} cannot be read ({error})", "copy the model again") from None
+    if not isinstance(data, dict):
+        raise ConfigError(key, f"{path} is not a mapping", "copy the model again")
+    if "auto_map" in data:
+        raise ConfigError(key, f"{path} asks for code of its own (auto_map)", "use a model class that transformers has")
+    return data
+
+
+def weights(folder: Path, key: str) -> list[Path]:
+    """The safetensors files of a directory, one or the shards that its index names; ConfigError when missing, pickled or broken."""
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if single.is_file():
+        files = [single]
+    elif index.is_file():
+        names = config(folder, key, index.name).get("weight_map", {}).values()
+        files = [folder / Path(name).name for name in sorted(set(names))]
+    else:
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+        if pickled:
+            raise ConfigError(key, f"{folder} has its weights as pickle only ({pickled[0]})", CONVERT)
+        raise ConfigError(key, f"{folder} has no {single.name}", "copy the model again")
+    for file in files:
+        check_safetensors(file, key)
+    return files
+
+
+def check_safetensors(file: Path, key: str) -> None:
+    """Raise ConfigError unless the file is whole: header readable and its length as the header says."""
+    from safetensors import SafetensorError, safe_open
+
+    if file.suffix in PICKLES:
+        raise ConfigError(key, f"{file} is a pickle file", CONVERT)
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            empty = not list(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(
+            key, f"{file} is missing or not a whole safetensors file ({error})", "copy it again"
+        ) from None
+    if empty:
+        raise ConfigError(key, f"{file} holds no tensor", "copy it again")
+
+
+def tokenizer_files(folder: Path, key: str) -> list[Path]:
+    """The tokenizer's files in a folder, [] without one; ConfigError when its configuration asks for own code."""
+    if not any((folder / name).is_file() for name in TOKENIZERS[:3]):
+        return []
+    if (folder / "tokenizer_config.json").is_file():
+        config(folder, key, "tokenizer_config.json")
+    return [folder / name for name in TOKENIZERS if (folder / name).is_file()]
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Identity (SHA-256, hex) of files by name and content, wherever they lie."""
+    lines = []
+    for file in files:
+        with file.open("rb") as stream:
+            lines.append(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n")
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -1,0 +1,138 @@
+"""Conditions of the training images as generation reads them: captions, prompts, image features and class statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.conditions import prompts, stored
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
+from engine.errors import DataError
+from engine.spec import RunSpec
+from engine.storage.store import Store
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Captions of the N training images in key order; `labels` are indices into `class_names`, `fitted` what the captioner learnt."""
+
+    keys: tuple[str, ...]
+    labels: Labels
+    captions: tuple[str, ...]
+    class_names: tuple[str, ...]
+    fitted: dict[str, Any]
+
+    def prompts(self, template: str) -> tuple[str, ...]:
+        """The N prompts of a template such as "photo of {class}, {caption}"."""
+        return prompts.fill_all(template, self.class_names, self.labels.tolist(), self.captions)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Everything that a sample can be conditioned on; rows are the N training images in key order.
+
+    `features` (N,D) are projected CLIP features, not normalised (D is 0 where the run uses none); `class_means` (K,D) has NaN in
+    the rows of classes without training images.
+    """
+
+    keys: tuple[str, ...]
+    labels: Labels
+    captions: tuple[str, ...]
+    prompts: tuple[str, ...]
+    features: Features
+    class_means: Features
+    class_names: tuple[str, ...]
+
+    def class_mean(self, label: int) -> Features:
+        """The mean feature (D) of a class; DataError for a class without training images."""
+        self._members(label)
+        return self.class_means[label]
+
+    def class_gaussian(self, label: int, seed: int) -> Features:
+        """A draw (D) from the Gaussian with the class's mean and sample covariance (that of n - 1); the same for a seed.
+
+        With X the centred features (n,D) of the class and w ~ N(0, I_n), mean + X^T w / sqrt(n - 1) has just that covariance,
+        whatever D and n are. A class of one image gives that image's feature. DataError for a class without training images.
+        """
+        own = self.features[self._members(label)].astype(np.float64)
+        mean = own.mean(axis=0)
+        if len(own) == 1:
+            return mean.astype(np.float32)
+        noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(len(own))
+        offset = np.einsum("n,nd->d", noise, own - mean)  # no BLAS: its order of summation depends on the threads
+        return (mean + offset / np.sqrt(len(own) - 1)).astype(np.float32)
+
+    def _members(self, label: int) -> NDArray[np.int64]:
+        rows = np.flatnonzero(self.labels == label)
+        if not len(rows):
+            raise DataError(
+                self.class_names[label], "has no training image", "raise split.train or leave the class out"
+            )
+        return rows
+
+
+def load_captions(store: Store) -> Captions:
+    """What the caption stage has written; DataError when it is absent or broken."""
+    table, about = stored.read(store, CAPTIONS)
+    return Captions(
+        keys=tuple(table["key"].to_pylist()),
+        labels=table["label"].to_numpy().astype(np.int32),
+        captions=tuple(table["caption"].to_pylist()),
+        class_names=tuple(about["class_names"]),
+        fitted=about["fitted"],
+    )
+
+
+def load(store: Store, spec: RunSpec) -> Conditions:
+    """What the condition stages have written, with the recipe's prompts; DataError when files are absent or do not belong together."""
+    captions = load_captions(store)
+    table, _ = stored.read(store, FEATURES)
+    classes, _ = stored.read(store, CLASSES)
+    if tuple(table["key"].to_pylist()) != captions.keys or tuple(classes["name"].to_pylist()) != captions.class_names:
+        raise DataError(
+            FEATURES, f"belongs to other images or classes than {CAPTIONS}", "remove conditions/ and run again"
+        )
+    features = stored.as_matrix(table["feature"])
+    missing = np.full(features.shape[1], np.nan, np.float32)
+    means = [missing if mean is None else np.asarray(mean, np.float32) for mean in classes["mean"].to_pylist()]
+    return Conditions(
+        keys=captions.keys,
+        labels=captions.labels,
+        captions=captions.captions,
+        prompts=captions.prompts(spec.conditions.prompt),
+        features=features,
+        class_means=np.stack(means),
+        class_names=captions.class_names,
+    )
+
+
+def class_statistics(values: NDArray[np.float32], labels: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
+    """One row a class: label, name, count, feature mean (D) and sample standard deviation (D; zeros for a single image).
+
+    A class without images has null for both.
+    """
+    means, deviations, counts = [], [], []
+    for label in range(len(names)):
+        own = values[labels == label].astype(np.float64)
+        counts.append(len(own))
+        means.append(own.mean(axis=0).astype(np.float32) if len(own) else None)
+        spread = own.std(axis=0, ddof=1) if len(own) > 1 else np.zeros(values.shape[1])
+        deviations.append(spread.astype(np.float32) if len(own) else None)
+    lists = pa.list_(pa.float32())
+    return pa.table(
+        {
+            "label": pa.array(range(len(names)), pa.int32()),
+            "name": list(names),
+            "count": pa.array(counts, pa.int64()),
+            "mean": pa.array(means, lists),
+            "std": pa.array(deviations, lists),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Diffusion checkpoints and how to sample from them; torch and diffusers only, no Ray."""

@@ -1,0 +1,161 @@
+"""The files of a diffusers directory: which classes it names, which weight and tokenizer files each component has."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.diffusion.schedulers import CLASSES as SCHEDULER_CLASSES
+from engine.diffusion.weights import PICKLED
+from engine.errors import ConfigError
+
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+# What a Stable Diffusion directory may name; the safety checker is allowed because it is never loaded.
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "vae": ("AutoencoderKL",),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+    "scheduler": SCHEDULER_CLASSES,
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "feature_extractor": (
+        "CLIPImageProcessor",
+        "CLIPImageProcessorFast",
+        "CLIPImageProcessorPil",
+        "CLIPFeatureExtractor",
+    ),
+    "safety_checker": ("StableDiffusionSafetyChecker",),
+}
+LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+REQUIRED = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+OPTIONAL = ("image_encoder", "feature_extractor")
+STEMS = {
+    "vae": "diffusion_pytorch_model",
+    "unet": "diffusion_pytorch_model",
+    "text_encoder": "model",
+    "image_encoder": "model",
+}
+VARIANTS = (None, "fp16", "bf16", "fp32")
+MAX_JSON_BYTES = 16 * 2**20
+_CONVERT = (
+    "convert it on a machine where you trust the file: "
+    "StableDiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weight files of a component; `variant` is what diffusers calls the `fp16` of `model.fp16.safetensors`."""
+
+    variant: str | None
+    files: tuple[Path, ...]
+    index: Path | None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, or something else."""
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigError(str(path), "is too large for a configuration file")
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again") from error
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"is not JSON ({error})", "copy or download the file again") from error
+    if not isinstance(value, dict):
+        raise ConfigError(str(path), "is not a JSON object", "copy or download the file again")
+    return value
+
+
+def config_file(folder: Path, component: str) -> Path:
+    """Where a component other than the tokenizer has its configuration."""
+    names = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
+    return folder / component / names.get(component, "config.json")
+
+
+def read_index(folder: Path) -> set[str]:
+    """The components that `model_index.json` names; ConfigError for other pipelines and for classes not allowed."""
+    if not (folder / "model_index.json").is_file():
+        raise ConfigError(str(folder), "is not a diffusers directory (no model_index.json)", _convert_hint(folder))
+    index = read_json(folder / "model_index.json")
+    where = str(folder / "model_index.json")
+    if index.get("_class_name") not in PIPELINES:
+        what = f"is for {index.get('_class_name')!r}, not for Stable Diffusion"
+        raise ConfigError(where, what, f"give a directory for {PIPELINES[0]}")
+    named = {name: value for name, value in index.items() if isinstance(value, list)}
+    present = set()
+    for name, value in named.items():
+        if len(value) == 2 and value[1] is None:
+            continue
+        if len(value) != 2 or value[0] not in LIBRARIES or value[1] not in ALLOWED.get(name, ()):
+            what = f"names {'.'.join(map(str, value))} as {name}: custom or unknown code is never loaded"
+            raise ConfigError(where, what, "use a plain Stable Diffusion checkpoint")
+        present.add(name)
+    for name in REQUIRED:
+        if name not in present or not (folder / name).is_dir():
+            raise ConfigError(str(folder / name), "is missing", "copy or download the whole checkpoint again")
+    return {name for name in present if name in REQUIRED or (name in OPTIONAL and (folder / name).is_dir())}
+
+
+def refuse_code(folder: Path, components: set[str]) -> None:
+    """Refuse Python files and `auto_map` entries in the folders that are used (ConfigError); they would not run anyway."""
+    for name in sorted(components):
+        for path in sorted((folder / name).iterdir()):
+            if path.suffix == ".py":
+                raise ConfigError(str(path), "is code in a checkpoint", "remove it: custom code is never run")
+            if path.suffix == ".json" and path.stem.endswith("config") and "auto_map" in read_json(path):
+                raise ConfigError(str(path), "asks for custom code (auto_map)", "use a plain checkpoint")
+
+
+def find_weights(folder: Path, component: str) -> Weights:
+    """The safetensors of a component: the plain ones first, else a variant; ConfigError where there are none."""
+    place, stem = folder / component, STEMS[component]
+    for variant in VARIANTS:
+        middle = f".{variant}" if variant else ""
+        single = place / f"{stem}{middle}.safetensors"
+        if single.exists():
+            return Weights(variant, (single,), None)
+        index = place / f"{stem}.safetensors.index{middle}.json"
+        if index.exists():
+            return Weights(variant, _shards(index), index)
+    pickled = sorted(path.name for path in place.iterdir() if path.suffix in PICKLED)
+    if pickled:
+        what = f"only has pickled weights ({pickled[0]}), which can run code when they are opened"
+        raise ConfigError(str(place), what, _CONVERT)
+    raise ConfigError(str(place), f"has no weights ({stem}.safetensors)", "copy or download the whole checkpoint again")
+
+
+def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+    """The tokenizer's files, either `tokenizer.json` or `vocab.json` with `merges.txt`; ConfigError where some are missing."""
+    place = folder / "tokenizer"
+    config, whole = place / "tokenizer_config.json", place / "tokenizer.json"
+    parts = (whole,) if whole.exists() else (place / "vocab.json", place / "merges.txt")
+    for path in (config, *parts):
+        if not path.is_file():
+            raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again")
+    extra = (place / "special_tokens_map.json", place / "added_tokens.json")
+    return (config, *parts, *(path for path in extra if path.exists()))
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConfigError(str(index), "has no weight_map", "copy or download the file again")
+    names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise ConfigError(
+                str(index), f"names {name!r}, which is no safetensors file beside it", "use a plain checkpoint"
+            )
+    return tuple(index.parent / name for name in names)
+
+
+def _convert_hint(folder: Path) -> str:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (*PICKLED, ".safetensors"):
+            return f"convert {path.name}: StableDiffusionPipeline.from_single_file(...).save_pretrained(NEW)"
+    return "give a directory that StableDiffusionPipeline.save_pretrained has written"

@@ -1,0 +1,242 @@
+"""Draws batches of images from a stock diffusers pipeline, one random generator a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from engine.diffusion import schedulers
+from engine.diffusion.conditioning import PromptEncoder
+from engine.errors import ClusterError, DataError, MimeoError
+from engine.spec.models import GenerateSpec
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample to draw.
+
+    `token`: (D,) float32 CLIP image feature or None; `init_latents`: (C, h, w) float32 scaled VAE latent, read when
+    strength is below 1.
+    """
+
+    prompt: str
+    seed: int
+    token: np.ndarray | None = None
+    init_latents: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, (H, W, 3) uint8, or the reason why there is none."""
+
+    pixels: np.ndarray | None
+    reason: str | None = None
+
+
+class OutOfMemory(Exception):
+    """A batch that the device's memory does not hold."""
+
+
+class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
+    """The stock img2img whose `image` is a scaled latent whatever its channels (stock takes only 4 for a latent)."""
+
+    def prepare_latents(
+        self,
+        image: torch.Tensor,
+        timestep: torch.Tensor,
+        batch_size: int,
+        num_images_per_prompt: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        generator: list[torch.Generator] | None = None,
+    ) -> torch.Tensor:
+        """`image` (N, C, h, w) noised to `timestep`."""
+        latents = image.to(device=device, dtype=dtype)
+        noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=dtype)
+        return self.scheduler.add_noise(latents, noise, timestep)
+
+
+class Sampler:
+    """Turns requests into pictures with the pipeline's own `__call__`; takes the pipeline over.
+
+    A sample's random numbers come from its own CPU generator, its text is encoded alone: batch size and neighbours
+    change nothing but the last bits of the arithmetic.
+    """
+
+    def __init__(self, pipeline: StableDiffusionPipeline, generate: GenerateSpec) -> None:
+        config = pipeline.scheduler.config
+        schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
+        self._generate = generate
+        self._from_image = generate.strength < 1
+        self.pipeline = _rebuild(pipeline, schedulers.make(generate.scheduler, config), self._from_image)
+        self._vae, unet = self.pipeline.vae, self.pipeline.unet
+        self._latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        self._encoder = PromptEncoder(self.pipeline.tokenizer, self.pipeline.text_encoder)
+        self._limit: int | None = None
+
+    @property
+    def cut_prompts(self) -> int:
+        """How many encoded prompts were longer than the tokenizer's length and were cut."""
+        return self._encoder.cut_prompts
+
+    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
+        """One batch: a result for each request, in order.
+
+        Non-finite latents or pixels and exceptions are reasons, found for each sample by itself. A batch that does not
+        fit in memory is halved, and later ones are drawn at the size that fitted; ClusterError where a single image
+        does not fit. Faults of the device itself are raised.
+        """
+        with torch.inference_mode():
+            return self._in_parts(list(requests), self._bisect)
+
+    def encode_latents(self, pixels: np.ndarray) -> np.ndarray:
+        """Scaled VAE latents, (N, C, h, w) float32, the mean of the posterior of `pixels` (N, H, W, 3) uint8."""
+        with torch.inference_mode():
+            parts = self._in_parts(list(pixels), lambda part: list(self._encode(np.stack(part))))
+        return np.stack(parts)
+
+    def _in_parts(self, items: list[T], run: Callable[[list[T]], list[R]]) -> list[R]:
+        results: list[R] = []
+        while len(results) < len(items):
+            part = items[len(results) :][: self._limit]
+            failure = None
+            try:
+                results += run(part)
+            except OutOfMemory as error:
+                failure = str(error)
+            if failure is not None:  # outside of the handler, whose traceback holds the batch's tensors
+                self._limit = self._smaller(len(part), failure)
+        return results
+
+    def _smaller(self, images: int, failure: str) -> int:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if images == 1:
+            raise ClusterError("device memory", failure, "set model.dtype to bfloat16 or draw smaller images")
+        return images // 2
+
+    def _bisect(self, requests: list[Request]) -> list[Drawn]:
+        try:
+            return self._batch(requests)
+        except (MimeoError, OutOfMemory):
+            raise
+        except Exception as error:
+            _raise_if_out_of_memory(error, len(requests))
+            _raise_if_device_fault(error)
+            if len(requests) == 1:
+                return [Drawn(None, f"error: {_one_line(error)}")]
+        middle = len(requests) // 2
+        return self._bisect(requests[:middle]) + self._bisect(requests[middle:])
+
+    def _batch(self, requests: list[Request]) -> list[Drawn]:
+        embeds = self._encoder.embed([r.prompt for r in requests], [r.token for r in requests])
+        arguments: dict[str, Any] = {
+            "prompt_embeds": embeds,
+            "guidance_scale": self._generate.guidance_scale,
+            "num_inference_steps": self._generate.num_inference_steps,
+            "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
+            "output_type": "latent",
+        }
+        if self._generate.guidance_scale > 1:
+            negative = self._encoder.encode(self._generate.negative_prompt)
+            arguments["negative_prompt_embeds"] = negative.expand_as(embeds)
+        if self._from_image:
+            arguments |= {"image": self._initial(requests).to(embeds), "strength": self._generate.strength}
+        else:
+            size = self._latent_shape[-1] * self.pipeline.vae_scale_factor
+            arguments |= {"height": size, "width": size}
+        return self._decode(self.pipeline(**arguments).images)
+
+    def _initial(self, requests: list[Request]) -> torch.Tensor:
+        latents = [request.init_latents for request in requests if request.init_latents is not None]
+        if len(latents) < len(requests) or any(latent.shape != self._latent_shape for latent in latents):
+            raise ValueError(f"strength below 1 needs an initial latent of shape {self._latent_shape}")
+        return torch.from_numpy(np.stack(latents))
+
+    def _decode(self, latents: torch.Tensor) -> list[Drawn]:
+        finite = _finite_rows(latents)
+        decoded = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0].float()
+        good = _finite_rows(decoded)
+        if latents.dtype == torch.float16:
+            again = finite & ~good
+            if again.any():
+                decoded[again] = self._decode_in_float32(latents[again])
+                good = _finite_rows(decoded)
+        quantised = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
+        pixels = quantised.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        flags = torch.stack([finite, good]).cpu().numpy()
+        return [_drawn(*row) for row in zip(pixels, *flags, strict=True)]
+
+    def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
+        self._vae.to(torch.float32)
+        try:
+            scaled = latents.float() / self._vae.config.scaling_factor
+            return self._vae.decode(scaled, return_dict=False)[0]
+        finally:
+            self._vae.to(latents.dtype)
+
+    def _encode(self, pixels: np.ndarray) -> np.ndarray:
+        images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2)
+        images = (images.float() / 127.5 - 1).to(self._vae.dtype)
+        try:
+            latents = self._vae.encode(images).latent_dist.mode().float() * self._vae.config.scaling_factor
+        except (RuntimeError, MemoryError) as error:
+            _raise_if_out_of_memory(error, len(pixels))
+            raise
+        if not latents.isfinite().all():
+            raise DataError(
+                "model.checkpoint",
+                "the VAE encodes a real image to numbers that are not finite",
+                "set model.dtype to float32",
+            )
+        return latents.cpu().numpy()
+
+
+def _rebuild(pipeline: StableDiffusionPipeline, scheduler: Any, from_image: bool) -> Any:
+    """The stock pipeline for the mode, of the same models; keeps the latent size that the constructor may reset."""
+    size = pipeline.unet.config.sample_size
+    kind = LatentImg2ImgPipeline if from_image else StableDiffusionPipeline
+    components = pipeline.components | {"scheduler": scheduler, "safety_checker": None}
+    rebuilt = kind(**components, requires_safety_checker=False)
+    rebuilt.unet.register_to_config(sample_size=size)
+    if from_image:
+        channels = pipeline.vae.config.latent_channels
+        rebuilt.image_processor = VaeImageProcessor(
+            vae_scale_factor=rebuilt.vae_scale_factor, vae_latent_channels=channels
+        )
+    rebuilt.set_progress_bar_config(disable=True)
+    return rebuilt
+
+
+def _finite_rows(values: torch.Tensor) -> torch.Tensor:
+    return values.isfinite().flatten(1).all(1)
+
+
+def _drawn(pixels: np.ndarray, finite_latents: bool, finite_pixels: bool) -> Drawn:
+    if not finite_latents:
+        return Drawn(None, "non_finite_latents")
+    return Drawn(pixels) if finite_pixels else Drawn(None, "non_finite_pixels")
+
+
+def _raise_if_out_of_memory(error: Exception, images: int) -> None:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        raise OutOfMemory(f"{images} image(s) do not fit: {_one_line(error)}")
+
+
+def _raise_if_device_fault(error: Exception) -> None:
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        raise error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]

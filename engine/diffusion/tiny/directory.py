@@ -1,0 +1,60 @@
+"""Writes the trained closed-set stack as one directory that stock `StableDiffusionPipeline.from_pretrained` opens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from engine.diffusion.tiny.tokenizer import save_tokenizer
+
+MEAN = STD = [0.5, 0.5, 0.5]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor), UNet2DConditionModel (averaged) and scheduler."""
+
+    tokenizer: CLIPTokenizer
+    clip: Any
+    vae: Any
+    unet: Any
+    scheduler: Any
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """(B, H, W, 3) uint8 to (B, 3, H, W) float32 in [-1, 1]: what the VAE and the saved feature extractor use."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def feature_extractor(image_size: int) -> CLIPImageProcessor:
+    """The image processor that equals `normalise` on images of the stack's own size."""
+    side = {"height": image_size, "width": image_size}
+    return CLIPImageProcessor(size=side, do_center_crop=False, crop_size=side, image_mean=MEAN, image_std=STD)
+
+
+def save(stack: Stack, folder: Path) -> None:
+    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for scores."""
+    stack.clip.save_pretrained(folder / "clip")
+    text_encoder = CLIPTextModel(stack.clip.config.text_config)
+    text_encoder.load_state_dict(stack.clip.text_model.state_dict())
+    image_encoder = CLIPVisionModelWithProjection(stack.clip.config.vision_config)
+    image_encoder.vision_model.load_state_dict(stack.clip.vision_model.state_dict())
+    image_encoder.visual_projection.load_state_dict(stack.clip.visual_projection.state_dict())
+    pipeline: Any = StableDiffusionPipeline(
+        vae=stack.vae,
+        text_encoder=text_encoder.eval(),
+        tokenizer=stack.tokenizer,
+        unet=stack.unet,
+        scheduler=stack.scheduler,
+        image_encoder=image_encoder.eval(),
+        feature_extractor=feature_extractor(stack.vae.config.sample_size),
+        safety_checker=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(stack.tokenizer, folder / "tokenizer")

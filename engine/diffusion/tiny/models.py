@@ -1,0 +1,124 @@
+"""The closed-set models: stock transformers and diffusers classes, sized by the recipe, with freshly drawn weights."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+
+from engine.errors import ConfigError
+from engine.spec.models import ClipSpec, PretrainSpec, UNetSpec, VaeSpec
+
+RGB = 3
+MLP_RATIO = 4
+UNET_GROUPS = 32
+TRAIN_TIMESTEPS = 1000
+
+
+def latent_size(spec: VaeSpec, image_size: int) -> int:
+    """Side of the latents: the image's, halved between each two VAE blocks."""
+    return image_size // 2 ** (len(spec.blocks) - 1)
+
+
+def check(spec: PretrainSpec, image_size: int) -> None:
+    """Refuse sizes that do not fit together (ConfigError naming the key), before any data is read."""
+    clip, vae, unet = spec.clip, spec.vae, spec.unet
+    side = latent_size(vae, image_size)
+    rules = [
+        (clip.hidden % clip.heads == 0, "clip.hidden", f"{clip.hidden} is not a multiple of clip.heads {clip.heads}"),
+        (image_size % clip.patch == 0, "clip.patch", f"{clip.patch} does not divide images.size {image_size}"),
+        (all(b % vae.groups == 0 for b in vae.blocks), "vae.blocks", f"must be multiples of vae.groups {vae.groups}"),
+        (
+            image_size % 2 ** (len(vae.blocks) - 1) == 0,
+            "vae.blocks",
+            f"are too many to halve {image_size} px that often",
+        ),
+        (side % 2 ** (len(unet.blocks) - 1) == 0, "unet.blocks", f"are too many to halve latents of {side} that often"),
+        (
+            all(b % unet.head_dim == 0 for b in unet.blocks),
+            "unet.blocks",
+            f"must be multiples of head_dim {unet.head_dim}",
+        ),
+    ]
+    for holds, key, what in rules:
+        if not holds:
+            raise ConfigError(f"pretrain.{key}", what, "correct the recipe or --set")
+
+
+def build_clip(spec: ClipSpec, tokenizer: CLIPTokenizer, image_size: int) -> CLIPModel:
+    """A CLIPModel whose projected features are as wide as its text tokens, since they take the place of one."""
+    shared: dict[str, Any] = {
+        "hidden_size": spec.hidden,
+        "intermediate_size": MLP_RATIO * spec.hidden,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "projection_dim": spec.hidden,
+    }
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **shared,
+    )
+    vision = CLIPVisionConfig(image_size=image_size, patch_size=spec.patch, num_channels=RGB, **shared)
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=spec.hidden))
+
+
+def build_vae(spec: VaeSpec, image_size: int) -> AutoencoderKL:
+    """An AutoencoderKL without mid-block attention; `scaling_factor` is set when its latents are known."""
+    return AutoencoderKL(
+        in_channels=RGB,
+        out_channels=RGB,
+        down_block_types=("DownEncoderBlock2D",) * len(spec.blocks),
+        up_block_types=("UpDecoderBlock2D",) * len(spec.blocks),
+        block_out_channels=spec.blocks,
+        layers_per_block=spec.layers,
+        latent_channels=spec.latent_channels,
+        norm_num_groups=spec.groups,
+        sample_size=image_size,
+        mid_block_add_attention=False,
+    )
+
+
+def build_unet(spec: UNetSpec, vae: VaeSpec, image_size: int, cross_attention_dim: int) -> UNet2DConditionModel:
+    """A U-Net over the VAE's latents: plain blocks at full resolution, cross-attention in all deeper ones."""
+    deeper = len(spec.blocks) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_size(vae, image_size),
+        in_channels=vae.latent_channels,
+        out_channels=vae.latent_channels,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
+        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+        block_out_channels=spec.blocks,
+        layers_per_block=spec.layers,
+        cross_attention_dim=cross_attention_dim,
+        attention_head_dim=tuple(
+            block // spec.head_dim for block in spec.blocks
+        ),  # diffusers means the number of heads
+        norm_num_groups=gcd(UNET_GROUPS, *spec.blocks),
+    )
+
+
+def build_scheduler(spec: UNetSpec) -> DDIMScheduler:
+    """Stable Diffusion's schedule (scaled-linear betas, 0.00085 to 0.012 over 1,000 steps) for this prediction type."""
+    return DDIMScheduler(
+        num_train_timesteps=TRAIN_TIMESTEPS,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        timestep_spacing="trailing",
+        prediction_type=spec.prediction,
+    )
+
+
+def parameters(model: torch.nn.Module) -> int:
+    """How many numbers a model has learnt."""
+    return sum(parameter.numel() for parameter in model.parameters())

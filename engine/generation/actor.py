@@ -1,0 +1,179 @@
+"""The Ray actor: one pinned pipeline, shard numbers in, small records out; failures that a user can meet come back as values."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine import __version__, errors
+from engine.errors import ClusterError, MimeoError
+from engine.generation.attempts import MAX_DEATHS, Attempts
+from engine.generation.gate import Budget
+from engine.generation.plan import Plan
+from engine.shards.names import PlanFacts
+from engine.shards.records import Record
+from engine.spec import RunSpec, spec_hash
+from engine.storage.store import open_store
+
+if TYPE_CHECKING:
+    from engine.cluster.board import Board
+    from engine.diffusion.checkpoint import Checkpoint
+    from engine.generation.requests import RealPixels
+    from engine.generation.worker import Progress, ShardWorker
+
+REPORT_S = 2.0
+WORKER_DIED = "worker_died"
+LOADING = "loading"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an actor needs to begin: small, picklable; models, conditions and images are loaded where the actor runs.
+
+    `session` names the driver's session, `lora` is the digest of the LoRA file, `actors` how many of them there are.
+    """
+
+    url: str
+    spec: RunSpec
+    checkpoint: Checkpoint
+    lora: str | None
+    device: str
+    session: str
+    actors: int
+
+
+def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
+    """Load everything and return a worker; raises MimeoErrors where model, conditions or real images cannot be used."""
+    import torch
+
+    from engine.conditions import table
+    from engine.diffusion import checkpoint, lora
+    from engine.diffusion.sampler import Sampler
+    from engine.generation.requests import Requests
+    from engine.generation.worker import ShardWorker
+
+    spec, store = order.spec, open_store(order.url)
+    torch.set_num_threads(spec.resources.threads)
+    pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
+    if spec.model.lora is not None:
+        lora.attach(pipeline, spec.model.lora, spec.model.lora_scale)
+    conditions = table.load(store, spec)
+    return ShardWorker(
+        spec,
+        store,
+        Plan(spec, conditions.labels, conditions.class_names),
+        Requests(spec, conditions, _real_pixels(order), _scorer(order)),
+        Sampler(pipeline, spec.generate),
+        plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
+        provenance=provenance(order),
+        device=order.device,
+        progress=progress,
+    )
+
+
+def provenance(order: Order) -> dict[str, Any]:
+    """What every sample of the run has in common, for its JSON."""
+    generate = order.spec.generate
+    return {
+        "guidance_scale": generate.guidance_scale,
+        "scheduler": generate.scheduler,
+        "num_inference_steps": generate.num_inference_steps,
+        "spec_hash": spec_hash(order.spec),
+        "checkpoint": order.checkpoint.digest,
+        "lora": order.lora,
+        "engine": __version__,
+    }
+
+
+def _real_pixels(order: Order) -> RealPixels | None:
+    if order.spec.generate.strength >= 1:
+        return None
+    from engine.images import catalog
+    from engine.images.reader import Reader
+
+    train = catalog.load(open_store(order.url)).split("train")
+    reader = Reader(order.spec)
+    return lambda rows: reader.pixels(train.take(rows))
+
+
+def _scorer(order: Order) -> Any:
+    if order.spec.generate.gate.min_clip_score is None:
+        return None
+    from engine.conditions import featuremodel
+    from engine.conditions.features import FeatureExtractor
+
+    return FeatureExtractor(featuremodel.resolve(order.spec.conditions.features, order.checkpoint.path), order.device)
+
+
+class ShardActor:
+    """One worker under Ray Data: a row is a list of shards, a list of records comes back."""
+
+    _build = staticmethod(build_worker)
+
+    def __init__(self, order: Order, board: Board | None = None) -> None:
+        self._order, self._board, self._said = order, board, 0.0
+        self._attempts = Attempts(open_store(order.url), order.session)
+        self._budget = Budget(order.spec.generate.gate, order.spec.generate.count)
+        self._fault: MimeoError | None = None
+        try:
+            with self._attempts.trying(LOADING) as number:
+                if number > MAX_DEATHS + order.actors:
+                    what = f"{number - 1} workers died while they loaded the model"
+                    raise ClusterError("generate", what, "give each actor more memory, or lower resources.actors")
+                self._worker = self._build(order, self._report)
+        except MimeoError as error:
+            self._fault = error
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        records: list[Record] = []
+        try:
+            if self._fault is not None:
+                raise self._fault
+            for k in json.loads(batch["shards"][0]):
+                records.append(self._make(k))
+                self._budget.add(records[-1].planned, [entry.reason for entry in records[-1].quarantined])
+            fault = ""
+        except MimeoError as error:
+            fault = pack(error)
+        except Exception as error:
+            _die_of_device_fault(error)
+            raise
+        return {"records": [json.dumps([record.to_json().decode() for record in records])], "fault": [fault]}
+
+    def _make(self, k: int) -> Record:
+        with self._attempts.trying(self._worker.plan_facts.shard(k)) as number:
+            if number > MAX_DEATHS:
+                return self._worker.give_up(k, WORKER_DIED, number - 1)
+            return self._worker.make(k, number)
+
+    def _report(self, k: int, passed: int) -> None:
+        """Say at most every two seconds how far the current shard is."""
+        if self._board is not None and time.monotonic() - self._said >= REPORT_S:
+            import ray
+
+            self._said = time.monotonic()
+            name = ray.get_runtime_context().get_actor_id() or ""
+            self._board.update(name, passed, self._order.spec.generate.shard_size, "images", shard=k)
+
+
+def _die_of_device_fault(error: Exception) -> None:
+    """End the process where its device is lost: CUDA is of no use to a process after a fault. Ray starts another one."""
+    import torch
+
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        os._exit(70)
+
+
+def pack(error: MimeoError) -> str:
+    """A MimeoError as text, since Ray would wrap it in exceptions of its own."""
+    return json.dumps([type(error).__name__, error.where, error.what, error.fix])
+
+
+def unpack(text: str) -> MimeoError:
+    """The error that `pack` has written."""
+    kind, *words = json.loads(text)
+    error: MimeoError = getattr(errors, kind)(*words)
+    return error

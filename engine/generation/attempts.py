@@ -1,0 +1,43 @@
+"""Poison guard: markers in the store count the workers that died over a shard while one driver was running."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from engine.storage.store import Store
+
+FOLDER = "attempts"
+MAX_DEATHS = 5
+
+
+@dataclass(frozen=True)
+class Attempts:
+    """Markers of one driver session: made when work on a shard begins, removed when it ends in whatever way but death.
+
+    Deaths of another session are not held against a shard: a driver that is killed takes its workers with it.
+    """
+
+    store: Store
+    session: str
+
+    @contextmanager
+    def trying(self, name: str) -> Iterator[int]:
+        """Mark an attempt at `name` for the block; yields its number, 1 where no worker has died over it before."""
+        prefix = f"{FOLDER}/{self.session}/{name}."
+        number = 1 + sum(1 for _ in self.store.list(prefix))
+        marker = f"{prefix}{number}-{os.getpid()}"
+        self.store.create(marker, f"{socket.gethostname()} {os.getpid()}\n".encode())
+        try:
+            yield number
+        finally:
+            self.store.remove(marker)
+
+
+def clear(store: Store) -> None:
+    """Remove the markers of every session; for the start and the end of a job, while nobody else works on the output."""
+    for entry in list(store.list(f"{FOLDER}/")):
+        store.remove(entry.name)

@@ -1,0 +1,219 @@
+"""The generation job: what is planned less what is published, made by a pool of pinned Ray Data actors, recorded, finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import secrets
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from engine import __version__
+from engine.errors import ConfigError, DataError
+from engine.generation import attempts
+from engine.generation.actor import Order, ShardActor, unpack
+from engine.generation.gate import Budget
+from engine.generation.plan import Plan
+from engine.generation.watch import Watch
+from engine.generation.worker import record_of
+from engine.shards import manifest, records
+from engine.shards.names import PLAN, PlanFacts
+from engine.shards.records import Record
+from engine.spec import RunSpec, canonical_json, differences, sample_key, spec_hash
+from engine.storage.parallel import mapped
+from engine.storage.store import Store
+
+if TYPE_CHECKING:
+    from engine.cluster.board import Board
+    from engine.cluster.progress import Reporter
+    from engine.conditions.table import Conditions
+    from engine.diffusion.checkpoint import Checkpoint
+    from engine.images.catalog import Catalog
+
+MAX_ROWS = 10_000  # rows that the driver hands to Ray Data; a longer plan puts several shards in a row
+IN_FLIGHT = 2  # tasks queued at an actor: the next row is there when one is done
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What an output holds (`count` samples, `quarantined` ones by `reasons`, `shards`), and the shards that this call `made`."""
+
+    count: int
+    quarantined: int
+    reasons: dict[str, int]
+    shards: int
+    made: int
+    seconds: float
+
+
+def is_done(store: Store) -> bool:
+    """Whether the output's synthetic set is finished; needs no Ray."""
+    return store.exists(manifest.SEAL)
+
+
+def generate(
+    spec: RunSpec,
+    store: Store,
+    checkpoint: Checkpoint,
+    conditions: Conditions,
+    catalog: Catalog,
+    reporter: Reporter,
+    *,
+    order: Literal["planned", "shuffled"] = "planned",
+) -> Summary:
+    """Make every shard that is not there yet, inside a Ray session, and finish the set with its manifest and indexes.
+
+    May be stopped at any time and called again: what is published stays. `order` only changes what is scheduled first. Raises
+    ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
+    raise.
+    """
+    began = time.monotonic()
+    plan = Plan(spec, conditions.labels, conditions.class_names)
+    facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
+    lora = check(spec, checkpoint)
+    _begin(store, _plan_json(spec, facts, checkpoint, lora, conditions, catalog))
+    pending = records.pending(store, facts)
+
+    def plan_digest(k: int) -> str:
+        return plan.digest(*plan.shard(k), conditions.keys, conditions.prompts)
+
+    budget = Budget(spec.generate.gate, plan.count)
+    published = sorted(set(range(plan.shards)).difference(pending))
+    for record in mapped(lambda k: record_of(store, facts, k, plan_digest), published):
+        budget.add(record.planned, [entry.reason for entry in record.quarantined])
+    if order == "shuffled":
+        random.Random(spec.seed).shuffle(pending)
+    if pending:
+        _make(spec, store, checkpoint, lora, pending, budget, reporter)
+    made = manifest.finalise(store, facts, plan_digest)
+    seconds = time.monotonic() - began
+    return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
+
+
+def _make(
+    spec: RunSpec,
+    store: Store,
+    checkpoint: Checkpoint,
+    lora: str | None,
+    pending: list[int],
+    budget: Budget,
+    reporter: Reporter,
+) -> None:
+    """Run the actor pool over the pending shards and count their records as they come."""
+    from engine.cluster import session
+    from engine.cluster.board import Board
+
+    device = session.device(spec.resources)
+    rows = _rows(pending)
+    actors = min(session.actors(spec.resources), len(rows))
+    what = Order(store.url, spec, checkpoint, lora, device, secrets.token_hex(4), actors)
+    board = Board.create()
+    attempts.clear(store)
+    with reporter.task("generate", budget.count) as task:
+        watch = Watch(reporter, task, board, budget.done, budget.quarantined)
+        with watch.running(), closing(_records(what, rows, board)) as made:
+            for record in made:
+                watch.add(record)
+                budget.add(record.planned, [entry.reason for entry in record.quarantined])
+    attempts.clear(store)
+
+
+def _rows(pending: Sequence[int]) -> list[dict[str, str]]:
+    """One row a shard; where there are very many, several shards a row, as the driver pays for every row."""
+    size = -(-len(pending) // MAX_ROWS)
+    return [{"shards": json.dumps(pending[i : i + size])} for i in range(0, len(pending), size)]
+
+
+def _records(what: Order, rows: list[dict[str, str]], board: Board) -> Generator[Record, None, None]:
+    """Records as the actors finish shards; one row is one block is one task, so that a task that is lost is one row again."""
+    import ray
+
+    resources = what.spec.resources
+    gpus: dict[str, Any] = {"num_gpus": resources.gpus_per_actor} if what.device == "cuda" else {}
+    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        ShardActor,
+        compute=ray.data.ActorPoolStrategy(size=what.actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        batch_size=1,
+        batch_format="numpy",
+        fn_constructor_kwargs={"order": what, "board": board},
+        num_cpus=resources.cpus_per_actor,
+        **gpus,
+    )
+    for row in data.iter_rows():
+        for text in json.loads(row["records"]):
+            yield Record.from_json(text.encode(), "a worker's reply")
+        if row["fault"]:
+            raise unpack(row["fault"])
+
+
+def _begin(store: Store, plan: dict[str, Any]) -> None:
+    """Write plan.json the first time, compare with it later; raises ConfigError naming what has changed."""
+    text = (canonical_json(plan) + "\n").encode()
+    if store.create(PLAN, text):
+        return
+    where = f"{store.url}/{PLAN}"
+    try:
+        stored = json.loads(store.read(PLAN))
+        changed = differences(stored, plan)
+    except (ValueError, AttributeError, RecursionError):
+        raise DataError(
+            where, "is not the plan that this engine writes", "restore it, or use another --output"
+        ) from None
+    if changed:
+        raise ConfigError(
+            where,
+            f"this output was begun with something else: {', '.join(change[:200] for change in changed[:5])}",
+            "use what it was begun with, or another --output",
+        )
+
+
+def _plan_json(
+    spec: RunSpec,
+    facts: PlanFacts,
+    checkpoint: Checkpoint,
+    lora: str | None,
+    conditions: Conditions,
+    catalog: Catalog,
+) -> dict[str, Any]:
+    """What decides the samples: shapes of the plan, and the identity of everything that they are made from."""
+    return {
+        "format": FORMAT,
+        **facts.to_json(),
+        "sample_key": f"{sample_key(spec):016x}",
+        "checkpoint": checkpoint.digest,
+        "lora": lora,
+        "catalog": catalog.digest,
+        "conditions": conditions_digest(conditions),
+        "engine": __version__,
+    }
+
+
+def conditions_digest(conditions: Conditions) -> str:
+    """SHA-256 (hex) over keys, labels, prompts, features and class means of the training images."""
+    found = hashlib.sha256(canonical_json([conditions.keys, conditions.prompts, conditions.class_names]).encode())
+    for values in (conditions.labels, conditions.features, conditions.class_means):
+        found.update(f"{values.dtype.str}{values.shape}".encode())
+        found.update(np.ascontiguousarray(values).data)
+    return found.hexdigest()
+
+
+def check(spec: RunSpec, checkpoint: Checkpoint) -> str | None:
+    """Refuse, before a GPU is used, what the checkpoint cannot do (ConfigError); the digest of the LoRA, if there is one."""
+    from engine.conditions import job as conditions_job
+    from engine.diffusion.checkpoint import check_generate
+
+    check_generate(checkpoint, spec.generate)
+    conditions_job.precheck(spec, checkpoint.path, checkpoint.cross_attention_dim)
+    if spec.model.lora is None:
+        return None
+    from engine.diffusion import lora
+
+    return lora.check(Path(spec.model.lora), checkpoint).sha256

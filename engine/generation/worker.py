@@ -1,0 +1,215 @@
+"""Makes one shard from start to end: draw in fixed batches, gate, draw again, encode beside the next batch, publish, record."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import DataError
+from engine.generation.gate import MIN_JUDGED, Gate, none_passed
+from engine.generation.plan import Plan, Rows, facts_digest
+from engine.generation.requests import Requests
+from engine.images.encode import encode
+from engine.shards import records
+from engine.shards.names import PlanFacts, tar_path
+from engine.shards.records import Record
+from engine.shards.writer import Quarantined, ShardBuilder
+from engine.spec import RunSpec, canonical_json
+from engine.storage.store import Store
+
+if TYPE_CHECKING:
+    from engine.diffusion.sampler import Drawn, Sampler
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class _Shard:
+    """A shard in the making: its planned samples, the attempt that is being drawn, and what is kept so far."""
+
+    index: int
+    rows: Rows
+    facts: list[dict[str, Any]]
+    attempt: int = 1
+    drawn: int = 0
+    passed: int = 0
+    failed: dict[int, str] = field(default_factory=dict)
+    builder: ShardBuilder = field(default_factory=ShardBuilder)
+
+
+class ShardWorker:
+    """Holds a sampler and makes shards with it, one after another; knows nothing of Ray.
+
+    Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
+    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        store: Store,
+        plan: Plan,
+        requests: Requests,
+        sampler: Sampler,
+        *,
+        plan_facts: PlanFacts,
+        provenance: dict[str, Any],
+        device: str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec, self.store, self.plan, self.requests, self.sampler = spec, store, plan, requests, sampler
+        self.plan_facts, self.provenance, self.device, self.progress = plan_facts, provenance, device, progress
+        self.gate = Gate(spec.generate.gate)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
+
+    def make(self, k: int, attempt: int = 1) -> Record:
+        """Make and publish shard `k` (or find it published) and return its record; `attempt` only goes into the record.
+
+        Raises DataError where no sample passes the gate, StorageError where the store refuses.
+        """
+        began = time.monotonic()
+        shard = self._open(k)
+        if self.store.exists(tar_path(self.plan_facts.shard(k))):
+            return self._published(shard)
+        for number in range(1, self.spec.generate.gate.max_attempts + 1):
+            positions = sorted(shard.failed) if number > 1 else list(range(len(shard.rows)))
+            if not positions:
+                break
+            shard.attempt, shard.failed = number, {}
+            self._draw(shard, positions)
+        for position, reason in sorted(shard.failed.items()):
+            self._quarantine(shard, position, reason, self.spec.generate.gate.max_attempts)
+        return self._publish(shard, attempt, time.monotonic() - began)
+
+    def give_up(self, k: int, reason: str, attempt: int) -> Record:
+        """Publish shard `k` without samples, all of them quarantined: what remains of one that kills its workers."""
+        shard = self._open(k)
+        for position in range(len(shard.rows)):
+            self._quarantine(shard, position, reason, attempt)
+        return self._publish(shard, attempt, 0.0)
+
+    def _open(self, k: int) -> _Shard:
+        first, stop = self.plan.shard(k)
+        conditions = self.requests.conditions
+        facts = self.plan.facts(first, stop, conditions.keys, conditions.prompts)
+        return _Shard(k, self.plan.rows(first, stop), facts)
+
+    def _draw(self, shard: _Shard, positions: Sequence[int]) -> None:
+        """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""
+        size = self.spec.resources.batch_size
+        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
+        encoding: Future[None] | None = None
+        for batch, pixels in self._with_real_pixels(shard, batches):
+            seeds = self.plan.seeds(shard.rows.index[batch], shard.attempt).tolist()
+            asked = self.requests.make(shard.rows, shard.facts, batch, seeds, pixels, self.sampler)
+            drawn = self.sampler.draw(asked)
+            scores = self.requests.clip_scores(drawn, asked)
+            kept = self._pass(shard, batch, seeds, drawn, scores)
+            if encoding is not None:
+                encoding.result()
+            encoding = self._thread.submit(self._encode, shard, shard.attempt, kept)
+            if self.progress is not None:
+                self.progress(shard.index, shard.passed)
+        if encoding is not None:
+            encoding.result()
+
+    def _with_real_pixels(self, shard: _Shard, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
+        """Each batch with the real images that its latents start from, read and decoded beside the drawing of the one before."""
+        if not self.requests.needs_real_pixels:
+            yield from ((batch, None) for batch in batches)
+            return
+        ahead = self._thread.submit(self.requests.real_pixels, shard.rows.init_row[batches[0]])
+        for number, batch in enumerate(batches, start=1):
+            pixels = ahead.result()
+            if number < len(batches):
+                ahead = self._thread.submit(self.requests.real_pixels, shard.rows.init_row[batches[number]])
+            yield batch, pixels
+
+    def _pass(
+        self,
+        shard: _Shard,
+        batch: Sequence[int],
+        seeds: Sequence[int],
+        drawn: Sequence[Drawn],
+        scores: Sequence[float | None],
+    ) -> list[tuple[int, int, Any, float | None]]:
+        """Gate a batch: (position, seed, pixels, CLIP score) of what is kept; the rest is noted with its reason."""
+        kept = []
+        for position, seed, image, score in zip(batch, seeds, drawn, scores, strict=True):
+            reason = image.reason if image.pixels is None else self.gate.check(image.pixels, score)
+            if reason is None:
+                kept.append((position, seed, image.pixels, score))
+            else:
+                shard.failed[position] = reason
+        shard.drawn += len(batch)
+        shard.passed += len(kept)
+        if not shard.passed and shard.drawn >= MIN_JUDGED and self.spec.generate.gate.max_quarantined < 1:
+            raise none_passed(Counter(list(shard.failed.values())), shard.drawn)
+        return kept
+
+    def _encode(self, shard: _Shard, attempt: int, kept: Sequence[tuple[int, int, Any, float | None]]) -> None:
+        generate = self.spec.generate
+        for position, seed, pixels, score in kept:
+            fact = shard.facts[position]
+            key = self.plan_facts.key(fact["index"])
+            drawn = {
+                "key": key,
+                "seed": seed,
+                "attempt": attempt,
+                "clip_score": None if score is None else round(score, 6),
+            }
+            try:
+                image = encode(pixels, generate.format, generate.quality)
+            except (ValueError, OSError, RuntimeError) as error:
+                shard.failed[position] = f"error: {type(error).__name__}: {error}"
+                continue
+            files = {
+                generate.format: image,
+                "cls": str(fact["label"]).encode(),
+                "json": canonical_json({**fact, **drawn, **self.provenance}).encode(),
+                "txt": fact["prompt"].encode(),
+            }
+            shard.builder.add(key, files)
+
+    def _quarantine(self, shard: _Shard, position: int, reason: str, attempts: int) -> None:
+        fact = shard.facts[position]
+        shard.builder.quarantine(Quarantined(fact["index"], fact["label"], reason, attempts))
+
+    def _publish(self, shard: _Shard, attempt: int, seconds: float) -> Record:
+        """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the one."""
+        tar = shard.builder.finish()
+        if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.data):
+            return self._published(shard)
+        record = records.make(
+            self.plan_facts,
+            shard.index,
+            tar,
+            shard.builder.quarantined,
+            facts_digest(shard.facts),
+            attempt=attempt,
+            seconds=round(seconds, 3),
+            batch_size=self.spec.resources.batch_size,
+            device=self.device,
+        )
+        records.publish(self.store, record)
+        return record
+
+    def _published(self, shard: _Shard) -> Record:
+        """The record of a shard that is there already; one that was lost with its writer is rebuilt from the tar."""
+        return record_of(self.store, self.plan_facts, shard.index, lambda _: facts_digest(shard.facts))
+
+
+def record_of(store: Store, facts: PlanFacts, k: int, plan_digest: Callable[[int], str]) -> Record:
+    """The record of published shard `k`; one that is absent or broken is made again from the tar."""
+    try:
+        stored = records.load(store, facts.shard(k))
+    except DataError:
+        stored = None
+    if stored is None:
+        stored = records.rebuild(store, facts, k, plan_digest(k))
+        records.publish(store, stored)
+    return stored

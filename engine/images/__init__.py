@@ -1,0 +1,1 @@
+"""Real images: sources, decoding, the catalog and its quarantine."""

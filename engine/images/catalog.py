@@ -1,0 +1,272 @@
+"""The catalog: every good real image once, with its class, its split and where its bytes lie; the others with a reason."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from engine.cluster.progress import Reporter
+from engine.errors import DataError
+from engine.images.inspection import FACTS, places_table
+from engine.images.isolation import forget_attempts, inspect_once
+from engine.images.listing import UNLABELLED, Bad, Candidate, Listing
+from engine.images.sources import hub
+from engine.images.sources.base import GROUP
+from engine.images.splits import NAMES, assign, require_all
+from engine.spec import RunSpec
+from engine.storage.store import Store
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("label", pa.int32()),
+        ("class_name", pa.string()),
+        ("split", pa.string()),
+        ("uri", pa.string()),
+        ("offset", pa.int64()),
+        ("nbytes", pa.int64()),
+        ("row", pa.int64()),
+        ("sha256", pa.string()),
+        ("pixels_sha256", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+        ("notes", pa.string()),
+    ]
+)
+QUARANTINE = pa.schema(
+    [(name, pa.string()) for name in ("key", "set", "class_name", "reason", "detail", "duplicate_of")]
+)
+TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parquet", "catalog/_done.json"
+WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
+DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """`table` has the columns of SCHEMA, sorted by key; `digest` is a SHA-256 over keys, labels, splits and pixels."""
+
+    table: pa.Table
+    class_names: tuple[str, ...]
+    quarantined: int
+    digest: str
+
+    def split(self, name: str) -> pa.Table:
+        """Rows of "train", "validation", "test" or "unused", sorted by key."""
+        if name not in NAMES:
+            raise KeyError(name)
+        return self._splits[name]
+
+    @cached_property
+    def _splits(self) -> dict[str, pa.Table]:
+        return {name: self.table.filter(pc.equal(self.table["split"], name)).combine_chunks() for name in NAMES}
+
+
+def precheck(spec: RunSpec) -> None:
+    """Find a missing or empty place, an empty class, a split that cannot be and the like in about a second, without Ray.
+
+    Opens no image. Raises DataError or ConfigError. What needs every image is found by `build`.
+    """
+    try:
+        listing = Listing(spec)
+    except hub.NotCached as absent:
+        absent.check_reachable()
+    else:
+        listing.check(spec.split)
+
+
+def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
+    """Inspect every image of the source with Ray Data and publish the catalog; the stored one is returned when it is done.
+
+    Call it inside a Ray session. The files' bytes depend on the images and the spec alone, not on how many tasks ran. Raises
+    DataError when more than images.max_bad_fraction of the images is bad, a class has no good one, or nothing is there.
+    """
+    if store.exists(DONE):
+        return load(store)
+    listing = Listing(spec, download=True)
+    listing.check(spec.split)
+    forget_attempts(store)
+    facts = pa.concat_tables([FACTS.empty_table(), *_inspected(listing, spec, store, reporter)])
+    forget_attempts(store)
+    names, numbers = listing.classes()
+    facts = facts.sort_by("key").combine_chunks()
+    good = facts.filter(pc.equal(facts["reason"], ""))
+    bad = listing.bad + _bad_rows(facts.filter(pc.not_equal(facts["reason"], "")))
+    _check_bad(good.num_rows, bad, spec)
+    good, duplicates = _distinct(good, [names[n] for n in numbers.tolist()])
+    table = _split_table(good, names, numbers, spec)
+    catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
+    _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
+    reasons = Counter(entry.reason for entry in bad + duplicates)
+    if reasons:
+        reporter.note(f"quarantined: {_told(reasons)}; listed in {QUARANTINED}")
+    return catalog
+
+
+def load(store: Store) -> Catalog:
+    """The published catalog; raises DataError when it is missing or is not what its marker says."""
+    try:
+        done = json.loads(store.read(DONE))
+        table = pq.read_table(io.BytesIO(store.read(TABLE)), schema=SCHEMA)
+    except FileNotFoundError:
+        raise DataError(
+            "catalog", f"{store.url} holds no finished catalog", "run mimeo condition or mimeo run"
+        ) from None
+    except (ValueError, pa.ArrowException) as error:
+        raise DataError(
+            "catalog", f"cannot be read ({str(error).splitlines()[0]})", "remove catalog/ and run again"
+        ) from None
+    if table_digest(table) != done["digest"]:
+        raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
+    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]))
+
+
+def table_digest(table: pa.Table) -> str:
+    """SHA-256 (hex) over lines of key, label, split and pixels digest, in row order."""
+    digest = hashlib.sha256()
+    for batch in table.select(DIGEST_COLUMNS).to_batches(max_chunksize=1 << 16):
+        columns = [pc.cast(batch[name], pa.string()) for name in DIGEST_COLUMNS]
+        lines = pc.binary_join_element_wise(*columns, "\t")
+        digest.update("".join(f"{line}\n" for line in lines.to_pylist()).encode())
+    return digest.hexdigest()
+
+
+def _chunks(groups: Iterator[list[Candidate]]) -> Iterator[list[Candidate]]:
+    """Small groups joined to about GROUP images, so that a task is worth starting."""
+    chunk: list[Candidate] = []
+    for group in groups:
+        if chunk and len(chunk) + len(group) > GROUP:
+            yield chunk
+            chunk = []
+        chunk += group
+    if chunk:
+        yield chunk
+
+
+def _inspected(listing: Listing, spec: RunSpec, store: Store, reporter: Reporter) -> Iterator[pa.Table]:
+    """FACTS tables from Ray Data, in whatever order tasks end; only places and facts travel, never images."""
+    import ray
+
+    look = functools.partial(inspect_once, sets=listing.sets, images=spec.images, store=store)
+    chunks = _chunks(listing.groups())
+    known = done = bad = 0
+    with reporter.task("catalog", 0) as task:
+        while wave := [places_table(chunk) for chunk in itertools.islice(chunks, WAVE)]:
+            known += sum(table.num_rows for table in wave)
+            task.total = known
+            task.update(done)
+            data = ray.data.from_arrow(wave).map_batches(look, batch_size=None, batch_format="pyarrow", num_cpus=1)
+            blocks: Iterable[Any] = data.iter_batches(batch_size=None, batch_format="pyarrow")
+            for block in blocks:
+                done += block.num_rows
+                bad += pc.sum(pc.not_equal(block["reason"], "")).as_py() or 0
+                task.update(done, bad=bad)
+                yield block
+
+
+def _bad_rows(facts: pa.Table) -> list[Bad]:
+    columns = [facts[name].to_pylist() for name in ("set", "key", "code", "reason", "detail")]
+    return [Bad(*row) for row in zip(*columns, strict=True)]
+
+
+def _told(reasons: Counter[str]) -> str:
+    return ", ".join(
+        f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))[:6]
+    )
+
+
+def _check_bad(good: int, bad: list[Bad], spec: RunSpec) -> None:
+    total = good + len(bad)
+    if total == 0:
+        raise DataError("source", "holds no image at all", "check the path")
+    if good == 0 or len(bad) > spec.images.max_bad_fraction * total:
+        limit = "" if good == 0 else f", images.max_bad_fraction is {spec.images.max_bad_fraction:g}"
+        told = _told(Counter(entry.reason for entry in bad))
+        first = f"{bad[0].key[:80]}: {bad[0].detail[:80]}"
+        fix = f"look at the first, {first}"
+        raise DataError("source", f"{len(bad):,} of {total:,} images cannot be used ({told}){limit}", fix)
+
+
+def _distinct(good: pa.Table, class_of: list[str]) -> tuple[pa.Table, list[Bad]]:
+    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the reason."""
+    columns = ("set", "key", "code", "sha256", "pixels_sha256")
+    sets, keys, codes, files, pixels = (good[name].to_pylist() for name in columns)
+    first: dict[str, int] = {}
+    duplicates = []
+    kept = np.ones(good.num_rows, bool)
+    for i in sorted(range(good.num_rows), key=lambda i: (sets[i] != "test", i)):
+        other = first.setdefault(pixels[i], i)
+        if other == i:
+            continue
+        kept[i] = False
+        detail = f"same {'bytes' if files[i] == files[other] else 'pixels'} as {keys[other]}"
+        if codes[i] != codes[other]:
+            detail += f", which is labelled {class_of[codes[other]]} and not {class_of[codes[i]]}"
+        duplicates.append(Bad(sets[i], keys[i], codes[i], "duplicate", detail, keys[other]))
+    return good.filter(pa.array(kept)), duplicates
+
+
+def _split_table(good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec) -> pa.Table:
+    labels = numbers[good["code"].to_numpy()].astype(np.int32)
+    given_test = np.array([name == "test" for name in good["set"].to_pylist()], bool)
+    require_all(np.bincount(labels[~given_test], minlength=len(names)), names, "good, distinct image")
+    splits = assign(spec.split, spec.seed, labels, good["pixels_sha256"].to_pylist(), given_test, len(names))
+    made: dict[str, Any] = {
+        "label": pa.array(labels, pa.int32()),
+        "class_name": pa.array([names[label] for label in labels.tolist()], pa.string()),
+        "split": pa.array([NAMES[split] for split in splits.tolist()], pa.string()),
+    }
+    columns = [made[name] if name in made else good[name] for name in SCHEMA.names]
+    return pa.table(columns, schema=SCHEMA).combine_chunks()
+
+
+def _quarantine_table(bad: list[Bad], names: tuple[str, ...], numbers: np.ndarray) -> pa.Table:
+    def class_name(code: int) -> str:
+        return "" if code == UNLABELLED else names[numbers[code]]
+
+    rows = [
+        {
+            "key": entry.key,
+            "set": entry.set,
+            "class_name": class_name(entry.code),
+            "reason": entry.reason,
+            "detail": "".join(c if c.isprintable() else " " for c in entry.detail),
+            "duplicate_of": entry.duplicate_of,
+        }
+        for entry in sorted(bad, key=lambda entry: (entry.key, entry.reason))
+    ]
+    return pa.Table.from_pylist(rows, schema=QUARANTINE)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 16)
+    return buffer.getvalue()
+
+
+def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:
+    store.replace(TABLE, _parquet(catalog.table))
+    store.replace(QUARANTINED, _parquet(quarantine))
+    done = {
+        "class_names": list(catalog.class_names),
+        "digest": catalog.digest,
+        "images": catalog.table.num_rows,
+        "quarantined": catalog.quarantined,
+        "reasons": dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
+        "splits": {name: catalog.split(name).num_rows for name in NAMES},
+    }
+    store.replace(DONE, (json.dumps(done, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,141 @@
+"""All candidate images of a run, as a stream: sets joined, labels coded, the limit applied."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import ConfigError, DataError
+from engine.images.labels import Labels
+from engine.images.sources import Place, Ref, Rejected, open_sets
+from engine.images.splits import apportion, counts
+from engine.spec import RunSpec
+from engine.spec.models import SplitSpec
+
+UNLABELLED = -1
+QUICK = 20_000  # entries that are listed before Ray starts: half a second of files, one of tar members
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An image to inspect: `set` is "" or "test", `code` its label as `Labels` codes it."""
+
+    set: str
+    key: str
+    code: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """A real image that is not used, and why; `duplicate_of` is the key of the image that it repeats."""
+
+    set: str
+    key: str
+    code: int
+    reason: str
+    detail: str
+    duplicate_of: str = ""
+
+
+class Listing:
+    """Streams candidates; what is refused without decoding gathers in `bad`.
+
+    Keys and URIs of a given test set begin with "test:", which no other name does. With `source.limit`, the main set and the
+    test set are each cut to that many entries before any image is opened: classes keep their shares (every class keeps one at
+    least), and in a class those entries stay whose key has the smallest hash, whatever the seed and the order on the disk.
+    """
+
+    def __init__(self, spec: RunSpec, *, download: bool = False) -> None:
+        self.sets = open_sets(spec.source, spec.images, download=download)
+        self.labels = Labels(self.sets[""].class_names)
+        self.bad: list[Bad] = []
+        self._limit: int | None = getattr(spec.source, "limit", None)
+
+    def groups(self) -> Iterator[list[Candidate]]:
+        """Candidates in groups that are cheapest to read together; the main set first."""
+        for name in self.sets:
+            if name:
+                self.labels.close()
+            cut = self._cut(name) if self._limit is not None else None
+            for group in self._coded(name):
+                kept = [entry for entry in group if cut is None or _hash(entry.key) <= cut[entry.code]]
+                self.bad += [entry for entry in kept if isinstance(entry, Bad)]
+                candidates = [entry for entry in kept if isinstance(entry, Candidate)]
+                if candidates:
+                    yield candidates
+
+    def check(self, split: SplitSpec) -> None:
+        """Find structural faults in about a second: of the sources, and of a split that asks for more than there can be.
+
+        Raises DataError or ConfigError. Counts only sets of up to QUICK entries, or such as the limit cuts.
+        """
+        for source in self.sets.values():
+            source.check()
+        total, complete = 0, True
+        for group in self._coded(""):
+            total += len(group)
+            if total > QUICK:
+                complete = False
+                break
+        if complete:
+            classes = len(self.classes()[0])
+        elif self._limit is not None:
+            classes = len(self.labels.declared or ())
+        else:
+            return
+        most = total if self._limit is None or (complete and total < self._limit) else self._limit
+        counts(split, most, classes, given_test="test" in self.sets)
+
+    def classes(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
+        """Class names and the class number of each code, once the groups are through; DataError for fewer than two classes."""
+        names, numbers = self.labels.classes()
+        if len(names) < 2:
+            what = f"holds one class only ({names[0]})" if names else "holds no labelled image"
+            raise DataError("source", what, "a classifier needs two classes or more")
+        return names, numbers
+
+    def _coded(self, name: str) -> Iterator[Sequence[Candidate | Bad]]:
+        for group in self.sets[name].scan():
+            yield [self._entry(name, entry) for entry in group]
+
+    def _entry(self, name: str, entry: Ref | Rejected) -> Candidate | Bad:
+        prefix = f"{name}:" if name else ""
+        key = prefix + entry.key
+        code = self.labels.code(entry.label) if entry.label is not None else UNLABELLED
+        if isinstance(entry, Rejected):
+            return Bad(name, key, UNLABELLED if code is None else code, entry.reason, entry.detail)
+        if code is None:
+            return Bad(
+                name, key, UNLABELLED, "unknown_label", f"label {str(entry.label)[:60]!r} is no class of the set"
+            )
+        return Candidate(name, key, code, entry.place._replace(uri=prefix + entry.place.uri))
+
+    def _cut(self, name: str) -> dict[int, int]:
+        """For each code the largest key hash that stays; 16 bytes of memory an entry."""
+        assert self._limit is not None
+        hashes, codes = array("Q"), array("q")
+        for group in self._coded(name):
+            hashes.extend(_hash(entry.key) for entry in group)
+            codes.extend(entry.code for entry in group)
+        of, value = np.frombuffer(codes, np.int64), np.frombuffer(hashes, np.uint64)
+        present, sizes = np.unique(of, return_counts=True)
+        least = (present != UNLABELLED).astype(np.int64)
+        if self._limit < int(least.sum()):
+            raise ConfigError(
+                "source.limit", f"{self._limit:,} images for {int(least.sum()):,} classes", "raise the limit"
+            )
+        shares = apportion(min(self._limit, len(of)), sizes.astype(np.int64), least, sizes.astype(np.int64))
+        cut = {}
+        for code, share in zip(present.tolist(), shares.tolist(), strict=True):
+            cut[code] = int(np.partition(value[of == code], share - 1)[share - 1]) if share else -1
+        return cut
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")

@@ -1,0 +1,182 @@
+"""An image folder: one sub-folder a class, walked as a stream."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from engine.errors import DataError
+from engine.images.decode import BadImage
+from engine.images.labels import check_names
+from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
+from engine.spec.models import FolderSource, ImagesSpec
+
+IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED
+
+
+class Folder:
+    """Every regular file below a class folder is a candidate, whatever its name; links are followed only inside `inside`."""
+
+    class_names: tuple[str, ...] | None
+
+    def __init__(
+        self,
+        root: Path,
+        images: ImagesSpec,
+        *,
+        where: str,
+        inside: Path | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.root, self.where = root.absolute(), where
+        self._prefix = len(os.path.join(self.root, ""))  # noqa: PTH118 (with its slash, also for the root of the disk)
+        self.max_bytes = images.max_bytes
+        self.inside = (inside or root).resolve()
+        self._folders = self._class_folders()
+        self.class_names = tuple(class_names if class_names is not None else self._folders)
+
+    def _class_folders(self) -> tuple[str, ...]:
+        try:
+            if not self.root.is_dir():
+                what = "is not a folder" if self.root.exists() else "does not exist"
+                raise DataError(
+                    self.where, f"{self.root} {what}", "give a folder with one sub-folder of images a class"
+                )
+            entries = sorted(
+                (e for e in os.scandir(self.root) if not _hidden(e.name)), key=lambda e: os.fsencode(e.name)
+            )
+        except OSError as error:
+            raise DataError(
+                self.where, f"{self.root} cannot be listed ({error.strerror})", "check its permissions"
+            ) from None
+        folders = tuple(e.name for e in entries if e.is_dir())
+        if not folders:
+            what = "has files but no class folders" if entries else "is empty"
+            raise DataError(self.where, f"{self.root} {what}", "make one sub-folder of images a class")
+        return folders
+
+    def check(self) -> None:
+        """Refuse names that cannot be classes, split folders, one class only, and classes without a single file."""
+        if {name.lower() for name in self._folders} <= SPLIT_NAMES and self._is_nested():
+            raise DataError(
+                self.where,
+                f"{self.root} holds splits ({', '.join(self._folders)}), not classes",
+                f"set {self.where} to {self.root}/{self._folders[0]}, and source.test_path to the test set",
+            )
+        check_names(self._folders, self.where)
+        for name in self._folders:
+            folder = self.root / name
+            if folder.is_symlink() and not folder.resolve().is_relative_to(self.inside):
+                raise DataError(
+                    self.where, f"class folder {name} is a link that leaves {self.root}", "copy or mount it there"
+                )
+            if next(self._walk(folder), None) is None:
+                raise DataError(self.where, f"class folder {name} is empty", "add images to it or remove it")
+        self._check_classes()
+
+    def _is_nested(self) -> bool:
+        return any(entry.is_dir() for name in self._folders for entry in os.scandir(self.root / name))
+
+    def _check_classes(self) -> None:
+        if self.class_names == self._folders and len(self._folders) < 2:
+            what = f"{self.root} holds one class only ({self._folders[0]})"
+            raise DataError(self.where, what, "a classifier needs two or more")
+        unknown = sorted(set(self._folders) - set(self.class_names or ()))
+        if unknown:
+            what = f"class folder {unknown[0]} is no class of the main set ({len(self.class_names or ())} classes)"
+            raise DataError(self.where, what, "rename or remove it")
+
+    def _walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or sorted."""
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if _hidden(entry.name):
+                        continue
+                    if entry.is_dir(follow_symlinks=False) and not _looks_like_image(entry.name):
+                        yield from self._walk(Path(entry.path))
+                    else:
+                        yield entry
+        except OSError as error:
+            raise DataError(
+                self.where, f"{folder} cannot be listed ({error.strerror})", "check its permissions"
+            ) from None
+
+    def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
+        group: list[Ref | Rejected] = []
+        for name in self._folders:
+            for entry in self._walk(self.root / name):
+                group.append(self._candidate(entry, name))
+                if len(group) == GROUP:
+                    yield group
+                    group = []
+        if group:
+            yield group
+
+    def _candidate(self, entry: os.DirEntry[str], label: str) -> Ref | Rejected:
+        key = encode_name(entry.path[self._prefix :])
+        try:
+            if entry.is_symlink():
+                target = Path(entry.path).resolve(strict=True)
+                if not target.is_relative_to(self.inside):
+                    return Rejected(key, "link_outside", "a link that leaves the data set", label)
+            facts = entry.stat()
+        except (OSError, RuntimeError) as error:
+            if entry.is_symlink():
+                return Rejected(key, "broken_link", "a link to nothing, or in a circle", label)
+            return Rejected(key, "unreadable", getattr(error, "strerror", None) or type(error).__name__, label)
+        if not stat.S_ISREG(facts.st_mode):
+            kind = next((text for test, text in KINDS if test(facts.st_mode)), "no regular file")
+            return Rejected(key, "not_a_file", kind, label)
+        if facts.st_size == 0:
+            return Rejected(key, "empty_file", "no bytes", label)
+        if facts.st_size > self.max_bytes:
+            detail = f"{facts.st_size:,} bytes, images.max_bytes is {self.max_bytes:,}"
+            return Rejected(key, "too_large_file", detail, label)
+        return Ref(key, label, Place(key, size=facts.st_size))
+
+    def read(self, places: Sequence[Place]) -> Iterator[tuple[int, bytes | BadImage]]:
+        for position, place in enumerate(places):
+            yield position, read_regular(self.root / decode_name(place.uri), self.max_bytes)
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
+    """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than asked."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return BadImage("not_a_file", "no regular file")
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        return BadImage("unreadable", error.strerror or type(error).__name__)
+    return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
+
+
+def _looks_like_image(name: str) -> bool:
+    return name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
+
+
+def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder]:
+    """The folder, and the test folder where one is given; both must exist."""
+    main = Folder(Path(source.path).expanduser(), images, where="source.path")
+    sets = {"": main}
+    if source.test_path is not None:
+        sets["test"] = Folder(
+            Path(source.test_path).expanduser(), images, where="source.test_path", class_names=main.class_names
+        )
+    return sets

@@ -1,0 +1,127 @@
+"""Which image is for training, validation and testing: exact counts, stratified by class, decided by content alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import DataError
+from engine.spec import RunSpec
+from engine.spec.models import SplitSpec
+
+NAMES = ("unused", "train", "validation", "test")
+UNUSED, TRAIN, VALIDATION, TEST = range(4)
+
+Ints = NDArray[np.int64]
+
+
+def counts(split: SplitSpec, images: int, classes: int, *, given_test: bool) -> tuple[int, int, int]:
+    """(train, validation, test) sizes among `images` good images that are not in a given test set.
+
+    A whole number is a count, a fraction is of `images`, rounded half up; with a given test set split.test is not used.
+    Raises DataError when they add up to more than there is, or when training would miss a class.
+    """
+
+    def size(share: int | float) -> int:
+        return share if isinstance(share, int) else int(share * images + 0.5)
+
+    validation, test = size(split.validation), 0 if given_test else size(split.test)
+    left = images - validation - test
+    train = left if split.train == "rest" else size(split.train)
+    if train > left or left < 0:
+        asked = validation + test + (train if split.train != "rest" else 0)
+        raise DataError("split", f"asks for {asked:,} images, there are {images:,} good ones", "lower the counts")
+    if train < classes:
+        raise DataError(
+            "split.train", f"{train:,} training images for {classes:,} classes", "every class needs one or more"
+        )
+    return train, validation, test
+
+
+def apportion(total: int, weights: Ints, least: Ints, most: Ints) -> Ints:
+    """Whole numbers that sum to `total`, near `total * weights / sum(weights)` by the largest remainder, within bounds.
+
+    Ties go to the lower class. Requires sum(least) <= total <= sum(most).
+    """
+    quota = total * weights / max(1, int(weights.sum()))
+    out = np.clip(np.floor(quota).astype(np.int64), least, most)
+    missing = total - int(out.sum())
+    while missing:
+        room = (out < most) if missing > 0 else (out > least)
+        urgency = np.where(room, (quota - out) * np.sign(missing), -np.inf)
+        chosen = np.argsort(-urgency, kind="stable")[: min(abs(missing), int(room.sum()))]
+        out[chosen] += np.sign(missing)
+        missing = total - int(out.sum())
+    return out
+
+
+def allocate(split: SplitSpec, sizes: Ints, *, given_test: bool) -> tuple[Ints, Ints, Ints]:
+    """(train, validation, test) images of each class, where class c has `sizes[c]` >= 1 good images; every class trains."""
+    train, validation, test = counts(split, int(sizes.sum()), len(sizes), given_test=given_test)
+    nothing = np.zeros_like(sizes)
+    in_test = apportion(test, sizes, nothing, sizes - 1)
+    in_validation = apportion(validation, sizes, nothing, sizes - 1 - in_test)
+    in_train = apportion(train, sizes, nothing + 1, sizes - in_test - in_validation)
+    return in_train, in_validation, in_test
+
+
+def order_keys(seed: int, contents: Sequence[str]) -> list[bytes]:
+    """A pseudo-random 16-byte sort key for each content digest."""
+    salt = seed.to_bytes(8, "little")
+    return [hashlib.blake2b(c.encode(), digest_size=16, key=salt).digest() for c in contents]
+
+
+def assign(
+    split: SplitSpec, seed: int, labels: Ints, contents: Sequence[str], given_test: NDArray[np.bool_], classes: int
+) -> NDArray[np.int8]:
+    """The split (an index of NAMES) of each image; rows of a given test set are all "test", and no other row is then.
+
+    `labels` (N,) are class numbers, `contents` (N,) digests of the pixels, distinct. In each class images are ordered by
+    keyed hash; test images come from the front, validation images behind them, training images from the back. So the answer
+    depends on nothing but content, class sizes, spec and seed, and the test set stays the same when only split.train changes.
+    """
+    out = np.full(len(labels), UNUSED, np.int8)
+    out[given_test] = TEST
+    pool = np.flatnonzero(~given_test)
+    sizes = np.bincount(labels[pool], minlength=classes).astype(np.int64)
+    in_train, in_validation, in_test = allocate(split, sizes, given_test=bool(given_test.any()))
+    keys = order_keys(seed, [contents[i] for i in pool.tolist()])
+    members: list[list[int]] = [[] for _ in range(classes)]
+    for position in sorted(range(len(pool)), key=keys.__getitem__):
+        members[labels[pool[position]]].append(int(pool[position]))
+    for c, rows in enumerate(members):
+        out[rows[: in_test[c]]] = TEST
+        out[rows[in_test[c] : in_test[c] + in_validation[c]]] = VALIDATION
+        out[rows[len(rows) - in_train[c] :]] = TRAIN
+    return out
+
+
+def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Labels of the training images that a run would have if every image were good and distinct, and the class names.
+
+    Lists the source and opens no image, for a plan before there is a catalog. Raises DataError or ConfigError.
+    """
+    from engine.images.listing import Listing
+
+    listing = Listing(spec)
+    codes: list[int] = []
+    tests = 0
+    for group in listing.groups():
+        codes += [candidate.code for candidate in group if not candidate.set]
+        tests += sum(1 for candidate in group if candidate.set)
+    names, numbers = listing.classes()
+    labels = numbers[np.array(codes, np.int64)]
+    sizes = np.bincount(labels, minlength=len(names)).astype(np.int64)
+    require_all(sizes, names)
+    in_train, _, _ = allocate(spec.split, sizes, given_test=tests > 0)
+    return np.repeat(np.arange(len(names), dtype=np.int32), in_train), names
+
+
+def require_all(sizes: Ints, names: Sequence[str], what: str = "image") -> None:
+    """Refuse a class without a single image; raises DataError that names the first."""
+    if len(names) and int(sizes.min()) == 0:
+        name = names[int(np.argmin(sizes))]
+        raise DataError("source", f"class {name!r} has no {what}", "add images, or leave the class out")

@@ -1,0 +1,1 @@
+"""Figures, gallery and the self-contained HTML report."""

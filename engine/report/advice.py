@@ -1,0 +1,179 @@
+"""What to do next, derived from a run's numbers: every rule names the number that triggers it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from engine.evaluation.summary import arm_label, bracket, percent
+from engine.generation.gate import advice as gate_advice
+from engine.report.facts import Facts
+from engine.study.statistics import binomial_error, mean_interval
+
+CLAIM_SEEDS = 5  # fewer are not enough for a claim: controls and small effects need paired intervals
+MORE = 3  # how many times the largest multiple to try next
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to do: a short title, why (with the numbers), and a command to run in the run's folder."""
+
+    title: str
+    text: str
+    command: str | None = None
+
+
+def advise(facts: Facts) -> list[Advice]:
+    """What the numbers suggest, most useful first."""
+    if facts.judge is None:
+        command = "mimeo judge spec.yaml --output ."
+        text = "No classifier was trained on this set yet, so nothing here says how useful it is."
+        return [Advice("Find out what the set is worth", text, command), *_repairs(facts)]
+    found = [*_amount(facts), *_mixing(facts), *_classes(facts), *_precision(facts), *_repairs(facts)]
+    return found or [
+        Advice("Nothing stands out", "No rule found a weak class, a loss of samples or an unclear result.")
+    ]
+
+
+def _run(facts: Facts, what: str, **settings: object) -> str:
+    pairs = [f"{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    changed = " ".join(f"--set {shlex.quote(pair)}" for pair in pairs)
+    return f"mimeo run spec.yaml {changed} --output ../{facts.spec.name}-{what}"
+
+
+def _points(values: list[float] | tuple[float, ...]) -> str:
+    """A mean difference in points with its interval, such as `+5.4 points [4.1, 6.7]`."""
+    interval = mean_interval(values)
+    return f"{sum(values) / len(values) * 100:+.1f} points{bracket(interval.as_list(), 100)}"
+
+
+def _amount(facts: Facts) -> Iterator[Advice]:
+    arms = [arm for arm in facts.arms() if arm["kind"] == "synthetic"]
+    if not arms:
+        return
+    largest, n = arms[-1], (facts.judge or {})["n_train"]
+    multiples = [arm["multiple"] for arm in arms]
+    more = [*multiples, largest["multiple"] * MORE]
+    command = _run(facts, "more", generate__count=more[-1] * n, judge__multiples=str(more).replace(" ", ""))
+    behind = largest["ratio_interval"][1] is not None and largest["ratio_interval"][1] < 1
+    if len(arms) == 1:
+        if behind:
+            text = f"{arm_label(largest)} alone stays behind real (ratio {_ratio(largest)}), and no larger amount was tried."
+            yield Advice("Generate more", text, command)
+        return
+    gains = [b - a for a, b in zip(arms[-2]["accuracies"], largest["accuracies"], strict=True)]
+    step = (
+        f"From {multiples[-2]}x to {multiples[-1]}x the accuracy of synthetic-only training changed by {_points(gains)}"
+    )
+    low, high = mean_interval(gains).as_list()
+    if low is not None and low > 0:
+        yield Advice("Generate more", f"{step}: it is still rising.", command)
+    elif high is not None and high < 0:
+        yield Advice(f"Use {multiples[-2]}x rather than {multiples[-1]}x", f"{step}: more of the same hurts.")
+    else:
+        text = f"{step}, which these seeds cannot tell from nothing."
+        yield Advice("Do not expect much from more samples of this generator", text)
+        if behind:
+            yield _better_generator(facts, largest)
+
+
+def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
+    text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(arm)}) although more samples no longer help"
+    guidance = facts.spec.generate.guidance_scale
+    if facts.spec.model.checkpoint is None:
+        steps = facts.spec.pretrain.unet.steps
+        command = _run(facts, "longer", pretrain__unet__steps=2 * steps)
+        return Advice("Train the generator longer", f"{text}; its U-Net saw {steps:,} steps.", command)
+    return Advice(
+        "Improve the generator",
+        f"{text}. Fine-tune it on the training images, or try another guidance than {guidance:g}.",
+    )
+
+
+def _ratio(arm: dict[str, Any]) -> str:
+    return f"{arm['ratio']:.3f}{bracket(arm['ratio_interval'], 1, 3)}"
+
+
+def _mixing(facts: Facts) -> Iterator[Advice]:
+    arm = facts.arm("mixed")
+    if arm is None or arm["ratio"] is None or arm["ratio_interval"][0] is None:
+        return
+    low, high = arm["ratio_interval"]
+    both, text = arm_label(arm), f"{arm_label(arm)} against real alone: ratio {_ratio(arm)}."
+    if low > 1:
+        yield Advice("Train on both", f"{text} Adding the synthetic images to the real ones helps.")
+    elif high < 1:
+        yield Advice(f"Do not add this much: {both} is worse than real alone", text)
+    else:
+        yield Advice("Mixing is a choice, not a gain", f"{text} These seeds cannot tell the two apart.")
+
+
+def _classes(facts: Facts) -> Iterator[Advice]:
+    judge, names = facts.judge or {}, facts.catalog.class_names
+    sizes = judge["test_per_class"]
+    synthetic, real = facts.arm("synthetic"), facts.arm("real")
+    if synthetic is not None and (worst := _weakest(synthetic, sizes)) is not None:
+        text = f"Synthetic-only training gets {_share(synthetic, worst)} of it right"
+        text += f", real-only {_share(real, worst)}" if real is not None else ""
+        taken = next((entry for entry in synthetic["confusions"] if entry[0] == worst), None)
+        if taken is not None:
+            text += f"; most often it is taken for {_quoted(names[int(taken[1])])}"
+        yield Advice(f"Look at class {_quoted(names[worst])}", f"{text}. Compare its images below.")
+    if real is not None and (worst := _weakest(real, sizes)) is not None:
+        count = _count(facts, worst)
+        text = f"Training on the real images alone gets {_share(real, worst)} of it right, over all classes {percent(real['mean'])}."
+        yield Advice(f"Label more of class {_quoted(names[worst])}", f"{text} It has {count:,} training images.")
+
+
+def _quoted(name: str) -> str:
+    return f"\u201c{name}\u201d"
+
+
+def _share(arm: dict[str, Any], label: int) -> str:
+    return percent(arm["per_class"][label])
+
+
+def _count(facts: Facts, label: int) -> int:
+    return sum(1 for own in facts.catalog.split("train")["label"].to_pylist() if own == label)
+
+
+def _weakest(arm: dict[str, Any], sizes: list[int]) -> int | None:
+    """The class with the lowest accuracy, if it lies more than two binomial standard errors below the arm's mean."""
+    known = [(value, label) for label, value in enumerate(arm["per_class"]) if value is not None]
+    value, label = min(known)
+    return label if value < arm["mean"] - 2 * binomial_error(arm["mean"], sizes[label]) else None
+
+
+def _precision(facts: Facts) -> Iterator[Advice]:
+    judge = facts.judge or {}
+    arm = facts.arm("synthetic") or facts.arm("real")
+    if arm is None:
+        return
+    seeds, (low, high) = len(judge["seeds"]), arm["interval"]
+    if seeds < CLAIM_SEEDS:
+        told = "One judge seed gives no interval"
+        if low is not None:
+            told = f"{seeds} judge seeds leave {(high - low) * 50:.1f} points to each side ({arm_label(arm)})"
+        text = f"{told}; a claim needs at least {CLAIM_SEEDS} seeds."
+        command = _run(facts, "seeds", judge__seeds=CLAIM_SEEDS)
+        yield Advice("Repeat with more seeds before you claim a difference", text, command)
+    if low is not None and 2 * arm["test_error"] > (high - low) / 2:
+        text = f"{judge['n_test']:,} test images alone leave {2 * arm['test_error'] * 100:.1f} points to each side (two standard errors), "
+        text += f"more than the judge seeds do ({(high - low) * 50:.1f})."
+        yield Advice("Hold out more real images for the test", text)
+
+
+def _repairs(facts: Facts) -> Iterator[Advice]:
+    if facts.quarantined:
+        (reason, count), total = facts.quarantined.most_common(1)[0], facts.quarantined.total()
+        planned = facts.manifest.seal.facts.count
+        text = (
+            f"Given up: {total:,} of {planned:,} samples, most often for {reason} ({count:,}); {gate_advice(reason)}."
+        )
+        yield Advice("See why samples were quarantined", text)
+    if facts.bad_images:
+        reason, count = facts.bad_images.most_common(1)[0]
+        text = f"Set aside: {facts.bad_images.total():,}, most often for {reason} ({count:,}); catalog/quarantine.parquet lists them."
+        yield Advice("Repair or remove bad real images", text)

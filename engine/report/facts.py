@@ -1,0 +1,126 @@
+"""Everything that a report says, read from a run's output; what a run has not made is None or empty."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import PurePath
+from typing import Any
+
+import pyarrow.compute as pc
+
+from engine.errors import DataError
+from engine.images import catalog as catalogs
+from engine.images.catalog import QUARANTINED, Catalog
+from engine.shards import manifest
+from engine.shards.manifest import Manifest
+from engine.spec import RunSpec, plain
+from engine.spec.load import PATHS
+from engine.storage.store import Store
+
+JUDGE, PRETRAIN, SECONDS, PLAN, SPEC = (
+    "results/judge.json",
+    "results/pretrain.json",
+    "results/seconds.json",
+    "plan.json",
+    "spec.yaml",
+)
+LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A run as its files tell it; `judge`, `pretrain`, `plan` and `seconds` are their JSON, None or {} where absent."""
+
+    spec: RunSpec
+    spec_hash: str
+    catalog: Catalog
+    manifest: Manifest
+    bad_images: Counter[str]
+    quarantined: Counter[str]
+    judge: dict[str, Any] | None
+    pretrain: dict[str, Any] | None
+    plan: dict[str, Any]
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Real images in each split that has any."""
+        counts = {name: self.catalog.split(name).num_rows for name in ("train", "validation", "test", "unused")}
+        return {name: count for name, count in counts.items() if count}
+
+    def arm(self, kind: str) -> dict[str, Any] | None:
+        """The judged arm of a kind with the largest multiple (never the best: that would be choosing on the test split)."""
+        arms = [arm for arm in (self.judge or {"arms": {}})["arms"].values() if arm["kind"] == kind]
+        return max(arms, key=lambda arm: arm["multiple"], default=None)
+
+    def arms(self) -> list[dict[str, Any]]:
+        """The judged arms: real, synthetic, mixed, by rising multiple."""
+        order = ("real", "synthetic", "mixed")
+        arms = (self.judge or {"arms": {}})["arms"].values()
+        return sorted(arms, key=lambda arm: (order.index(arm["kind"]), arm["multiple"]))
+
+
+def gather(store: Store, spec: RunSpec) -> Facts:
+    """Read a run; raises DataError where it has no finished catalog or no finished synthetic set."""
+    catalog, made = catalogs.load(store), manifest.load(store)
+    return Facts(
+        spec=spec,
+        spec_hash=made.seal.facts.spec_hash,
+        catalog=catalog,
+        manifest=made,
+        bad_images=_bad_images(store),
+        quarantined=_counts(made.quarantine["reason"]),
+        judge=_json(store, JUDGE),
+        pretrain=_json(store, PRETRAIN),
+        plan=_json(store, PLAN) or {},
+        seconds=_json(store, SECONDS) or {},
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the engine and of what its results depend on."""
+    found = {}
+    for name in ("mimeo", *LIBRARIES):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def without_folders(spec: RunSpec) -> dict[str, Any]:
+    """The spec as plain data whose local paths keep their last part only, as a report may be shared."""
+    data = plain(spec)
+    for dotted in PATHS:
+        *parents, last = dotted.split(".")
+        node: Any = data
+        for part in parents:
+            node = node.get(part) or {}
+        if isinstance(node.get(last), str):
+            node[last] = PurePath(node[last]).name
+    return data
+
+
+def _json(store: Store, name: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(store.read(name))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise DataError(f"{store.url}/{name}", "is not JSON", "remove it and run the same command again") from None
+
+
+def _bad_images(store: Store) -> Counter[str]:
+    import pyarrow.parquet as pq
+
+    with store.open(QUARANTINED) as stream:
+        return _counts(pq.read_table(stream)["reason"])
+
+
+def _counts(column: Any) -> Counter[str]:
+    return Counter({row["values"]: row["counts"] for row in pc.value_counts(column).to_pylist()})

@@ -1,0 +1,240 @@
+"""Writes the report: one self-contained HTML page, with the gallery picture and the data set card beside it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from engine.errors import DataError
+from engine.evaluation.summary import arm_images, arm_label, bracket, percent
+from engine.images.catalog import QUARANTINED
+from engine.report import card, figures, gallery
+from engine.report.advice import advise
+from engine.report.facts import Facts, gather, without_folders
+from engine.report.gallery import Row
+from engine.report.words import headline, run_facts, subtitle
+from engine.shards.manifest import QUARANTINE
+from engine.spec import RunSpec
+from engine.storage.store import Store
+
+REPORT, GALLERY, CARD = "report.html", "results/gallery.png", "README.md"
+MAX_CLASSES = 40
+TOP_REASONS = 12
+
+
+def write(store: Store, spec: RunSpec) -> None:
+    """Write results/gallery.png, README.md and, last, report.html; what the run has not made is left out.
+
+    Raises DataError where the catalog or the synthetic set is not finished. Equal runs give equal bytes.
+    """
+    facts = gather(store, spec)
+    rows, fault = _gallery(store, facts)
+    store.replace(GALLERY, gallery.picture(rows))
+    store.replace(CARD, card.text(facts).encode())
+    store.replace(REPORT, render(facts, rows, fault).encode())
+
+
+def render(facts: Facts, rows: list[Row], fault: str = "") -> str:
+    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it."""
+    environment = Environment(
+        loader=PackageLoader("engine", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = environment.get_template("style.css.j2").render()
+    return environment.get_template("report.html.j2").render(
+        facts=facts,
+        style=Markup(style),
+        policy=_policy(style),
+        subtitle=subtitle(facts),
+        headline=headline(facts),
+        advices=advise(facts),
+        run_facts=run_facts(facts),
+        recipe_text=yaml.safe_dump(without_folders(facts.spec), sort_keys=False, allow_unicode=True),
+        quarantines=_quarantines(facts),
+        **_accuracy(facts),
+        **_gallery_context(facts, rows, fault),
+        **_classes(facts),
+        **_curves(facts),
+    )
+
+
+def _policy(style: str) -> str:
+    """Nothing may load, run or be sent; the one style sheet is named by its hash."""
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    return f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def _gallery(store: Store, facts: Facts) -> tuple[list[Row], str]:
+    """The gallery's rows; without images, and why, where the sources or shards can no longer be read."""
+    labels = _shown_classes(facts, gallery.CLASSES)
+    try:
+        return gallery.collect(facts.spec, store, facts.catalog, labels), ""
+    except DataError as error:
+        return [Row(label, facts.catalog.class_names[label]) for label in labels], str(error)
+
+
+def _shown_classes(facts: Facts, most: int) -> list[int]:
+    """All classes, or those with the lowest synthetic-only accuracy (the first ones where none was judged)."""
+    count = len(facts.catalog.class_names)
+    arm = facts.arm("synthetic")
+    if count <= most or arm is None:
+        return list(range(min(count, most)))
+    known = [(value, label) for label, value in enumerate(arm["per_class"]) if value is not None]
+    return sorted(label for _, label in sorted(known)[:most])
+
+
+def _which(facts: Facts, shown: int) -> str:
+    count = len(facts.catalog.class_names)
+    if shown >= count:
+        return ""
+    kind = "with the lowest synthetic-only accuracy" if facts.arm("synthetic") else "that come first"
+    return f" Shown are the {shown} of {count:,} classes {kind}."
+
+
+def _gallery_context(facts: Facts, rows: list[Row], fault: str) -> dict[str, Any]:
+    note = (
+        "The first real training images and the first synthetic images of each class, by index: nothing was picked by "
+        "looks. Point at an image for its caption or prompt."
+    )
+    pixelated = facts.spec.images.size < gallery.SMALL
+    return {
+        "gallery": rows,
+        "gallery_note": note + _which(facts, len(rows)),
+        "gallery_fault": fault,
+        "pixelated": pixelated,
+    }
+
+
+def _accuracy(facts: Facts) -> dict[str, Any]:
+    arms = facts.arms()
+    if not arms or facts.judge is None:
+        return {"arms": [], "tiles": [], "accuracy_figure": "", "recipe": "", "level": ""}
+    judge = facts.judge
+    bars = [
+        figures.Bar(
+            label=arm_label(arm),
+            kind=arm["kind"],
+            mean=100 * arm["mean"],
+            interval=tuple(None if bound is None else 100 * bound for bound in arm["interval"]),
+            values=tuple(100 * value for value in arm["accuracies"]),
+        )
+        for arm in arms
+    ]
+    told = judge["recipe"]
+    recipe = (
+        f"Every judge is the same CNN ({judge['parameters']:,} weights) and takes {told['steps']:,} optimiser steps of "
+        f"{told['batch']} images, whatever the data; mixed batches are half real, half synthetic."
+    )
+    if judge["codec"]["lossy"]:
+        recipe += f" Real training images went through the same {judge['codec']['format']} codec as the synthetic ones."
+    return {
+        "arms": [_arm_row(arm) for arm in arms],
+        "tiles": [_tile(arm) for kind in ("real", "synthetic", "mixed") if (arm := facts.arm(kind))],
+        "accuracy_figure": figures.accuracy(bars),
+        "recipe": recipe,
+        "level": percent(judge["level"], 0),
+    }
+
+
+def _arm_row(arm: dict[str, Any]) -> dict[str, str]:
+    return {
+        "kind": arm["kind"],
+        "label": arm_label(arm),
+        "images": arm_images(arm),
+        "accuracy": f"{arm['mean'] * 100:.1f}",
+        "interval": bracket(arm["interval"], 100),
+        "ratio": "" if arm["ratio"] is None else f"{arm['ratio']:.3f}",
+        "ratio_interval": bracket(arm["ratio_interval"], 1, 3),
+        "test_error": f"{arm['test_error'] * 100:.1f}",
+    }
+
+
+def _tile(arm: dict[str, Any]) -> dict[str, str]:
+    interval = bracket(arm["interval"], 100).strip() or "one seed, no interval"
+    return {
+        "kind": arm["kind"],
+        "label": f"{arm_label(arm)}: {arm_images(arm)} images",
+        "value": percent(arm["mean"]),
+        "detail": f"accuracy {interval}",
+    }
+
+
+def _classes(facts: Facts) -> dict[str, Any]:
+    arms = [arm for kind in ("real", "synthetic", "mixed") if (arm := facts.arm(kind))]
+    if facts.judge is None or not arms:
+        return {"classes": [], "class_columns": [], "classes_note": ""}
+    names, sizes = facts.catalog.class_names, facts.judge["test_per_class"]
+    shown = _shown_classes(facts, MAX_CLASSES)
+    compared = facts.arm("synthetic") or arms[0]
+    note = f"Share of each class's test images that is right, mean over seeds; mistakes are those of {arm_label(compared)}."
+    return {
+        "classes": [
+            {
+                "name": names[label],
+                "n": f"{sizes[label]:,}",
+                "cells": [_class_cell(arm["kind"], arm["per_class"][label]) for arm in arms],
+                "taken": _taken(compared["confusions"], label, names),
+            }
+            for label in shown
+        ],
+        "class_columns": [arm_label(arm) for arm in arms],
+        "classes_note": note + _which(facts, len(shown)),
+    }
+
+
+def _class_cell(kind: str, value: float | None) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "value": value,
+        "width": f"{100 * (value or 0):.1f}",
+        "text": "" if value is None else percent(value),
+    }
+
+
+def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dict[str, str] | None:
+    for true, predicted, count in confusions:
+        if true == label:
+            return {"name": names[int(predicted)], "count": f"{count:.1f} a judge"}
+    return None
+
+
+def _curves(facts: Facts) -> dict[str, Any]:
+    stages = (facts.pretrain or {}).get("stages", {})
+    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net"}
+    curves = [
+        {
+            "title": titles.get(name, name),
+            "detail": f"{stage['steps']:,} steps, {stage['seconds']:,.0f} s",
+            "figure": figures.curve(name, "loss", stage["step"], stage["loss"]),
+        }
+        for name, stage in stages.items()
+        if len(stage["loss"]) > 1
+    ]
+    note = "Trained from scratch on the training split alone. Pale: losses as noted; dark: their running mean."
+    return {"curves": curves, "curves_note": note}
+
+
+def _quarantines(facts: Facts) -> list[dict[str, Any]]:
+    sealed = facts.manifest.seal
+    good = facts.catalog.table.num_rows
+    samples = f"Given up after redraws: {sealed.quarantined:,} of {sealed.facts.count:,} planned ({QUARANTINE})."
+    images = f"Set aside: {facts.bad_images.total():,}; in the catalog: {good:,} ({QUARANTINED})."
+    return [
+        {"title": "Synthetic samples", "unit": "samples", "note": samples, "rows": _reasons(facts.quarantined)},
+        {"title": "Real images", "unit": "images", "note": images, "rows": _reasons(facts.bad_images)},
+    ]
+
+
+def _reasons(counts: Counter[str]) -> list[tuple[str, str]]:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return [(reason, f"{count:,}") for reason, count in ordered[:TOP_REASONS]]

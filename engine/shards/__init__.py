@@ -1,0 +1,1 @@
+"""WebDataset shards: written whole, recorded, verified, read, and indexed for other tools."""

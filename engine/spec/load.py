@@ -1,0 +1,207 @@
+"""Recipes in, frozen specs out: overrides, near matches for misspelt keys, relative paths, and the identity hash."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from engine.errors import ConfigError
+from engine.spec import yaml as strict_yaml
+from engine.spec.models import RunSpec
+
+NOT_IDENTITY = ("resources",)
+PATHS = (
+    "source.path",
+    "source.test_path",
+    "model.checkpoint",
+    "model.lora",
+    "conditions.caption.path",
+    "conditions.features.path",
+)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
+    """Read a recipe, apply `a.b=c` overrides and validate; raises ConfigError with one line.
+
+    Relative paths in the recipe are relative to the recipe; those in overrides to the working folder.
+    """
+    path = Path(path)
+    data = strict_yaml.read(path)
+    if not isinstance(data, dict):
+        raise ConfigError(
+            str(path),
+            "holds no settings" if data is None else "is not a mapping of keys to values",
+            "start from a recipe in pipelines/recipes",
+        )
+    data = _resolve_paths(data, path.resolve().parent)
+    for override in overrides:
+        data = _override(data, override)
+    return validate(_resolve_paths(data, Path.cwd()), where=str(path))
+
+
+def validate(data: dict[str, Any], where: str = "spec") -> RunSpec:
+    """Validate plain data as a RunSpec; the first fault becomes one ConfigError line."""
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, where) from None
+
+
+def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in parts):
+        raise ConfigError(f"--set {override}", "is not KEY=VALUE", "write for example --set generate.count=1000")
+    value = strict_yaml.parse(text, f"--set {override}")
+    out = dict(data)
+    node = out
+    for part in parts[:-1]:
+        child = node.get(part)
+        node[part] = dict(child) if isinstance(child, dict) else {}
+        node = node[part]
+    node[parts[-1]] = value
+    return out
+
+
+def _looks_local(value: str) -> bool:
+    return "://" not in value and "::" not in value
+
+
+def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Make `./x`, `../x` and existing relative paths absolute against `base`; Hub ids and URLs stay as they are."""
+    out = dict(data)
+    for dotted in PATHS:
+        *parents, last = dotted.split(".")
+        node: Any = out
+        for part in parents:
+            if not isinstance(node, dict) or not isinstance(node.get(part), dict):
+                node = None
+                break
+            node[part] = dict(node[part])
+            node = node[part]
+        value = node.get(last) if isinstance(node, dict) else None
+        if isinstance(value, str) and value and _looks_local(value) and not Path(value).expanduser().is_absolute():
+            candidate = base / value
+            hub_id = (
+                dotted == "model.checkpoint" and re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith(".")
+            )
+            if not hub_id or candidate.exists():
+                node[last] = str(candidate.resolve()) if "*" not in value else str(candidate)
+    return out
+
+
+def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
+    """Follow an error location; returns (dotted names without union tags, known keys of the section that it ends in)."""
+    names: list[str] = []
+    known = list(model.model_fields)
+    current: Any = model
+    for part in loc:
+        if isinstance(current, tuple):  # a tagged union: the part is the tag
+            chosen = [m for m in current if part in get_args(m.model_fields["kind"].annotation)]
+            current = chosen[0] if chosen else None
+            known = list(current.model_fields) if current else []
+            continue
+        names.append(str(part))
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            known = list(current.model_fields)
+            field = current.model_fields.get(str(part))
+            annotation = field.annotation if field else None
+            members = tuple(m for m in get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel))
+            current = members or annotation
+        else:
+            current = None
+    return names, known
+
+
+def _explain(error: ValidationError, where: str) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    names, known = _model_at(RunSpec, first["loc"])
+    key = ".".join(names) or "recipe"
+    kind, message = first["type"], str(first["msg"])
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
+        fix = f"did you mean {near[0]}?" if near else f"known keys here: {', '.join(known)}"
+        return ConfigError(where, f"unknown key {key}", fix)
+    if kind == "missing":
+        return ConfigError(where, f"{key} is missing", "add it to the recipe")
+    if kind in ("union_tag_not_found", "union_tag_invalid"):
+        tags = "digits, folder, webdataset, parquet, hub"
+        return ConfigError(where, f"{key}.kind is missing or unknown", f"use one of {tags}")
+    message = message.removeprefix("Value error, ").replace("Input should be", "must be")
+    value = first.get("input")
+    got = (
+        f" (got {value!r})"
+        if isinstance(value, str | int | float | bool | type(None)) and len(repr(value)) < 80
+        else ""
+    )
+    return ConfigError(
+        where,
+        f"{key} {message}{got}" if message.startswith("must") else f"{key}: {message}{got}",
+        "correct the recipe or --set",
+    )
+
+
+def canonical_json(data: Any) -> str:
+    """One text for equal data: sorted keys, no spaces, no NaN."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: Any) -> str:
+    """SHA-256 (hex) of the canonical JSON of plain data."""
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
+
+
+def plain(spec: RunSpec) -> dict[str, Any]:
+    """The spec as JSON-ready data, defaults written out."""
+    return spec.model_dump(mode="json")
+
+
+def identity(spec: RunSpec) -> dict[str, Any]:
+    """What makes a run that run: all of the spec but `resources` and how many failures are put up with."""
+    data = {key: value for key, value in plain(spec).items() if key not in NOT_IDENTITY}
+    _drop(data, ["generate", "gate", "max_quarantined"])
+    return data
+
+
+def spec_hash(spec: RunSpec) -> str:
+    """The run's identity: SHA-256 (hex) of `identity`."""
+    return digest(identity(spec))
+
+
+def _drop(data: dict[str, Any], parts: list[str]) -> None:
+    for part in parts[:-1]:
+        data = data.get(part) or {}
+    data.pop(parts[-1], None)
+
+
+def sample_key(spec: RunSpec) -> int:
+    """The 64-bit key that sample seeds derive from.
+
+    Count, shard size and judge are left out, so that a longer plan begins with the samples of a shorter one; paths are left
+    out, so that moving the data or the model changes nothing.
+    """
+    data = identity(spec)
+    data.pop("judge")
+    for dotted in PATHS:
+        _drop(data, dotted.split("."))
+    data["generate"] = {k: v for k, v in data["generate"].items() if k not in ("count", "shard_size")}
+    return int.from_bytes(hashlib.sha256(canonical_json(data).encode()).digest()[:8], "little")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ, as `a.b: old -> new`, for the message on a changed recipe."""
+    out = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            out.append(f"{prefix}{key}: {a!r} -> {b!r}")
+    return out

@@ -1,0 +1,321 @@
+"""The frozen specification of a run: what a recipe may say, with ranges and defaults."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+MAX_COUNT = 10**12
+
+
+def _integral(value: Any) -> Any:
+    """Accept 1e9 and 1000.0 as integers; refuse booleans, fractions and text."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a whole number")
+    if isinstance(value, float):
+        if not math.isfinite(value) or value != int(value):
+            raise ValueError("must be a whole number")
+        return int(value)
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("must be a number")
+    return float(value)
+
+
+Int = Annotated[int, BeforeValidator(_integral)]
+Count = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_COUNT)]
+Number = Annotated[float, BeforeValidator(_number)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
+Probability = Fraction
+
+
+class Spec(BaseModel):
+    """Base of every section: frozen, unknown keys refused, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
+
+
+class DigitsSource(Spec):
+    """The 1,797 real 8x8 handwritten digits that scikit-learn embeds."""
+
+    kind: Literal["digits"]
+
+
+class FolderSource(Spec):
+    """A folder with one sub-folder of images a class (`test_path`: the same layout, used for testing only)."""
+
+    kind: Literal["folder"]
+    path: str
+    test_path: str | None = None
+    limit: Count | None = None
+
+
+class WebDatasetSource(Spec):
+    """WebDataset tars: a file, a folder of tars or a glob; the label is the `.cls` member or `label_key` of the `.json` one."""
+
+    kind: Literal["webdataset"]
+    path: str
+    test_path: str | None = None
+    label_key: str = "label"
+    class_names: tuple[str, ...] | None = None
+    limit: Count | None = None
+
+
+class ParquetSource(Spec):
+    """Parquet in the Hugging Face image layout: an image column of {bytes, path} and an integer or text label column."""
+
+    kind: Literal["parquet"]
+    path: str
+    test_path: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    class_names: tuple[str, ...] | None = None
+    limit: Count | None = None
+
+
+class HubSource(Spec):
+    """A data set id of the Hugging Face Hub, read through its local cache (offline works when it is cached)."""
+
+    kind: Literal["hub"]
+    dataset: str
+    revision: str | None = None
+    config: str | None = None
+    split: str = "train"
+    test_split: str | None = None
+    image_column: str = "image"
+    label_column: str = "label"
+    limit: Count | None = None
+
+
+Source = Annotated[
+    DigitsSource | FolderSource | WebDatasetSource | ParquetSource | HubSource, Field(discriminator="kind")
+]
+
+
+class ImagesSpec(Spec):
+    """How real images are decoded: every one becomes an RGB square of `size` pixels."""
+
+    size: Annotated[int, BeforeValidator(_integral), Field(ge=8, le=4096, multiple_of=8)] = 512
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
+    max_pixels: Count = 50_000_000
+    max_bytes: Count = 64 * 1024 * 1024
+    max_bad_fraction: Fraction = 0.5
+
+
+class SplitSpec(Spec):
+    """Sizes of the splits, as counts (whole numbers > 1) or fractions of all good images (0 to 1); `train: rest` takes what is left."""
+
+    train: int | float | Literal["rest"] = "rest"
+    validation: int | float = 0.0
+    test: int | float = 0.2
+
+    @field_validator("train", "validation", "test", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        if value == "rest":
+            return value
+        value = _number(value)
+        if value < 0 or (value > 1 and value != int(value)):
+            raise ValueError("must be a fraction between 0 and 1, or a whole number of images")
+        return int(value) if value > 1 else value
+
+
+class ClipSpec(Spec):
+    """The closed-set CLIP: sizes and training of `transformers.CLIPModel`."""
+
+    hidden: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    patch: Count = 2
+    steps: Count = 300
+    batch: Count = 96
+    lr: Annotated[Number, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.05
+
+
+class VaeSpec(Spec):
+    """The closed-set VAE: sizes and training of `diffusers.AutoencoderKL`."""
+
+    blocks: tuple[Count, ...] = (16, 32)
+    layers: Count = 1
+    latent_channels: Count = 4
+    groups: Count = 8
+    steps: Count = 800
+    batch: Count = 48
+    lr: Annotated[Number, Field(gt=0)] = 4e-3
+    kl_weight: Annotated[Number, Field(ge=0)] = 1e-5
+
+
+class UNetSpec(Spec):
+    """The closed-set U-Net: sizes and training of `diffusers.UNet2DConditionModel`."""
+
+    blocks: tuple[Count, ...] = (64, 128)
+    layers: Count = 1
+    head_dim: Count = 16
+    steps: Count = 400
+    batch: Count = 64
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.995
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    drop_condition: Probability = 0.1
+    drop_image: Probability = 0.1
+
+
+class PretrainSpec(Spec):
+    """The closed-set generator: trained from scratch on the training split only."""
+
+    clip: ClipSpec = ClipSpec()
+    vae: VaeSpec = VaeSpec()
+    unet: UNetSpec = UNetSpec()
+    text_length: Annotated[int, BeforeValidator(_integral), Field(ge=4, le=77)] = 16
+    augment: Literal["none", "flip", "affine"] = "affine"
+    checkpoint_every: Count = 200
+
+
+class ModelSpec(Spec):
+    """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes."""
+
+    checkpoint: str | None = None
+    revision: str | None = None
+    lora: str | None = None
+    lora_scale: Annotated[Number, Field(gt=0, le=10)] = 1.0
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class CaptionSpec(Spec):
+    """Where captions come from: the class name alone, image moments (digits), or a captioning model through transformers."""
+
+    kind: Literal["class", "moments", "blip"] = "class"
+    path: str | None = None
+    max_new_tokens: Count = 20
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> CaptionSpec:
+        if self.kind == "blip" and not self.path:
+            raise ValueError("kind blip needs path: a local directory of a BLIP-class model")
+        return self
+
+
+class FeatureSpec(Spec):
+    """Which CLIP computes image features: the checkpoint's own, a transformers directory, or open_clip with local weights."""
+
+    backend: Literal["checkpoint", "transformers", "open_clip"] = "checkpoint"
+    path: str | None = None
+    model: str | None = None
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> FeatureSpec:
+        if self.backend == "transformers" and not self.path:
+            raise ValueError("backend transformers needs path: a local CLIP directory")
+        if self.backend == "open_clip" and not self.path:
+            raise ValueError("backend open_clip needs path: a weights file, or a folder with open_clip_config.json")
+        if self.backend == "open_clip" and str(self.path).endswith(".safetensors") and not self.model:
+            raise ValueError("backend open_clip needs model (such as ViT-L-14) beside a weights file")
+        return self
+
+
+class ConditionsSpec(Spec):
+    """What is computed once for each training image: caption and CLIP image feature; class statistics beside."""
+
+    prompt: str = "photo of {class}, {caption}"
+    caption: CaptionSpec = CaptionSpec()
+    features: FeatureSpec = FeatureSpec()
+
+    @field_validator("prompt")
+    @classmethod
+    def _fields(cls, value: str) -> str:
+        left = value.replace("{class}", "").replace("{caption}", "")
+        if "{" in left or "}" in left:
+            raise ValueError("may use {class} and {caption} only")
+        if not value.strip():
+            raise ValueError("must not be empty")
+        return value
+
+
+class GateSpec(Spec):
+    """When a sample is drawn again, and after how many attempts it is quarantined."""
+
+    min_std: Annotated[Number, Field(ge=0)] = 1.0
+    min_clip_score: Annotated[Number, Field(ge=-1, le=1)] | None = None
+    max_attempts: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100)] = 3
+    max_quarantined: Fraction = 0.01
+
+
+class GenerateSpec(Spec):
+    """The synthetic set: how many samples, drawn how, written how."""
+
+    count: Count = 1000
+    shard_size: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100_000)] = 1000
+    classes: Literal["proportional", "balanced"] = "proportional"
+    scheduler: str = "dpmsolver++"
+    num_inference_steps: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 20
+    guidance_scale: Annotated[Number, Field(ge=0, le=50)] = 2.0
+    negative_prompt: str = ""
+    visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
+    pairing: Literal["own", "class", "none"] = "none"
+    strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    format: Literal["png", "jpg", "webp"] = "png"
+    quality: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100)] = 95
+    gate: GateSpec = GateSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateSpec:
+        if self.strength < 1 and self.pairing == "none":
+            raise ValueError("strength below 1 starts from a real image: set pairing to own or class")
+        if -(-self.count // self.shard_size) > 10**8:
+            raise ValueError(f"count {self.count} makes more than 100,000,000 shards: raise shard_size")
+        return self
+
+
+class JudgeSpec(Spec):
+    """The classifier that says what the data is worth: trained for the same number of steps on every arm."""
+
+    arms: tuple[Literal["real", "synthetic", "mixed"], ...] = ("real", "synthetic", "mixed")
+    multiples: tuple[Count, ...] = (1,)
+    width: Count = 16
+    steps: Count = 300
+    batch: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=65536)] = 64
+    lr: Annotated[Number, Field(gt=0)] = 3e-3
+    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 3
+    augment: Literal["none", "flip", "affine"] = "affine"
+
+
+class ResourcesSpec(Spec):
+    """Where and how wide it runs; never part of a run's identity."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    actors: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100_000)] | None = None
+    batch_size: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=4096)] = 16
+    gpus_per_actor: Annotated[Number, Field(gt=0, le=8)] = 1.0
+    cpus_per_actor: Annotated[Number, Field(ge=0, le=256)] = 0.5
+    threads: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=256)] = 1
+    train_workers: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] = 1
+
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**63)]
+
+
+class RunSpec(Spec):
+    """A whole run; its identity is the hash of everything but `resources`."""
+
+    version: Literal[1] = 1
+    name: Name
+    seed: Seed = 0
+    source: Source
+    images: ImagesSpec = ImagesSpec()
+    split: SplitSpec = SplitSpec()
+    model: ModelSpec = ModelSpec()
+    pretrain: PretrainSpec = PretrainSpec()
+    conditions: ConditionsSpec = ConditionsSpec()
+    generate: GenerateSpec = GenerateSpec()
+    judge: JudgeSpec = JudgeSpec()
+    resources: ResourcesSpec = ResourcesSpec()

@@ -1,0 +1,132 @@
+"""What every store offers, which names it takes, and how a failed system call becomes one clear line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from engine.errors import StorageError
+
+TEMPORARY = ".tmp-"
+PRIVATE = ".mimeo"
+_PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,150}")
+_RESUME = "make room, then run the same command again: it goes on where it stopped"
+_WHAT = {
+    errno.ENOSPC: ("no space left", _RESUME),
+    errno.EDQUOT: ("the quota is used up", _RESUME),
+    errno.EFBIG: ("the file is larger than the limit", "raise the limit (ulimit -f) or lower generate.shard_size"),
+    errno.EACCES: ("permission denied", "choose a folder that you may write, or change its permissions"),
+    errno.EPERM: (
+        "operation not permitted",
+        "choose a file system that allows hard links and a folder that you may write",
+    ),
+    errno.EOPNOTSUPP: ("operation not supported", "choose a file system that allows hard links"),
+    errno.EROFS: ("the file system is read-only", "choose another folder"),
+    errno.ENOTDIR: ("a file lies where a folder is needed", "choose another folder"),
+    errno.EISDIR: ("a folder lies where a file is needed", "choose another folder"),
+    errno.ENAMETOOLONG: ("the path is too long", "choose a shorter one"),
+    errno.ELOOP: ("the path is a loop of symbolic links", "choose another folder"),
+    errno.EIO: ("the device reports an input/output error", "check the disk"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a store: its name relative to the root, its size in bytes."""
+
+    name: str
+    size: int
+
+
+class Store(Protocol):
+    """A folder of files, local or remote; names are '/'-separated and relative to its root.
+
+    Every method raises StorageError (exit 4) where the place refuses; `read`, `open` and `fetch` raise FileNotFoundError
+    where the file is absent. Stores may be pickled and are cheap to send to workers.
+    """
+
+    url: str
+
+    def create(self, name: str, data: bytes | Path) -> bool:
+        """Publish a file in one exclusive step; readers see it whole or not at all.
+
+        True: this call has published it. False: another writer was first. Remote stores also say True where another writer
+        published equal bytes: that cannot be told from a lost reply. A `Path` is a local file that is consumed.
+        """
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Write a derived file, over an older one if there is one, in one atomic step."""
+
+    def read(self, name: str) -> bytes:
+        """The whole file."""
+
+    def open(self, name: str) -> BinaryIO:
+        """A seekable stream of the file, for reading."""
+
+    def exists(self, name: str) -> bool:
+        """Whether the file is there now (no cache)."""
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Every file whose name begins with `prefix`, in name order within a folder; never temporary or lock files."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file; one that is absent already is no error."""
+
+    def local(self, name: str) -> Path | None:
+        """The path of a name where the store is a local folder, else None."""
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """A local copy under `folder`; the file itself where the store is local (do not change it)."""
+
+
+def check_name(name: str) -> str:
+    """Return the name if it is a plain relative one; raises StorageError for `..`, empty parts, control characters."""
+    parts = name.split("/")
+    plain = all(_PART.fullmatch(part) and part not in (".", "..") and len(part.encode()) <= 150 for part in parts)
+    if not plain or len(name.encode()) > 700:
+        raise StorageError(
+            repr(name), "is not a file name inside an output", "names are relative, without '..' and short"
+        )
+    return name
+
+
+def is_private(name: str) -> bool:
+    """Whether a name belongs to the engine's own protocol (temporary and lock files) and is never listed."""
+    return any(part.startswith((TEMPORARY, PRIVATE)) for part in name.split("/"))
+
+
+def storage_error(error: OSError, where: str) -> StorageError:
+    """Turn a failed system call into one line that names the path and, where it matters, the free space."""
+    what, fix = _WHAT.get(error.errno or 0, (error.strerror or str(error) or type(error).__name__, "check the path"))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = _free_space(where)
+        what += f" ({free / 2**20:,.1f} MiB free)" if free is not None else ""
+    return StorageError(where, what, fix)
+
+
+@contextmanager
+def translated(where: str) -> Iterator[None]:
+    """Turn any OSError of the block but FileNotFoundError into a StorageError about `where`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise storage_error(error, where) from error
+
+
+def _free_space(where: str) -> int | None:
+    for folder in (Path(where), *Path(where).parents):
+        if os.path.lexists(folder):
+            try:
+                return shutil.disk_usage(folder).free
+            except OSError:
+                return None
+    return None

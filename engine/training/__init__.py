@@ -1,0 +1,1 @@
+"""Everything that trains under Ray Train: the closed-set generator and the classifiers."""

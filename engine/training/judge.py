@@ -1,0 +1,231 @@
+"""Trains the judges: the same small CNN on real, synthetic and mixed data, one Ray Train run over all arms and seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.errors import ConfigError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec
+from engine.spec.models import JudgeSpec, ResourcesSpec
+from engine.storage.store import Store
+from engine.training.judge_data import Arrays, real_images, synthetic_images
+from engine.training.setup import place, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from engine.training.judge_model import Part
+
+FOLDER = "results/judge"
+MAX_CONFUSIONS = 200
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training set: `real`, `synthetic_10x` (the first 10 n samples of the set) or `mixed_10x` (both)."""
+
+    kind: str
+    multiple: int = 0
+
+    @property
+    def key(self) -> str:
+        """The arm's name in results."""
+        return f"{self.kind}_{self.multiple}x" if self.multiple else self.kind
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One trained judge: accuracy on the test split, correct answers a class, and its commonest mistakes.
+
+    `real_images`, `synthetic_images`: how many different images it could draw; `confusions`: (true, predicted, count) with
+    the largest counts first; `loss`: mean training loss at the end; `seconds`: its training.
+    """
+
+    arm: str
+    seed: int
+    real_images: int
+    synthetic_images: int
+    accuracy: float
+    correct: list[int]
+    confusions: list[tuple[int, int, int]]
+    loss: float
+    parameters: int
+    seconds: float
+    device: str
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the judges train and test on; multiples count in `n`, the size of the training split."""
+
+    train: Arrays
+    test: Arrays
+    synthetic: Arrays | None
+    n: int
+    classes: int
+
+
+def arms(spec: JudgeSpec) -> tuple[Arm, ...]:
+    """The training sets that a spec asks for, real first."""
+    kinds = list(dict.fromkeys(spec.arms))
+    found = [Arm("real")] if "real" in kinds else []
+    return (*found, *(Arm(kind, m) for kind in ("synthetic", "mixed") if kind in kinds for m in _multiples(spec)))
+
+
+def _multiples(spec: JudgeSpec) -> list[int]:
+    return sorted(set(spec.multiples))
+
+
+def check(spec: RunSpec, train: int, test: int) -> None:
+    """Whether the arms can be made from `train` real and `generate.count` synthetic images; raises ConfigError."""
+    if test == 0:
+        raise ConfigError(
+            "judge", "needs a test split, and no real image is in it", "set split.test or source.test_path"
+        )
+    largest = max((arm.multiple for arm in arms(spec.judge)), default=0)
+    if largest * train > spec.generate.count:
+        raise ConfigError(
+            "judge.multiples",
+            f"{largest} x {train:,} training images are {largest * train:,} samples, "
+            f"generate.count is {spec.generate.count:,}",
+            f"raise generate.count to {largest * train}, or ask for smaller multiples",
+        )
+
+
+def outcome_name(arm: str, seed: int) -> str:
+    """Where the result of one judge lies in an output."""
+    return f"{FOLDER}/{arm}-{seed}.json"
+
+
+def outcomes(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> list[Outcome]:
+    """Train every (arm, seed) that is not on storage yet; returns all of them, arm by arm.
+
+    Each result is published on its own as soon as it is there, so an interrupted run goes on with the next judge. The test
+    split is read once by each trained judge, after its last step; nothing is chosen by it. Call inside a Ray session.
+    """
+    check(spec, catalog.split("train").num_rows, catalog.split("test").num_rows)
+    jobs = [(arm, seed) for arm in arms(spec.judge) for seed in range(spec.judge.seeds)]
+    pending = [(arm, seed) for arm, seed in jobs if not store.exists(outcome_name(arm.key, seed))]
+    if pending:
+        _train_all(spec, catalog, store, progress, pending)
+    return [_read(store, arm.key, seed) for arm, seed in jobs]
+
+
+def _read(store: Store, arm: str, seed: int) -> Outcome:
+    data = json.loads(store.read(outcome_name(arm, seed)))
+    return Outcome(**{**data, "confusions": [tuple(entry) for entry in data["confusions"]]})
+
+
+def _train_all(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, jobs: list[tuple[Arm, int]]) -> None:
+    """One Ray Train run: the images go to the object store once, the workers share the jobs."""
+    import ray
+
+    train, test = catalog.split("train"), catalog.split("test")
+    n = train.num_rows
+    wanted = max(arm.multiple for arm, _ in jobs) * n
+    with progress.task("judge: images", n + test.num_rows + wanted) as task:
+        data = Data(
+            train=real_images(spec, train, task, same_codec=True),
+            test=real_images(spec, test, task, same_codec=False),
+            synthetic=synthetic_images(spec, store, wanted, task) if wanted else None,
+            n=n,
+            classes=len(catalog.class_names),
+        )
+    board = Board.create()
+    config = {"jobs": jobs, "data": ray.put(data), "spec": spec.judge, "store": store, "board": board}
+    with follow(board, progress):
+        run(loop, config, name="judge", resources=_workers(spec.resources, len(jobs)))
+
+
+def _workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
+    """As many workers as jobs can use; on CPUs every core takes part, as the jobs share nothing."""
+    from engine.cluster.session import cores_of_cluster, device
+
+    most = resources.train_workers
+    if device(resources) == "cpu":
+        most = max(most, cores_of_cluster())
+    return resources.model_copy(update={"train_workers": max(1, min(most, jobs))})
+
+
+def loop(config: dict[str, Any]) -> None:
+    """The worker: its share of the (arm, seed) jobs, each trained, tested once and published."""
+    import ray
+    import torch
+
+    here = place()
+    torch.set_num_threads(1)  # the same sums in the same order on every machine; also faster at this size
+    data: Data = ray.get(config["data"])
+    jobs = config["jobs"][here.rank :: here.world_size]
+    store, spec, board = config["store"], config["spec"], config["board"]
+    name = "judge" if here.world_size == 1 else f"judge: worker {here.rank + 1}"
+    for k, (arm, seed) in enumerate(jobs):
+        if store.exists(outcome_name(arm.key, seed)):
+            continue
+
+        def tick(step: int, loss: float, k: int = k, arm: Arm = arm, seed: int = seed) -> None:
+            done, total = k * spec.steps + step, len(jobs) * spec.steps
+            board.update(name, done, total, "steps", arm=arm.key, seed=seed, loss=loss)
+
+        outcome = judge_one(arm, seed, spec, data, here.device, tick)
+        store.create(outcome_name(arm.key, seed), json.dumps(asdict(outcome), sort_keys=True, allow_nan=False).encode())
+
+
+def judge_one(
+    arm: Arm,
+    seed: int,
+    spec: JudgeSpec,
+    data: Data,
+    device: torch.device | str = "cpu",
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> Outcome:
+    """Train one judge on its arm, calling `tick(step, loss)` on the way, and test it once.
+
+    Raises ConfigError where the training diverges.
+    """
+    from engine.training import judge_model
+
+    started = time.monotonic()
+    train, test, synthetic = data.train, data.test, data.synthetic
+    drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
+    parts: list[Part] = []
+    if arm.kind != "synthetic":
+        parts.append(train.part())
+    if drawn is not None:
+        parts.append(drawn.part())
+    model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
+    seconds = time.monotonic() - started
+    if not math.isfinite(loss):
+        raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")
+    predicted = judge_model.predict(model, test.part().pixels, device)
+    right = predicted == test.labels
+    return Outcome(
+        arm=arm.key,
+        seed=seed,
+        real_images=len(train.labels) if arm.kind != "synthetic" else 0,
+        synthetic_images=len(drawn.labels) if drawn is not None else 0,
+        accuracy=float(right.mean()),
+        correct=np.bincount(test.labels[right], minlength=data.classes).tolist(),
+        confusions=_confusions(test.labels[~right], predicted[~right], data.classes),
+        loss=loss,
+        parameters=sum(p.numel() for p in model.parameters()),
+        seconds=round(seconds, 3),
+        device=str(device),
+    )
+
+
+def _confusions(true: np.ndarray, predicted: np.ndarray, classes: int) -> list[tuple[int, int, int]]:
+    """The commonest mistakes as (true, predicted, count), largest count first."""
+    pairs, counts = np.unique(true.astype(np.int64) * classes + predicted, return_counts=True)
+    order = np.lexsort((pairs, -counts))[:MAX_CONFUSIONS]
+    return [(int(pairs[i] // classes), int(pairs[i] % classes), int(counts[i])) for i in order]

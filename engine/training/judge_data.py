@@ -1,0 +1,153 @@
+"""What the judges see: real and synthetic images as arrays, through the same codec, at most 64 pixels a side."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from engine.cluster.progress import Task
+from engine.errors import DataError
+from engine.images.decode import BadImage, decode
+from engine.images.encode import encode
+from engine.images.reader import Reader
+from engine.shards import manifest
+from engine.shards.reader import samples
+from engine.spec import RunSpec
+from engine.storage.store import Store
+
+if TYPE_CHECKING:
+    from engine.training.judge_model import Part
+
+MAX_SIZE = 64
+LOSSY = ("jpg", "webp")
+CHUNK = 1024
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Labelled images: `pixels` (N, size, size, 3) uint8, `labels` (N,) int64, `index` (N,) int64 rising (plan index or row)."""
+
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    index: NDArray[np.int64]
+
+    def below(self, index: int) -> Arrays:
+        """The images whose index is smaller; quarantined samples leave gaps, so they may be fewer than `index`."""
+        stop = int(np.searchsorted(self.index, index))
+        return Arrays(self.pixels[:stop], self.labels[:stop], self.index[:stop])
+
+    def part(self) -> Part:
+        """The same as tensors."""
+        import torch
+
+        from engine.training.judge_model import Part
+
+        return Part(torch.tensor(self.pixels), torch.tensor(self.labels))
+
+
+def resolution(spec: RunSpec) -> int:
+    """The side of the images that a judge sees; larger ones are averaged down to it."""
+    return min(spec.images.size, MAX_SIZE)
+
+
+def codec(spec: RunSpec) -> dict[str, Any]:
+    """How the judges' training images were encoded, real and synthetic alike; test images are read as they come."""
+    lossy = spec.generate.format in LOSSY
+    return {"format": spec.generate.format, "quality": spec.generate.quality if lossy else None, "lossy": lossy}
+
+
+def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool) -> Arrays:
+    """Read the catalog rows, in order; `same_codec` sends them through the lossy codec of the synthetic set, if it has one."""
+    reader, side = Reader(spec), resolution(spec)
+    lossy = same_codec and codec(spec)["lossy"]
+
+    def read(first: int) -> Pixels:
+        pixels = reader.pixels(rows.slice(first, CHUNK))
+        return shrink(np.stack([through_codec(image, spec) for image in pixels]) if lossy else pixels, side)
+
+    chunks, done = [], task.done
+    with ThreadPoolExecutor(_threads()) as pool:
+        for chunk in pool.map(read, range(0, rows.num_rows, CHUNK)):
+            chunks.append(chunk)
+            done += len(chunk)
+            task.update(done)
+    labels = np.asarray(rows["label"].to_numpy(), dtype=np.int64)
+    return Arrays(np.concatenate(chunks), labels, np.arange(len(labels), dtype=np.int64))
+
+
+def synthetic_images(spec: RunSpec, store: Store, count: int, task: Task) -> Arrays:
+    """Read the samples with index below `count` from the published shards, in index order.
+
+    Every shard is checked against the manifest first. Raises DataError where one is not the sealed one, where a sample is
+    not a decodable image of the spec's size, and where none is left.
+    """
+    rows = manifest.load(store).table
+    shards = [k for k, first in zip(rows["index"].to_pylist(), rows["first"].to_pylist(), strict=True) if first < count]
+    parts, done = [], task.done
+    with ThreadPoolExecutor(_threads()) as pool:
+        for part in pool.map(lambda chosen: _read_shards(spec, store, chosen, count), _chunks(shards)):
+            parts.append(part)
+            done += len(part.labels)
+            task.update(done)
+    if not any(len(part.labels) for part in parts):
+        raise DataError(store.url, f"none of the first {count:,} samples is left", "see quarantine.parquet")
+    return Arrays(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("pixels", "labels", "index")))
+
+
+def _chunks(shards: list[int]) -> Iterator[list[int]]:
+    size = max(1, -(-len(shards) // (4 * _threads())))
+    return (shards[k : k + size] for k in range(0, len(shards), size))
+
+
+def _read_shards(spec: RunSpec, store: Store, shards: Iterable[int], count: int) -> Arrays:
+    side, pixels, labels, indices = resolution(spec), [], [], []
+    for sample in samples(store, shards):
+        index = sample.meta.get("index")
+        if not isinstance(index, int) or sample.label is None:
+            raise DataError(f"{store.url}, sample {sample.key}", "has no index or no label", "restore the shard")
+        if index < count:
+            pixels.append(shrink(_decoded(sample.image, spec, f"{store.url}, sample {sample.key}")[None], side))
+            labels.append(sample.label)
+            indices.append(index)
+    empty = np.empty((0, side, side, 3), np.uint8)
+    return Arrays(np.concatenate([empty, *pixels]), np.asarray(labels, np.int64), np.asarray(indices, np.int64))
+
+
+def _decoded(data: bytes, spec: RunSpec, where: str) -> Pixels:
+    try:
+        image = decode(data, spec.images).pixels
+    except BadImage as bad:
+        raise DataError(where, f"cannot be decoded ({bad.detail})", "restore the shard") from None
+    if image.shape[:2] != (spec.images.size, spec.images.size):
+        raise DataError(where, f"has {image.shape[1]} x {image.shape[0]} pixels", "restore the shard")
+    return image
+
+
+def through_codec(image: Pixels, spec: RunSpec) -> Pixels:
+    """An image (H, W, 3) as it comes back from the synthetic set's format and quality."""
+    return decode(encode(image, spec.generate.format, spec.generate.quality), spec.images).pixels
+
+
+def shrink(pixels: Pixels, side: int) -> Pixels:
+    """Average (N, H, H, 3) uint8 down to (N, side, side, 3), each output pixel the mean of its area; smaller ones stay."""
+    if pixels.shape[1] <= side:
+        return pixels
+    import torch
+    from torch.nn import functional
+
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    small = functional.adaptive_avg_pool2d(images, side).round().to(torch.uint8)
+    return np.ascontiguousarray(small.permute(0, 2, 3, 1).numpy())
+
+
+def _threads() -> int:
+    return min(os.cpu_count() or 1, 16)

@@ -1,0 +1,32 @@
+"""Random draws that are pure functions of (seed, stage, step), so that a resumed run repeats an unbroken one."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive(*parts: int | str) -> int:
+    """A 63-bit seed from what it belongs to."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, stage: str, step: int) -> torch.Generator:
+    """The CPU generator of one training step; equal on every worker."""
+    return torch.Generator().manual_seed(derive(seed, stage, "step", step))
+
+
+def batch_indices(seed: int, stage: str, step: int, batch: int, count: int) -> torch.Tensor:
+    """Rows (batch,) int64 of the global batch of `step`.
+
+    The steps walk through one random permutation of the `count` images after another: every image is seen equally often,
+    and any step can be asked for alone.
+    """
+    first, last = step * batch, (step + 1) * batch
+    rounds = range(first // count, -(-last // count))
+    order = [
+        torch.randperm(count, generator=torch.Generator().manual_seed(derive(seed, stage, "round", r))) for r in rounds
+    ]
+    return torch.cat(order)[first - rounds[0] * count :][:batch]

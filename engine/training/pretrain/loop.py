@@ -1,0 +1,133 @@
+"""The step loop that all stages share: optimiser, average, checkpoints, time limit, and a stop at the first loss that is not finite."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine.errors import DataError
+from engine.training.pretrain.schedule import one_cycle
+from engine.training.pretrain.stage import Stage
+from engine.training.setup import Place
+
+LOOK_EVERY_S = 1.0
+MAX_STRIDE = 100
+State = dict[str, Any]
+
+
+class Loop:
+    """Trains one stage from `start` on; its whole state goes into and comes out of checkpoints."""
+
+    def __init__(self, stage: Stage, place: Place, state: State | None = None) -> None:
+        """`state` is what `Loop.state` gave at a checkpoint of this stage, None at its start."""
+        self.stage, self.place = stage, place
+        self.optimizer = torch.optim.AdamW(
+            stage.module.parameters(), lr=stage.lr, weight_decay=stage.weight_decay, fused=True
+        )
+        self.step, self.seconds = 0, 0.0
+        self.losses: list[float] = []
+        self._pending: list[torch.Tensor] = []
+        if state is not None:
+            self._restore(state)
+
+    def state(self) -> State:
+        """Everything that the next step depends on, and the history; CPU or device tensors, numbers, text."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "losses": torch.tensor(self.losses),
+            "weights": self.stage.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.stage.ema.average if self.stage.ema else [],
+        }
+
+    def _restore(self, state: State) -> None:
+        self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
+        self.stage.module.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.stage.ema:
+            for average, saved in zip(self.stage.ema.average, state["average"], strict=True):
+                average.copy_(saved)
+
+    def run(
+        self,
+        *,
+        checkpoint_every: int,
+        save: Callable[[], None],
+        out_of_time: Callable[[], bool],
+        tell: Callable[[int, float], None],
+    ) -> bool:
+        """Train to the stage's end (True) or until the time is up (False); `save` is called at both and every so many steps.
+
+        Raises DataError at a loss or gradient that is not finite, with the checkpoint before it left as the newest.
+        `out_of_time` counts on rank 0; the others follow it.
+        """
+        module = self._wrapped().train()
+        seen, next_look, begun = self.step, self.step + 1, time.monotonic()
+        while self.step < self.stage.steps:
+            self._pending.append(self._train_step(module))
+            self.step += 1
+            whole = self.step == self.stage.steps or self.step % checkpoint_every == 0
+            if self.step < next_look and not whole:
+                continue
+            self._check()
+            tell(self.step, self.losses[-1])
+            spent, begun = time.monotonic() - begun, time.monotonic()
+            self.seconds += spent
+            stop, stride = self._agree(out_of_time(), spent / (self.step - seen))
+            seen, next_look = self.step, self.step + stride
+            if whole or stop:
+                save()
+            if stop and self.step < self.stage.steps:
+                return False
+        return True
+
+    def _wrapped(self) -> nn.Module:
+        module = self.stage.module
+        return DistributedDataParallel(module) if self.place.world_size > 1 else module
+
+    def _train_step(self, module: nn.Module) -> torch.Tensor:
+        """One update; returns (2,): the loss of this rank's part, the norm of the whole batch's gradient."""
+        stage = self.stage
+        for group in self.optimizer.param_groups:
+            group["lr"] = one_cycle(self.step, stage.steps, stage.lr)
+        loss = stage.loss(module, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(stage.module.parameters(), stage.clip_norm)
+        self.optimizer.step()
+        if stage.ema:
+            stage.ema.update(stage.module.parameters(), self.step)
+        return torch.stack([loss.detach(), norm])
+
+    def _check(self) -> None:
+        """Take in the losses since the last look, averaged over the ranks; DataError when one is not finite."""
+        seen = torch.stack(self._pending)
+        if self.place.world_size > 1:
+            dist.all_reduce(seen)
+            seen /= self.place.world_size
+        finite = seen.isfinite().all(dim=1).tolist()
+        if not all(finite):
+            step = self.step - len(finite) + finite.index(False)
+            raise DataError(
+                f"pretrain {self.stage.name}, step {step}",
+                "the loss or its gradient is not finite",
+                f"lower pretrain.{self.stage.name}.lr; the checkpoint before that step is kept",
+            )
+        self.losses += seen[:, 0].tolist()
+        self._pending = []
+
+    def _agree(self, stop: bool, step_s: float) -> tuple[bool, int]:
+        """Rank 0's word on whether to stop now, and how many steps to go until the next look, about a second's worth."""
+        stride = min(MAX_STRIDE, max(1, round(LOOK_EVERY_S / max(step_s, 1e-6))))
+        if self.place.world_size == 1:
+            return stop, stride
+        word = torch.tensor([int(stop), stride], device=self.place.device)
+        dist.broadcast(word, src=0)
+        return bool(word[0]), int(word[1])

@@ -1,0 +1,40 @@
+"""The losses of the three stages in closed form."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+
+
+def info_nce(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """CLIP's symmetric contrastive loss for pairs that may repeat: every pair of one group is a positive.
+
+    `images`, `texts`: (B, D) unit vectors; `groups`: (B,) int64, equal where the texts are equal; `scale`: the inverse
+    temperature. Each row's cross entropy is taken against the uniform distribution over its positives (arXiv 2004.11362,
+    eq. 2). With all groups different it is the loss of CLIP (arXiv 2103.00020, figure 3).
+    """
+    logits = scale * images @ texts.T
+    positive = (groups[:, None] == groups[None, :]).to(logits.dtype)
+    target = positive / positive.sum(1, keepdim=True)
+    rows = -(target * functional.log_softmax(logits, dim=1)).sum(1).mean()
+    columns = -(target * functional.log_softmax(logits.T, dim=1)).sum(1).mean()
+    return (rows + columns) / 2
+
+
+def kl_per_dimension(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) averaged over all dimensions, in nats."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def min_snr_weights(
+    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, gamma: float, prediction: str
+) -> torch.Tensor:
+    """Weights (B,) of the squared error at `timesteps` (B,) by the min-SNR strategy (arXiv 2303.09556).
+
+    SNR = a / (1 - a) with a = alphas_cumprod[t]. min(SNR, gamma) weighs the error of the clean sample; expressed as errors of
+    the noise it is min(SNR, gamma) / SNR, of the velocity min(SNR, gamma) / (SNR + 1).
+    """
+    a = alphas_cumprod[timesteps].double()
+    snr = a / (1 - a)
+    divisor = {"epsilon": snr, "v_prediction": snr + 1}[prediction]
+    return (snr.clamp(max=gamma) / divisor).float()

@@ -1,0 +1,94 @@
+"""Trains the closed-set generator under Ray Train and publishes it as one diffusers directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.conditions.table import Captions, load_captions
+from engine.diffusion.tiny import models
+from engine.errors import ConfigError, DataError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec, digest, plain
+from engine.storage.store import Store
+from engine.training import checkpoint, setup
+from engine.training.pretrain.publish import MARKER
+from engine.training.pretrain.worker import CHECKPOINTS, Job, train
+
+VERSION = 1  # raised when the same inputs would give another model
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """`done`: `model/` in the store is whole; otherwise the time limit came, and `message` says where and how to go on."""
+
+    done: bool
+    message: str
+
+
+def pretrain(
+    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
+) -> Pretrained:
+    """Train CLIP, then VAE, then U-Net from scratch on the training split, in one Ray Train run; write `model/`.
+
+    Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
+    newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
+    not fit together, DataError for a loss that is not finite, and for captions or a model that belong to other images.
+    """
+    captions = load_captions(store)
+    rows = catalog.split("train")
+    inputs = made_from(spec, catalog, captions)
+    if store.exists(MARKER):
+        _check_marker(store, inputs)
+        checkpoint.remove_all(store, CHECKPOINTS)
+        return Pretrained(True, "nothing to do: model/ is whole")
+    _check(spec, rows, captions)
+    deadline = None if time_limit is None else time.time() + time_limit
+    board = Board.create()
+    config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
+    with follow(board, reporter):
+        out = setup.run(train, config, name=f"pretrain-{digest(inputs)[:16]}", resources=spec.resources)
+    if out["done"]:
+        checkpoint.remove_all(store, CHECKPOINTS)
+    return Pretrained(out["done"], out["message"])
+
+
+def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, Any]:
+    """What decides the trained weights, but for hardware, library versions and the number of workers."""
+    settings = plain(spec)
+    settings["pretrain"].pop("checkpoint_every")
+    return {
+        "version": VERSION,
+        "seed": spec.seed,
+        "catalog": catalog.digest,
+        "captions": digest([list(captions.keys), list(captions.captions), list(captions.class_names)]),
+        "prompt": spec.conditions.prompt,
+        "images": settings["images"],
+        "pretrain": settings["pretrain"],
+    }
+
+
+def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
+    if json.loads(store.read(MARKER)).get("made_from") != made_from:
+        what = "was trained on other images or with other settings"
+        raise DataError(f"{store.url}/model", what, "use a new output, or remove model/ to train it again")
+
+
+def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
+    models.check(spec.pretrain, spec.images.size)
+    if not rows.num_rows:
+        raise DataError("split.train", "holds no image", "raise it")
+    if tuple(rows["key"].to_pylist()) != captions.keys:
+        raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
+    workers = spec.resources.train_workers
+    for name in ("clip", "vae", "unet"):
+        batch = getattr(spec.pretrain, name).batch
+        if batch % workers:
+            what = f"{workers} workers cannot share pretrain.{name}.batch {batch} evenly"
+            raise ConfigError("resources.train_workers", what, "choose a number that divides the batches")

@@ -1,0 +1,158 @@
+"""What every Ray Train run shares: workers, devices, threads, and errors that come back as themselves."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.errors import ClusterError, MimeoError
+from engine.spec.models import ResourcesSpec
+
+if TYPE_CHECKING:
+    import torch
+
+POLL_S = "0.5"
+FINDINGS = (MimeoError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+Config = dict[str, Any]
+Loop = Callable[[Config], Config | None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a training loop finds itself: its rank among `world_size` workers, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def part(self, batch: int) -> slice:
+        """This rank's rows of a global batch; `batch` must be divisible by the number of workers."""
+        size = batch // self.world_size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+
+def place() -> Place:
+    """The calling worker's place; valid inside a loop that `run` started."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    return Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+
+def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_failures: int = 3) -> Config:
+    """Run `loop(config)` on `resources.train_workers` Ray Train workers and return what rank 0 returned ({} for None).
+
+    Call it inside `engine.cluster.session.session`. Workers get one GPU each where `resources` gives cuda (nccl), else one
+    CPU (gloo), and `resources.threads` torch threads. A MimeoError that a worker raises ends the run at once and is raised
+    here as itself, and so is a plain bug; a killed process or a RuntimeError (torch.distributed, CUDA) starts the loop again up
+    to `max_failures` times: the loop must resume from its own checkpoints. `config` travels by pickle; paths in it must be absolute, because workers start
+    in a folder of their own. Raises ClusterError when the cluster can never hold the workers, or when they keep failing.
+    """
+    from engine.cluster.session import device
+
+    kind = device(resources)
+    _check_room(resources, kind)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
+    with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
+        trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
+        return _fit(trainer.fit) or {}
+
+
+def _trainer(
+    loop: Loop, config: Config, name: str, resources: ResourcesSpec, kind: str, max_failures: int, folder: str
+) -> Any:
+    import ray.train
+    import ray.train.torch
+    from ray.train.v2.api.callback import UserCallback
+
+    api: Any = ray.train  # the static types are those of Train V1
+    threads = resources.threads
+
+    def worker(worker_config: Config) -> Config | None:
+        _prepare(threads)
+        return loop(worker_config)
+
+    class StopOnFindings(UserCallback):
+        """What no second attempt can mend is raised in the controller, which does not retry its own errors."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                if isinstance(error, FINDINGS):
+                    raise error
+
+    return api.torch.TorchTrainer(
+        worker,
+        train_loop_config=config,
+        scaling_config=api.ScalingConfig(
+            num_workers=resources.train_workers,
+            use_gpu=kind == "cuda",
+            resources_per_worker={"CPU": 1, "GPU": 1} if kind == "cuda" else {"CPU": 1},
+        ),
+        run_config=api.RunConfig(
+            name=name,
+            storage_path=folder,
+            failure_config=api.FailureConfig(max_failures=max_failures, controller_failure_limit=max_failures),
+            callbacks=[StopOnFindings()],
+        ),
+    )
+
+
+def _check_room(resources: ResourcesSpec, kind: str) -> None:
+    import ray
+
+    unit = "GPU" if kind == "cuda" else "CPU"
+    room = int(ray.cluster_resources().get(unit, 0))
+    if resources.train_workers > room:
+        raise ClusterError(
+            "resources.train_workers",
+            f"{resources.train_workers} workers of one {unit} each are asked for, the cluster has {room}",
+            "ask for fewer or add nodes",
+        )
+
+
+def _prepare(threads: int) -> None:
+    """Per-worker torch settings: thread count, and kernels that repeat bit for bit where cuDNN has the choice."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def _fit(fit: Callable[[], Any]) -> Config | None:
+    """Run `fit` beside the main thread, so that Ray Train does not take over SIGINT, and unwrap its errors."""
+    box: dict[str, Any] = {}
+
+    def target() -> None:
+        try:
+            box["result"] = fit()
+        except BaseException as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=target, name="mimeo-train", daemon=True)
+    thread.start()
+    thread.join()
+    if "error" in box:
+        raise _unwrap(box["error"])
+    return box["result"].return_value
+
+
+def _unwrap(error: BaseException) -> BaseException:
+    """The worker's own exception where there is one; ClusterError where workers died as processes."""
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError, WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    deaths = (RayActorError, WorkerHealthCheckFailedError)
+    while isinstance(error, ControllerError):
+        error = error.controller_failure
+    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else [error]
+    if all(isinstance(cause, deaths) for cause in causes):
+        fix = "give them more memory, then run the same command again"
+        return ClusterError("training", "its workers keep dying (out of memory?)", fix)
+    return error

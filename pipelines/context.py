@@ -1,0 +1,85 @@
+"""What every verb does first: read the recipe, check it against the world, claim and lock the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import spec as specs
+from engine.cluster.progress import Reporter, reporter
+from engine.diffusion.schedulers import check_name
+from engine.errors import ConfigError
+from engine.images.catalog import precheck
+from engine.spec import RunSpec
+from engine.storage.lock import hold
+from engine.storage.run import SPEC, claim
+from engine.storage.store import Store, open_store, sweep
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A validated spec, the output that it owns, and where to tell the user."""
+
+    spec: RunSpec
+    store: Store
+    reporter: Reporter
+
+
+def load_recipe(recipe: str, overrides: Sequence[str] | None) -> RunSpec:
+    """Read a recipe by path, or by the name of a packaged one (`quickstart`)."""
+    path = Path(recipe)
+    packaged = RECIPES / f"{recipe}.yaml"
+    if not path.exists() and "/" not in recipe and packaged.is_file():
+        path = packaged
+    return specs.load(path, overrides or ())
+
+
+def output_url(spec: RunSpec, output: str | None) -> str:
+    """The run's place: as asked, or runs/NAME below the working folder."""
+    return output if output is not None else f"runs/{spec.name}"
+
+
+def check(spec: RunSpec) -> None:
+    """Everything about the recipe that can be known in a moment, without Ray, torch or a GPU."""
+    check_name(spec.generate.scheduler)
+    for key, value in (("model.checkpoint", spec.model.checkpoint), ("model.lora", spec.model.lora)):
+        if value and value.startswith("/") and not Path(value).exists():
+            raise ConfigError(
+                key,
+                f"{value} does not exist",
+                "give a diffusers directory or a Hub id" if key.endswith("checkpoint") else "give a .safetensors file",
+            )
+    precheck(spec)
+
+
+def check_models(spec: RunSpec) -> None:
+    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights."""
+    from engine.conditions import job as conditions
+
+    if spec.model.checkpoint is None:
+        conditions.precheck(spec, cross_attention_dim=spec.pretrain.clip.hidden)
+        return
+    from engine.diffusion import checkpoint
+    from engine.generation import job
+
+    job.check(spec, checkpoint.inspect(spec.model, spec.images.size))
+
+
+@contextmanager
+def open_run(recipe: str, overrides: Sequence[str] | None, output: str | None, verb: str) -> Iterator[Run]:
+    """Validate, claim the output for this spec, and hold its lock while the block runs."""
+    spec = load_recipe(recipe, overrides)
+    check(spec)
+    store = open_store(output_url(spec, output), probe=True)
+    if not store.exists(SPEC):
+        check_models(spec)
+    claim(store, spec)
+    with hold(store, f"mimeo {verb}"):
+        claim(store, spec, held=True)
+        sweep(store)
+        with reporter() as out:
+            yield Run(spec, store, out)

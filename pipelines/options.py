@@ -1,0 +1,29 @@
+"""The few options that verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or the name of one in pipelines/recipes.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, such as generate.count=1000; repeatable."),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="URL",
+        help="Where the run lives: a folder, or s3://, gs://, az://. Default: runs/NAME.",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option("--time-limit", metavar="SECONDS", help="Stop cleanly after so long; the same command goes on."),
+]
+Url = Annotated[str, typer.Argument(metavar="URL", help="The output of a run.")]

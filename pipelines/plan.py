@@ -1,0 +1,135 @@
+"""`mimeo plan`: what a run would make and cost, without a GPU, Ray or a model."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.errors import DataError
+from engine.generation.plan import Plan
+from engine.images.splits import planned_labels
+from engine.shards.names import shard_name
+from engine.spec import RunSpec
+from engine.storage.store import Store, open_store
+from pipelines.context import check, load_recipe, output_url
+from pipelines.options import Output, Recipe, Set
+
+RAW_SHARE = {
+    "png": 0.6,
+    "jpg": 0.15,
+    "webp": 0.1,
+}  # of 3 bytes a pixel; rough, replaced by the records of a run once there are any
+MEMBER_BYTES = 3 * 512 + 3 * 256 + 1024  # headers, padding and JSON of one sample in a tar
+
+
+def train_labels(spec: RunSpec, store: Store) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Labels of the training rows, class names, and where they come from: the run's catalog, or a scan of the source."""
+    if store.exists("catalog/_done.json"):
+        from engine.images import catalog
+
+        made = catalog.load(store)
+        return made.split("train")["label"].to_numpy(), made.class_names, "the run's catalog"
+    labels, names = planned_labels(spec)
+    return labels, names, "a scan of the source (bad and duplicate images are not known yet)"
+
+
+def examples(spec: RunSpec, store: Store, plan: Plan, names: tuple[str, ...]) -> list[str]:
+    """Three prompts of the plan; captions appear once `mimeo condition` has made them."""
+    captions: list[str] | None = None
+    if store.exists("conditions/captions.parquet"):
+        path = store.local("conditions/captions.parquet")
+        captions = pq.read_table(path or store.open("conditions/captions.parquet"))["prompt"].to_pylist()
+    rows = plan.rows(0, min(3, plan.count))
+    if captions is not None:
+        return [captions[anchor] for anchor in rows.anchor]
+    return [
+        spec.conditions.prompt.replace("{class}", names[label]).replace("{caption}", "<caption>")
+        for label in rows.label
+    ]
+
+
+def _measured(store: Store) -> tuple[float, float] | None:
+    """(bytes a sample, seconds a sample of one actor) from the records of the run, when there are any."""
+    total = seconds = size = 0.0
+    for entry in store.list("data"):
+        if entry.name.endswith(".json") and "-" in entry.name.rpartition("/")[2]:
+            record = json.loads(store.read(entry.name))
+            total, seconds, size = total + record["count"], seconds + record["seconds"], size + record["bytes"]
+    return (size / total, seconds / total) if total else None
+
+
+def facts(spec: RunSpec, store: Store) -> list[tuple[str, str]]:
+    """The plan in lines of (what, value)."""
+    labels, names, origin = train_labels(spec, store)
+    if not len(labels):
+        raise DataError("split.train", "no training images", "give the train split a larger share")
+    plan, g, size = Plan(spec, labels, names), spec.generate, spec.images.size
+    measured = _measured(store)
+    bytes_each = measured[0] if measured else 3 * size * size * RAW_SHARE[g.format] + MEMBER_BYTES
+    evaluations = g.count * max(1, round(g.num_inference_steps * g.strength)) * (2 if g.guidance_scale > 1 else 1)
+    rows: list[tuple[str, str]] = [
+        ("real training images", f"{len(labels):,} in {len(names)} classes, from {origin}"),
+        ("synthetic images", f"{g.count:,} = {g.count / len(labels):,.4g}x the real ones, {g.classes} classes"),
+        ("shards", f"{plan.shards:,} of {g.shard_size:,}: {shard_name(spec.name, 0)}.tar ..."),
+        (
+            "U-Net evaluations",
+            f"{evaluations:,} ({g.num_inference_steps} {g.scheduler} steps, guidance {g.guidance_scale:g})",
+        ),
+        (
+            "disk",
+            f"about {_bytes(bytes_each * g.count)} ({'measured on this run' if measured else 'a rough guess until the first shard'})",
+        ),
+        (
+            "actor time",
+            _duration(measured[1] * g.count) + " on one actor, at this run's rate"
+            if measured
+            else "known after the first shard",
+        ),
+    ]
+    if plan.shards > 100_000:
+        rows.append(
+            (
+                "advice",
+                f"{plan.shards:,} shards are many files: generate.shard_size={max(1000, g.count // 100_000)} makes about 100,000 or fewer",
+            )
+        )
+    rows += [(f"example {i}", text) for i, text in enumerate(examples(spec, store, plan, names), 1)]
+    return rows
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} PB"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} seconds"
+
+
+def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+    """Say what a run would make and cost, with three example prompts; needs no GPU, no Ray and no model."""
+    spec = load_recipe(recipe, set_)
+    check(spec)
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for what, value in facts(spec, open_store(output_url(spec, output))):
+        table.add_row(what, escape(value))
+    Console(soft_wrap=True).print(table)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["plan", *sys.argv[1:]]))

@@ -1,0 +1,33 @@
+"""`mimeo run`: the main job, from real images to shards, classifiers and a report."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+
+from pipelines.options import Output, Recipe, Set, TimeLimit
+from pipelines.stages import verb
+
+
+def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:
+    """Run the main job: real images in, verified synthetic shards, classifiers and a report out."""
+    run = verb("report", recipe, set_, output, time_limit)
+    if run is None or not run.store.exists("results/summary.json"):
+        return
+    from engine.evaluation.summary import table
+
+    console = Console()
+    console.print(table(json.loads(run.store.read("results/summary.json"))))
+    console.print(
+        f"report: {run.store.local('report.html') or run.store.url + '/report.html'}", soft_wrap=True, highlight=False
+    )
+    console.print(f"next: open the report, then mimeo verify {run.store.url}", soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["run", *sys.argv[1:]]))

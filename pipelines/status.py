@@ -1,0 +1,39 @@
+"""`mimeo status`: what a run has done, from its records alone."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.storage.run import read_spec
+from engine.storage.store import open_store
+from pipelines.options import Url
+
+
+def main(url: Url) -> None:
+    """Say what a run has done so far, whether it is still running, and what is left."""
+    from engine.cluster.progress import PlainReporter
+    from engine.shards.status import status
+    from pipelines.context import Run
+    from pipelines.stages import STAGES
+
+    store = open_store(url)
+    spec = read_spec(store)
+    run = Run(spec, store, PlainReporter())
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for stage in STAGES:
+        table.add_row(stage.name, "done" if stage.done(run) else "not done")
+    for name, value in status(store).lines():
+        table.add_row(name, value)
+    Console().print(table)
+    if not all(stage.done(run) for stage in STAGES):
+        typer.echo("the command that started the run goes on from here")
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["status", *sys.argv[1:]]))

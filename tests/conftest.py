@@ -1,0 +1,38 @@
+"""Fixtures that the whole suite shares: one Ray, one tiny checkpoint a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets beside the project; tests that need it skip where it is absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for the whole session."""
+    from engine.cluster.session import session
+    from engine.spec.models import ResourcesSpec
+
+    with session(ResourcesSpec(device="cpu"), num_cpus=4):
+        yield
+
+
+settings.register_profile("mimeo", deadline=None)  # a loaded machine must not fail a property
+settings.load_profile("mimeo")

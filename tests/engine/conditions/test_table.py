@@ -1,0 +1,125 @@
+"""Conditions read back, class statistics and Gaussian draws against numpy over many draws."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from engine.conditions import stored
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
+from engine.conditions.table import Conditions, class_statistics, load, load_captions
+from engine.errors import DataError
+from engine.spec import RunSpec
+from engine.storage.store import Store, open_store
+
+NAMES = ("cat", "sea_lion", "empty", "lone")
+LABELS = np.array([0, 1, 0, 1, 1, 3, 0, 1, 0], np.int32)
+SPEC = RunSpec.model_validate({"name": "x", "source": {"kind": "digits"}})
+
+
+def features(width: int = 5) -> np.ndarray:
+    return np.random.default_rng(4).normal(2, 3, (len(LABELS), width)).astype(np.float32)
+
+
+def write(store: Store, values: np.ndarray, keys: list[str] | None = None) -> None:
+    names = [f"k{i}" for i in range(len(LABELS))]
+    table = pa.table({"key": names, "label": LABELS, "caption": [f"c{i}" if i else "" for i in range(len(LABELS))]})
+    stored.publish(store, CAPTIONS, table, {}, fitted={"a": 1}, class_names=list(NAMES))
+    stored.publish(store, FEATURES, pa.table({"key": keys or names, "feature": stored.as_lists(values)}), {})
+    stored.publish(store, CLASSES, class_statistics(values, LABELS, NAMES), {})
+
+
+@pytest.fixture
+def conditions(tmp_path: Path) -> Conditions:
+    store = open_store(str(tmp_path))
+    write(store, features())
+    return load(store, SPEC)
+
+
+def test_all_is_read_back(conditions: Conditions) -> None:
+    np.testing.assert_array_equal(conditions.features, features())
+    np.testing.assert_array_equal(conditions.labels, LABELS)
+    assert conditions.keys[:2] == ("k0", "k1")
+    assert conditions.prompts[:2] == ("photo of cat", "photo of sea lion, c1")
+    assert conditions.class_names == NAMES
+    assert conditions.features.dtype == conditions.class_means.dtype == np.float32
+    assert conditions.labels.dtype == np.int32
+
+
+def test_captions_alone(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features())
+    captions = load_captions(store)
+    assert captions.fitted == {"a": 1}
+    assert captions.captions[:2] == ("", "c1")
+    assert captions.prompts("{class}")[:2] == ("cat", "sea lion")
+
+
+def test_features_of_width_zero(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features(0))
+    conditions = load(store, SPEC)
+    assert conditions.features.shape == (len(LABELS), 0)
+    assert conditions.class_means.shape == (len(NAMES), 0)
+
+
+def test_class_statistics_are_numpys() -> None:
+    values = features()
+    table = class_statistics(values, LABELS, NAMES).to_pylist()
+    assert [row["count"] for row in table] == [4, 4, 0, 1]
+    assert [row["name"] for row in table] == list(NAMES)
+    np.testing.assert_allclose(table[1]["mean"], values[LABELS == 1].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(table[1]["std"], values[LABELS == 1].std(axis=0, ddof=1), rtol=1e-5)
+    assert table[2]["mean"] is None
+    assert table[2]["std"] is None
+    assert table[3]["std"] == [0.0] * 5
+
+
+def test_class_mean(conditions: Conditions) -> None:
+    np.testing.assert_allclose(conditions.class_mean(0), features()[LABELS == 0].mean(axis=0), rtol=1e-5)
+    with pytest.raises(DataError, match="empty: has no training image"):
+        conditions.class_mean(2)
+
+
+def test_gaussian_draws_have_the_mean_and_the_covariance_of_the_class(conditions: Conditions) -> None:
+    count = 20_000
+    draws = np.stack([conditions.class_gaussian(1, seed) for seed in range(count)]).astype(np.float64)
+    own = features()[LABELS == 1].astype(np.float64)
+    covariance = np.cov(own.T)
+    spread = np.sqrt(np.diag(covariance))
+    assert (np.abs(draws.mean(axis=0) - own.mean(axis=0)) < 5 * spread / np.sqrt(count)).all()
+    error = np.abs(np.cov(draws.T) - covariance) / np.outer(spread, spread)
+    assert error.max() < 5 * np.sqrt(2 / count)
+    assert np.linalg.matrix_rank(draws - own.mean(axis=0), tol=1e-3) == 3  # 4 images span 3 directions
+
+
+def test_gaussian_draws_follow_the_seed(conditions: Conditions) -> None:
+    one = conditions.class_gaussian(0, 2**63 - 1)
+    assert one.dtype == np.float32
+    np.testing.assert_array_equal(one, conditions.class_gaussian(0, 2**63 - 1))
+    assert (one != conditions.class_gaussian(0, 1)).any()
+
+
+def test_gaussian_of_one_image_is_that_image(conditions: Conditions) -> None:
+    np.testing.assert_array_equal(conditions.class_gaussian(3, 7), features()[5])
+    with pytest.raises(DataError, match="has no training image"):
+        conditions.class_gaussian(2, 7)
+
+
+def test_files_of_different_images_are_refused(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features(), keys=[f"other{i}" for i in range(len(LABELS))])
+    with pytest.raises(DataError, match="belongs to other images"):
+        load(store, SPEC)
+
+
+def test_absent_and_broken_files(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    with pytest.raises(DataError, match=r"captions.parquet: is absent; run `mimeo condition`"):
+        load(store, SPEC)
+    write(store, features())
+    data = store.read(FEATURES)
+    store.replace(FEATURES, data[: len(data) // 2])
+    with pytest.raises(DataError, match=r"features.parquet: cannot be read"):
+        load(store, SPEC)

@@ -1,0 +1,217 @@
+"""The job under a real Ray: the same bytes whatever the cluster looks like, refusals, budgets, poison and full disks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+
+from engine.errors import ClusterError, ConfigError, DataError, StorageError
+from engine.generation import job
+from engine.shards import manifest
+from engine.shards.verify import verify
+from engine.spec import RunSpec
+from engine.storage.store import open_store
+from tests.support import outputs, poison
+from tests.support.outputs import Output
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Output:
+    """An output with catalog and conditions, nothing generated."""
+    return outputs.ready(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def copy(ready: Output, tmp_path: Path) -> Callable[..., Output]:
+    """Copies of `ready` in folders of their own, with other resources or generation settings."""
+
+    def make(name: str, generate: dict[str, Any] | None = None, **resources: Any) -> Output:
+        spec = changed(ready.spec, "generate", **(generate or {}))
+        spec = changed(spec, "resources", **resources)
+        store = open_store(str(tmp_path / name))
+        for entry in ready.store.list():
+            if entry.name.startswith(("catalog", "conditions")):
+                store.create(entry.name, ready.store.read(entry.name))
+        return dataclasses.replace(ready, spec=spec, store=store)
+
+    return make
+
+
+def changed(spec: RunSpec, section: str, **values: Any) -> RunSpec:
+    return spec.model_copy(update={section: getattr(spec, section).model_copy(update=values)})
+
+
+def shas(output: Output) -> dict[str, str]:
+    """SHA-256 of every file that is a result, by name."""
+    names = [
+        e.name
+        for e in output.store.list()
+        if e.name.endswith((".tar", ".parquet", "sizes.json", "_info.json", "index.json"))
+    ]
+    return {
+        name: hashlib.sha256(output.store.read(name)).hexdigest()
+        for name in names
+        if name.startswith(("data", "m", "q"))
+    }
+
+
+def wait_for_free_cluster() -> None:
+    """Every CPU slot is given back: nothing of an aborted job runs on."""
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "actors of an aborted job still hold their slots"
+        time.sleep(0.2)
+
+
+def test_the_same_bytes_for_any_number_of_actors_and_any_order(copy: Callable[..., Output]) -> None:
+    outputs = [copy(f"a{n}", actors=n) for n in (1, 2, 4)]
+    for output, order in zip(outputs, ("planned", "shuffled", "planned"), strict=True):
+        summary = output.generate(order=order)
+        assert (summary.count, summary.quarantined, summary.shards, summary.made) == (60, 0, 6, 6)
+        assert verify(output.store).faults == []
+    assert shas(outputs[0]) == shas(outputs[1]) == shas(outputs[2])
+    assert len(shas(outputs[0])) == 6 + 2 + 3
+    again(outputs[0])
+
+
+def again(output: Output) -> None:
+    """A finished output is done and stays as it is; a lost shard is made again, byte for byte."""
+    assert job.is_done(output.store)
+    before = shas(output)
+    assert output.generate().made == 0
+    output.store.remove("data/digits-000003.tar")
+    assert verify(output.store).faults
+    assert output.generate().made == 1
+    assert shas(output) == before
+    assert verify(output.store).faults == []
+    assert not list(output.store.list("attempts/"))
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda o: dataclasses.replace(o, spec=changed(o.spec, "generate", guidance_scale=3.0)), "spec_hash"),
+        (lambda o: dataclasses.replace(o, spec=changed(o.spec, "generate", count=70)), "count"),
+        (lambda o: dataclasses.replace(o, checkpoint=dataclasses.replace(o.checkpoint, digest="0" * 64)), "checkpoint"),
+        (lambda o: dataclasses.replace(o, catalog=dataclasses.replace(o.catalog, digest="0" * 64)), "catalog"),
+        (
+            lambda o: dataclasses.replace(o, conditions=dataclasses.replace(o.conditions, prompts=("x",) * 40)),
+            "conditions",
+        ),
+        (
+            lambda o: dataclasses.replace(
+                o, conditions=dataclasses.replace(o.conditions, features=o.conditions.features + np.float32(1e-6))
+            ),
+            "conditions",
+        ),
+    ],
+)
+def test_an_output_begun_with_something_else_is_refused(
+    copy: Callable[..., Output], change: Callable[[Output], Output], key: str
+) -> None:
+    output = copy("out")
+    begin(output)
+    before = [(e.name, output.store.read(e.name)) for e in output.store.list()]
+    with pytest.raises(ConfigError, match=rf"plan\.json.* {key}: ") as caught:
+        change(output).generate()
+    assert "\n" not in str(caught.value)
+    assert [(e.name, output.store.read(e.name)) for e in output.store.list()] == before
+
+
+def begin(output: Output) -> None:
+    """Publish plan.json as the job does."""
+    facts = job.PlanFacts("digits", 60, 10, job.spec_hash(output.spec))
+    job._begin(
+        output.store, job._plan_json(output.spec, facts, output.checkpoint, None, output.conditions, output.catalog)
+    )
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[1]", b"\xff"])
+def test_a_broken_plan_is_one_line(copy: Callable[..., Output], text: bytes) -> None:
+    output = copy("out")
+    output.store.create("plan.json", text)
+    with pytest.raises(DataError, match=r"plan\.json: is not the plan"):
+        output.generate()
+
+
+def test_what_cannot_be_drawn_is_refused_before_any_worker(copy: Callable[..., Output]) -> None:
+    output = copy("out", {"scheduler": "dpmsolver_sd"})
+    with pytest.raises(ConfigError, match="scheduler"):
+        output.generate()
+    assert not output.store.exists("plan.json")
+
+
+def test_a_run_over_its_budget_stops_and_says_why(copy: Callable[..., Output]) -> None:
+    gate = copy("x").spec.generate.gate.model_copy(update={"min_std": 200.0, "max_attempts": 2})
+    output = copy("out", {"gate": gate, "count": 20})
+    with pytest.raises(DataError, match=r"20 of 20 .*constant_image \(20\).*max_quarantined") as caught:
+        output.generate()
+    assert caught.value.exit_code == 3
+    wait_for_free_cluster()
+    with pytest.raises(DataError, match="constant_image"):
+        output.generate()
+    assert not job.is_done(output.store)
+    summary = lenient(output).generate()
+    assert (summary.count, summary.reasons) == (0, {"constant_image": 20})
+    assert job.is_done(output.store)
+
+
+def lenient(output: Output) -> Output:
+    """The same run, to which no share of failures is too much."""
+    gate = output.spec.generate.gate.model_copy(update={"max_quarantined": 1.0})
+    return dataclasses.replace(output, spec=changed(output.spec, "generate", gate=gate))
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], None]]:
+    """Run jobs with an actor of another class."""
+    yield lambda kind: monkeypatch.setattr(job, "ShardActor", kind)
+    wait_for_free_cluster()
+
+
+def test_a_shard_that_kills_its_workers_is_given_up(copy: Callable[..., Output], actor: Callable[[type], None]) -> None:
+    actor(poison.DeadlyActor)
+    output = lenient(copy("out", {"count": 30}))
+    summary = output.generate()
+    assert summary.reasons == {"worker_died": 10, "not_drawn": 20}
+    rows = manifest.load(output.store).quarantine.to_pylist()
+    assert {(r["index"] // 10, r["reason"], r["attempts"]) for r in rows} == {
+        (0, "not_drawn", 1),
+        (1, "worker_died", 5),
+        (2, "not_drawn", 1),
+    }
+    assert verify(output.store).faults == []
+
+
+def test_a_full_disk_is_the_users_error_and_the_job_goes_on_later(
+    copy: Callable[..., Output], actor: Callable[[type], None]
+) -> None:
+    output = lenient(copy("out", {"count": 30}))
+    actor(poison.FullDiskActor)
+    with pytest.raises(StorageError, match=r"/out: no space left \(0.0 MiB free\); make room"):
+        output.generate()
+    wait_for_free_cluster()
+    actor(poison.IdleActor)
+    assert output.generate().shards == 3
+
+
+def test_workers_that_die_while_loading_end_the_job(copy: Callable[..., Output], actor: Callable[[type], None]) -> None:
+    actor(poison.LoadlessActor)
+    with pytest.raises(ClusterError, match=r"6 workers died while they loaded the model"):
+        copy("out").generate()
+
+
+def test_very_long_plans_put_several_shards_in_a_row() -> None:
+    rows = job._rows(list(range(job.MAX_ROWS * 3 + 1)))
+    assert len(rows) <= job.MAX_ROWS
+    assert [k for row in rows for k in json.loads(row["shards"])] == list(range(job.MAX_ROWS * 3 + 1))
+    assert [json.loads(row["shards"]) for row in job._rows([4, 2, 9])] == [[4], [2], [9]]

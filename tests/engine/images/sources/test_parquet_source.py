@@ -1,0 +1,156 @@
+"""Parquet in the Hugging Face layout, as `datasets` and pyarrow write it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from engine.errors import ConfigError, DataError
+from engine.images.sources import Place, Ref, open_sets
+from engine.images.sources.parquet import ParquetFiles
+from engine.spec.models import ImagesSpec, ParquetSource
+from tests.support.images import picture, save
+
+RNG = np.random.default_rng(6)
+
+
+def images(n: int) -> list[bytes]:
+    return [save(Image.fromarray(picture(RNG, 12, 12)), "PNG") for _ in range(n)]
+
+
+def source_of(path: Path, **more: object) -> ParquetFiles:
+    return open_sets(ParquetSource(kind="parquet", path=str(path), **more), ImagesSpec(size=32))[""]
+
+
+def entries(source: ParquetFiles) -> list:
+    return [entry for group in source.scan() for entry in group]
+
+
+def write(
+    path: Path,
+    data: list[bytes | None],
+    labels: pa.Array,
+    *,
+    group: int = 4,
+    names: list[str] | None = None,
+    plain: bool = False,
+) -> Path:
+    rows = [{"bytes": d, "path": f"{i}.png"} for i, d in enumerate(data)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    column = pa.array(data, pa.binary()) if plain else pa.array(rows, struct)
+    table = pa.table({"image": column, "label": labels})
+    if names:
+        features = {"image": {"_type": "Image"}, "label": {"names": names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, row_group_size=group)
+    return path
+
+
+def test_a_file_that_datasets_wrote(tmp_path: Path) -> None:
+    data = images(9)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    made = datasets.Dataset.from_dict(
+        {"image": [{"bytes": d, "path": None} for d in data], "label": [0, 1] * 4 + [0]}, features
+    )
+    made.to_parquet(tmp_path / "x.parquet")
+    source = source_of(tmp_path / "x.parquet")
+    source.check()
+    assert source.class_names == ("cat", "dog")
+    found = entries(source)
+    assert [entry.label for entry in found] == [0, 1] * 4 + [0]
+    assert dict(source.read([entry.place for entry in found])) == dict(enumerate(data))
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_rows_are_found_again_in_any_order(tmp_path: Path, plain: bool) -> None:
+    data = images(23)
+    for k in range(2):
+        write(tmp_path / f"{k}.parquet", data, pa.array([i % 3 for i in range(23)]), group=5, plain=plain)
+    source = source_of(tmp_path)
+    assert [len(group) for group in source.scan()] == [5, 5, 5, 5, 3] * 2
+    found = entries(source)
+    order = np.random.default_rng(0).permutation(46)[:31]
+    read = dict(source.read([found[i].place for i in order]))
+    assert [read[j] for j in range(31)] == [data[i % 23] for i in order]
+
+
+def test_labels_of_every_kind(tmp_path: Path) -> None:
+    data = images(4)
+    for labels, expected in (
+        (pa.array(["b", "a", None, "b"]), ["b", "a", "no_label", "b"]),
+        (pa.array(["b", "a", "c", "b"]).dictionary_encode(), ["b", "a", "c", "b"]),
+        (pa.array(["007", "7", "c", ""]), ["007", "7", "c", "bad_label"]),
+        (pa.array([2, -1, 0, None], pa.int8()), [2, "no_label", 0, "no_label"]),
+        (pa.array([True, False, True, True]), [1, 0, 1, 1]),
+    ):
+        made = entries(source_of(write(tmp_path / "x.parquet", data, labels)))
+        assert [e.label if isinstance(e, Ref) else e.reason for e in made] == expected
+
+
+def test_missing_bytes_and_rows_have_reasons(tmp_path: Path) -> None:
+    data = [*images(3), None]
+    source = source_of(write(tmp_path / "x.parquet", data, pa.array([0, 1, 0, 1])))
+    read = dict(source.read([Place("x.parquet", row=row) for row in (3, 0, 99)]))
+    assert read[1] == data[0]
+    assert read[0].reason == "no_bytes"
+    assert read[2].reason == "unreadable"
+
+
+def test_structural_faults(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", images(4), pa.array([0, 1, 0, 1]), names=["cat", "dog", "cow"])
+    with pytest.raises(DataError, match="class 'cow' has no rows"):
+        source_of(path).check()
+    with pytest.raises(ConfigError, match=r"source.image_column.*did you mean image"):
+        source_of(path, image_column="img")
+    with pytest.raises(ConfigError, match=r"source.label_column.*no column 'target'"):
+        source_of(path, label_column="target")
+    with pytest.raises(ConfigError, match=r"source.image_column.*holds int64"):
+        source_of(path, image_column="label")
+    with pytest.raises(ConfigError, match="whole numbers or text"):
+        source_of(path, label_column="image")
+    (tmp_path / "y.parquet").write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="no readable Parquet file"):
+        source_of(tmp_path / "y.parquet")
+    with pytest.raises(DataError, match="does not exist"):
+        source_of(tmp_path / "z.parquet")
+    with pytest.raises(DataError, match="holds no rows"):
+        source_of(write(tmp_path / "w.parquet", [], pa.array([], pa.int64()))).check()
+
+
+def test_names_given_in_the_recipe_win(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", images(4), pa.array([0, 1, 0, 1]), names=["cat", "dog"])
+    assert source_of(path, class_names=("one", "two")).class_names == ("one", "two")
+
+
+def test_reading_is_by_row_group(tmp_path: Path) -> None:
+    blobs = [RNG.bytes(1 << 18) for _ in range(96)]
+    path = write(tmp_path / "x.parquet", blobs, pa.array([i % 2 for i in range(96)]), group=8)
+    source = source_of(path)
+    before = pa.total_allocated_bytes()
+    peak = 0
+    for position, data in source.read([Place("x.parquet", row=row) for row in range(8, 16)]):
+        assert data == blobs[8 + position]
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert 1 << 20 < peak < 12 << 20  # of 24 MiB in the file
+
+
+def test_real_cifar(shared_data: Path) -> None:
+    path = shared_data / "cifar10/test.parquet"
+    if not path.exists():
+        pytest.skip("no ../shared/data/cifar10")
+    source = source_of(path)
+    source.check()
+    assert source.class_names[:3] == ("airplane", "automobile", "bird")
+    table = pq.read_table(path)
+    found = entries(source)
+    assert [entry.label for entry in found] == table["label"].to_pylist()
+    some = [7, 5003, 9999, 0]
+    read = dict(source.read([found[i].place for i in some]))
+    assert [read[j] for j in range(4)] == [table["image"][i]["bytes"].as_py() for i in some]

@@ -1,0 +1,191 @@
+"""The report as a browser would read it: one file, nothing that loads or runs, hostile names harmless, numbers as measured."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import re
+import shutil
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from engine.errors import DataError
+from engine.report import html
+from engine.report.facts import gather
+from engine.report.html import render, write
+from engine.storage.store import open_store
+from tests.engine.report.conftest import HOSTILE, JudgedRun
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes, and the text outside of style and title."""
+
+    VOID = frozenset(("meta", "img", "link", "br"))
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.style, self.texts = "", []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "style":
+            self.style += data
+        else:
+            self.texts.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def page(judged_run: JudgedRun) -> Page:
+    write(judged_run.store, judged_run.spec)
+    return Page(judged_run.store.read("report.html").decode())
+
+
+def test_it_is_well_formed(page: Page) -> None:
+    assert page.open == []
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+
+
+def test_hostile_names_become_text_and_nothing_else(page: Page) -> None:
+    tags = Counter(tag for tag, _ in page.elements)
+    assert not {"script", "iframe", "object", "embed", "link", "form", "base", "a"} & tags.keys()
+    assert tags["title"] == tags["style"] == 1
+    assert tags["img"] == 5 * (6 + 6)
+    for name in HOSTILE:
+        assert name in page.texts
+    assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on") or key == "style"]
+
+
+def test_hostile_names_stand_alone_in_their_direction(judged_run: JudgedRun, page: Page) -> None:
+    text = judged_run.store.read("report.html").decode()
+    assert f"<bdi>{HOSTILE[3]}</bdi>" in text
+
+
+def test_nothing_is_loaded_from_elsewhere(page: Page) -> None:
+    assert all(source.startswith("data:image/") for source in page.values("src"))
+    assert all(link.startswith("#") for link in page.values("href"))
+    assert not re.search(r"url\(|@import", page.style)
+
+
+def test_the_policy_allows_this_style_and_data_images_only(page: Page) -> None:
+    policies = [a["content"] for tag, a in page.elements if tag == "meta" and a.get("http-equiv")]
+    digest = base64.b64encode(hashlib.sha256(page.style.encode()).digest()).decode()
+    assert policies == [
+        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
+    ]
+
+
+def test_the_headline_is_what_was_measured(judged_run: JudgedRun, page: Page) -> None:
+    arms = gather(judged_run.store, judged_run.spec).judge["arms"]
+    made, real = arms["synthetic_3x"], arms["real"]
+    low, high = (100 * bound for bound in made["interval"])
+    assert (
+        f"150 synthetic images alone (3x) gets {made['mean'] * 100:.1f} % [{low:.1f}, {high:.1f}] of 50 real"
+        in page.words
+    )
+    assert f"Trained on the 50 real images, it gets {real['mean'] * 100:.1f} %" in page.words
+    low, high = made["ratio_interval"]
+    assert f"The ratio to real, {made['ratio']:.3f} [{low:.3f}, {high:.3f}], is below 1." in page.words
+    assert "not another generator seed" in page.words
+
+
+def test_images_are_the_first_of_each_class_and_carry_their_prompt(page: Page) -> None:
+    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert images[0]["alt"] == f"real image of class {HOSTILE[0]}"
+    synthetic = [a for a in images if a["alt"] == f"synthetic image of class {HOSTILE[2]}"]
+    assert [a["title"] for a in synthetic] == [
+        f"photo of {HOSTILE[2]} (sample {k})" for k in (2, 12, 17, 22, 27, 32)
+    ]  # 7 is quarantined
+    data = base64.b64decode(synthetic[0]["src"].partition(",")[2])
+    with Image.open(io.BytesIO(data)) as small:
+        assert small.size == (64, 64)
+        assert small.getpixel((0, 0))[1] == small.getpixel((3, 3))[1] == 102
+
+
+def test_losses_classes_and_counts_are_there(page: Page) -> None:
+    assert "U-Net 3 steps, 1 s" in page.words
+    assert "constant_image 1" in page.words
+    assert "Given up after redraws: 1 of 150 planned" in page.words
+    assert "not_an_image 1" in page.words
+    assert "Set aside: 1; in the catalog: 100" in page.words
+    assert "generate 12" in page.words
+
+
+def test_equal_runs_give_equal_bytes(judged_run: JudgedRun, page: Page) -> None:
+    names = ("report.html", "README.md", "results/gallery.png")
+    before = [judged_run.store.read(name) for name in names]
+    write(judged_run.store, judged_run.spec)
+    assert [judged_run.store.read(name) for name in names] == before
+
+
+def test_no_folder_of_this_machine_is_told(judged_run: JudgedRun, page: Page) -> None:
+    folder = str(Path(judged_run.spec.source.path).parent)
+    for name in ("report.html", "README.md"):
+        assert folder not in judged_run.store.read(name).decode()
+
+
+def test_a_run_without_judge_and_pretraining_has_its_report(judged_run: JudgedRun, tmp_path: Path) -> None:
+    shutil.copytree(judged_run.store.url, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "results")
+    store = open_store(tmp_path / "run")
+    model = judged_run.spec.model.model_copy(update={"checkpoint": "acme/diffusion", "lora": "/x/style.safetensors"})
+    write(store, judged_run.spec.model_copy(update={"model": model}))
+    found = Page(store.read("report.html").decode())
+    assert "has not been measured" in found.words
+    assert "mimeo judge spec.yaml --output ." in found.words
+    assert "acme/diffusion with LoRA style.safetensors" in found.words
+    assert not {"accuracy", "classes", "training"} & set(found.values("id"))
+    assert {"worth", "gallery", "quarantine", "facts"} <= set(found.values("id"))
+
+
+def test_real_images_that_are_gone_leave_a_reason(judged_run: JudgedRun, tmp_path: Path) -> None:
+    source = judged_run.spec.source.model_copy(update={"path": str(tmp_path / "gone.parquet")})
+    shutil.copytree(judged_run.store.url, tmp_path / "run")
+    store = open_store(tmp_path / "run")
+    write(store, judged_run.spec.model_copy(update={"source": source}))
+    found = Page(store.read("report.html").decode())
+    assert "Images could not be read" in found.words
+    assert "img" not in {tag for tag, _ in found.elements}
+
+
+def test_an_unfinished_run_has_no_report(judged_run: JudgedRun, tmp_path: Path) -> None:
+    shutil.copytree(judged_run.store.url, tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(DataError, match="not finished"):
+        write(open_store(tmp_path / "run"), judged_run.spec)
+
+
+def test_many_classes_show_the_weakest(judged_run: JudgedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "MAX_CLASSES", 2)
+    facts = gather(judged_run.store, judged_run.spec)
+    found = Page(render(facts, []))
+    assert "Shown are the 2 of 5 classes with the lowest synthetic-only accuracy" in found.words
+    unjudged = Page(render(replace(facts, judge=None), []))
+    assert "Shown are the 0 of 5 classes that come first" in unjudged.words

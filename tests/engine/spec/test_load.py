@@ -1,0 +1,129 @@
+"""Recipes: overrides, near matches, paths relative to the recipe, and the identity of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from engine import spec as specs
+from engine.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[3]
+QUICKSTART = ROOT / "pipelines" / "recipes" / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "pipelines" / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_packaged_recipes_are_valid(recipe: Path) -> None:
+    assert specs.load(recipe).name == recipe.stem
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert specs.load(QUICKSTART, ["generate.count=1e9"]).generate.count == 10**9
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("generate.cout=5", "did you mean count?"),
+        ("sede=3", "did you mean seed?"),
+        ("source.pth=x", "unknown key source.pth"),
+        ("pretrain.unet.stepps=3", "did you mean steps?"),
+        ("generate.count=-1", "greater than or equal to 1"),
+        ("generate.count=0", "greater than or equal to 1"),
+        ("generate.count=10.5", "whole number"),
+        ("generate.count=true", "whole number"),
+        ("generate.count=[1]", "whole number"),
+        ("generate.count=1e13", "less than or equal to"),
+        ("generate.guidance_scale=.nan", "finite"),
+        ("generate.guidance_scale=.inf", "finite"),
+        ("generate.strength=0.5", "set pairing"),
+        ("generate.format=gif", "'png', 'jpg' or 'webp'"),
+        ("split.train=1.5", "fraction between 0 and 1"),
+        ("source.kind=imagenet", "digits, folder"),
+        ("conditions.prompt='{x.__class__}'", "{class} and {caption} only"),
+        ("conditions.prompt=''", "must not be empty"),
+        ("name=../../x", "name"),
+        ("seed=-1", "seed"),
+        ("images.size=30", "multiple of 8"),
+        ("version=2", "version"),
+        ("generate.count", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+    ],
+)
+def test_faults_are_one_clear_line(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        specs.load(QUICKSTART, [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_overrides_apply_in_order_and_make_sections() -> None:
+    spec = specs.load(QUICKSTART, ["pretrain.unet.steps=5", "pretrain.unet.steps=6", "resources.actors=2"])
+    assert (spec.pretrain.unet.steps, spec.resources.actors) == (6, 2)
+
+
+def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
+    spec = specs.load(QUICKSTART)
+    data = spec.model_dump(mode="json")
+    del data["resources"], data["generate"]["gate"]["max_quarantined"]
+    by_hand = hashlib.sha256(
+        json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    ).hexdigest()
+    assert specs.spec_hash(spec) == by_hand
+    assert specs.spec_hash(specs.load(QUICKSTART, ["resources.actors=4", "resources.batch_size=1"])) == by_hand
+    assert specs.spec_hash(specs.load(QUICKSTART, ["generate.gate.max_quarantined=0.5"])) == by_hand
+    assert specs.spec_hash(specs.load(QUICKSTART, ["generate.guidance_scale=3"])) != by_hand
+
+
+def test_sample_key_ignores_length_and_place_but_not_content() -> None:
+    key = specs.sample_key(specs.load(QUICKSTART))
+    assert key == specs.sample_key(
+        specs.load(QUICKSTART, ["generate.count=7", "generate.shard_size=3", "judge.seeds=9"])
+    )
+    assert key != specs.sample_key(specs.load(QUICKSTART, ["seed=1"]))
+    assert key != specs.sample_key(specs.load(QUICKSTART, ["generate.guidance_scale=3"]))
+    assert 0 <= key < 2**64
+
+
+def test_spelling_of_the_recipe_does_not_matter(tmp_path: Path) -> None:
+    text = "generate: {count: 1.0e3, shard_size: 100, scheduler: dpmsolver++, num_inference_steps: 12}\nsource: {kind: digits}\nname: a\nimages: {size: 8}\n"
+    one, two = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    one.write_text(text)
+    two.write_text("\n".join(reversed(text.replace("1.0e3", "1000").splitlines())))
+    assert specs.spec_hash(specs.load(one)) == specs.spec_hash(specs.load(two))
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    recipe = tmp_path / "recipes" / "a.yaml"
+    recipe.write_text("name: a\nsource: {kind: folder, path: ../photos}\nmodel: {checkpoint: someone/some-model}\n")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    spec = specs.load(recipe)
+    assert spec.source.path == str(tmp_path / "photos")  # type: ignore[union-attr]
+    assert spec.model.checkpoint == "someone/some-model"
+    other = specs.load(recipe, ["source.path=here"])
+    assert other.source.path == str(tmp_path / "elsewhere" / "here")  # type: ignore[union-attr]
+
+
+def test_specs_are_frozen() -> None:
+    spec = specs.load(QUICKSTART)
+    with pytest.raises(ValueError, match="frozen"):
+        spec.seed = 3  # type: ignore[misc]
+
+
+def test_differences_name_the_keys() -> None:
+    old, new = (
+        specs.identity(specs.load(QUICKSTART)),
+        specs.identity(specs.load(QUICKSTART, ["generate.count=5", "seed=1"])),
+    )
+    assert specs.differences(old, new) == ["generate.count: 1000 -> 5", "seed: 0 -> 1"]
+
+
+def test_canonical_json_refuses_nan() -> None:
+    with pytest.raises(ValueError):
+        specs.canonical_json({"a": float("nan")})

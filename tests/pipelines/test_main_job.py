@@ -1,0 +1,73 @@
+"""The main job as a user runs it: a folder of mixed images with bad files in, verified shards and a report out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from engine.errors import DataError
+from tests.support.images import mixed_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE = """
+name: mixed
+source: {kind: folder, path: photos}
+images: {size: 16}
+split: {train: rest, validation: 0, test: 0.3}
+pretrain:
+  augment: flip
+  clip: {patch: 4, steps: 4, batch: 16, layers: 1}
+  vae: {blocks: [16, 16], steps: 4, batch: 8}
+  unet: {blocks: [16, 32], steps: 4, batch: 8}
+generate: {count: COUNT, shard_size: 20, num_inference_steps: 2, format: jpg, visual_token: class, gate: {min_std: 0}}
+judge: {arms: [real, synthetic], multiples: [1], steps: 10, batch: 16, seeds: 2}
+"""
+
+
+def mimeo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pipelines.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=cwd, env=env, check=False)
+
+
+@pytest.mark.timeout(600)
+def test_mixed_images_in_verified_shards_out(tmp_path: Path) -> None:
+    mixed = mixed_folder(tmp_path / "photos")
+    train = len(mixed.good) - round(0.3 * len(mixed.good))
+    (tmp_path / "recipe.yaml").write_text(RECIPE.replace("COUNT", str(train + 5)))
+    first = mimeo("run", "recipe.yaml", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "runs" / "mixed"
+
+    quarantined = pq.read_table(run / "catalog" / "quarantine.parquet").to_pylist()
+    assert sorted(row["reason"] for row in quarantined) == sorted(mixed.bad.values())
+    manifest = pq.read_table(run / "manifest.parquet")
+    assert sum(manifest["count"].to_pylist()) == train + 5
+    summary = json.loads((run / "results" / "summary.json").read_text())
+    assert 0 <= summary["synthetic_1x_accuracy"] <= 1
+    assert 0 <= summary["real_accuracy"] <= 1
+    for name in ("report.html", "README.md", "results/gallery.png"):
+        assert (run / name).stat().st_size > 1000
+
+    tree = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    again = mimeo("run", "recipe.yaml", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+    assert {path: path.stat().st_mtime_ns for path in tree} == tree
+
+    assert mimeo("verify", str(run), cwd=tmp_path).returncode == 0
+    assert f"{train + 5} of {train + 5}" in mimeo("status", str(run), cwd=tmp_path).stdout
+    shard = run / "data" / "mixed-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    broken = mimeo("verify", str(run), cwd=tmp_path)
+    assert broken.returncode == DataError.exit_code
+    assert "mixed-000000.tar" in broken.stderr
+    assert "Traceback" not in broken.stderr

@@ -1,0 +1,53 @@
+"""Judged outputs without training: outcomes with given accuracies, compared and published by the engine itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from engine.evaluation.judge import judge
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec
+from engine.storage.store import Store
+from engine.training.judge import Outcome, arms, outcome_name
+from tests.support.synthetic import Quiet
+
+
+def outcome(arm: str, seed: int, per_class: Sequence[float], sizes: Sequence[int], images: tuple[int, int]) -> Outcome:
+    """A judge that is right on the given share of each class and takes the rest for the next class."""
+    correct = [round(share * size) for share, size in zip(per_class, sizes, strict=True)]
+    wrong = [(k, (k + 1) % len(sizes), size - c) for k, (c, size) in enumerate(zip(correct, sizes, strict=True))]
+    return Outcome(
+        arm=arm,
+        seed=seed,
+        real_images=images[0],
+        synthetic_images=images[1],
+        accuracy=sum(correct) / sum(sizes),
+        correct=correct,
+        confusions=sorted((w for w in wrong if w[2]), key=lambda w: (-w[2], w)),
+        loss=0.1,
+        parameters=17082,
+        seconds=1.5,
+        device="cpu",
+    )
+
+
+def publish_outcomes(
+    store: Store, spec: RunSpec, catalog: Catalog, shares: Mapping[str, Sequence[Any]]
+) -> dict[str, Any]:
+    """Publish outcomes and `results/judge.json`; `shares` has, by arm, each seed's accuracy, one number or one a class."""
+    labels = catalog.split("test")["label"].to_numpy()
+    sizes = np.bincount(labels, minlength=len(catalog.class_names)).tolist()
+    n = catalog.split("train").num_rows
+    for arm in arms(spec.judge):
+        images = (n if arm.kind != "synthetic" else 0, arm.multiple * n)
+        for seed in range(spec.judge.seeds):
+            share = shares[arm.key][seed]
+            per_class = [share] * len(sizes) if isinstance(share, float) else share
+            made = outcome(arm.key, seed, per_class, sizes, images)
+            store.create(outcome_name(arm.key, seed), json.dumps(asdict(made)).encode())
+    return judge(spec, catalog, store, Quiet())

@@ -1,0 +1,72 @@
+"""The structure that CONTRIBUTING promises: imports run down only, modules say what they are for and stay small."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = (
+    ("errors", "spec"),
+    ("storage",),
+    ("cluster",),
+    ("images",),
+    ("diffusion",),
+    ("conditions", "shards"),
+    ("generation", "training"),
+    ("study", "evaluation"),
+    ("report",),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+SOURCES = sorted(p for folder in ("engine", "pipelines", "benchmarks") for p in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCES if p.is_relative_to(ROOT / "engine")], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_engine_imports_run_down_only(path: Path) -> None:
+    parts = path.relative_to(ROOT / "engine").with_suffix("").parts
+    own = LEVEL.get(parts[0])
+    if own is None:
+        assert parts == ("__init__",)
+        return
+    for module in imports(path):
+        assert not module.startswith("pipelines"), module
+        if module.startswith("engine."):
+            package = module.split(".")[1]
+            if package in LEVEL:
+                assert LEVEL[package] <= own, f"{path.relative_to(ROOT)} imports {module}, which lies above"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_say_what_they_are_for_and_stay_small(path: Path) -> None:
+    text = path.read_text()
+    doc = ast.get_docstring(ast.parse(text)) or ""
+    assert doc.splitlines(), "no module docstring"
+    assert text.count("\n") < 400
+
+
+def test_light_modules_import_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys\n"
+        "import engine.spec, engine.storage.store, engine.storage.run, engine.shards.verify, engine.shards.status, engine.images.sources\n"
+        "import engine.generation.plan, engine.conditions.table, pipelines.cli\n"
+        "print(sorted(m for m in ('torch', 'ray', 'diffusers', 'transformers', 'sklearn') if m in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.strip() == "[]"
