@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from engine.conditions import prompts
+from engine.conditions.stored import CAPTIONS
+from engine.conditions.table import load_captions
 from engine.errors import DataError
 from engine.generation.plan import Plan
 from engine.images.splits import planned_labels
 from engine.shards.names import shard_name
-from engine.spec import RunSpec
+from engine.spec import RunSpec, sample_key
+from engine.storage.run import SPEC, read_spec
 from engine.storage.store import Store, open_store
 from pipelines.context import check, load_recipe, output_url
 from pipelines.options import Output, Recipe, Set
@@ -27,9 +30,15 @@ RAW_SHARE = {
 MEMBER_BYTES = 3 * 512 + 3 * 256 + 1024  # headers, padding and JSON of one sample in a tar
 
 
-def train_labels(spec: RunSpec, store: Store) -> tuple[np.ndarray, tuple[str, ...], str]:
+def begun(spec: RunSpec, output: str | None) -> Store | None:
+    """The output, where a run that makes the same samples was begun there; what it has made and measured counts."""
+    store = open_store(output_url(spec, output))
+    return store if store.exists(SPEC) and sample_key(read_spec(store)) == sample_key(spec) else None
+
+
+def train_labels(spec: RunSpec, store: Store | None) -> tuple[np.ndarray, tuple[str, ...], str]:
     """Labels of the training rows, class names, and where they come from: the run's catalog, or a scan of the source."""
-    if store.exists("catalog/_done.json"):
+    if store is not None and store.exists("catalog/_done.json"):
         from engine.images import catalog
 
         made = catalog.load(store)
@@ -38,32 +47,26 @@ def train_labels(spec: RunSpec, store: Store) -> tuple[np.ndarray, tuple[str, ..
     return labels, names, "a scan of the source (bad and duplicate images are not known yet)"
 
 
-def examples(spec: RunSpec, store: Store, plan: Plan, names: tuple[str, ...]) -> list[str]:
+def examples(spec: RunSpec, store: Store | None, plan: Plan, names: tuple[str, ...]) -> list[str]:
     """Three prompts of the plan; captions appear once `mimeo condition` has made them."""
-    captions: list[str] | None = None
-    if store.exists("conditions/captions.parquet"):
-        path = store.local("conditions/captions.parquet")
-        captions = pq.read_table(path or store.open("conditions/captions.parquet"))["prompt"].to_pylist()
-    rows = plan.rows(0, min(3, plan.count))
-    if captions is not None:
-        return [captions[anchor] for anchor in rows.anchor]
-    return [
-        spec.conditions.prompt.replace("{class}", names[label]).replace("{caption}", "<caption>")
-        for label in rows.label
-    ]
+    template, rows = spec.conditions.prompt, plan.rows(0, min(3, plan.count))
+    if store is not None and store.exists(CAPTIONS):
+        made = load_captions(store).prompts(template)
+        return [made[anchor] for anchor in rows.anchor]
+    return [prompts.fill(template, names[label], "<caption>") for label in rows.label]
 
 
-def _measured(store: Store) -> tuple[float, float] | None:
+def _measured(store: Store | None) -> tuple[float, float] | None:
     """(bytes a sample, seconds a sample of one actor) from the records of the run, when there are any."""
     total = seconds = size = 0.0
-    for entry in store.list("data"):
+    for entry in store.list("data") if store is not None else ():
         if entry.name.endswith(".json") and "-" in entry.name.rpartition("/")[2]:
             record = json.loads(store.read(entry.name))
             total, seconds, size = total + record["count"], seconds + record["seconds"], size + record["bytes"]
     return (size / total, seconds / total) if total else None
 
 
-def facts(spec: RunSpec, store: Store) -> list[tuple[str, str]]:
+def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
     """The plan in lines of (what, value)."""
     labels, names, origin = train_labels(spec, store)
     if not len(labels):
@@ -122,7 +125,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     spec = load_recipe(recipe, set_)
     check(spec)
     table = Table(show_header=False, box=None, pad_edge=False)
-    for what, value in facts(spec, open_store(output_url(spec, output))):
+    for what, value in facts(spec, begun(spec, output)):
         table.add_row(what, escape(value))
     Console(soft_wrap=True).print(table)
 

@@ -13,6 +13,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+LONGEST = (
+    "tests/chaos",
+    "tests/pipelines",
+    "tests/engine/generation/test_job.py",
+    "tests/engine/training/pretrain/test_pretrain_run.py",
+    "tests/engine/training",
+    "tests/engine/conditions",
+    "tests/engine/generation",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one of them at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((k for k, prefix in enumerate(LONGEST) if item.nodeid.startswith(prefix)), len(LONGEST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -35,21 +35,23 @@ class Task:
         self.name, self.total, self.unit = name, total, unit
         self.done = self.base = 0
         self.started = time.monotonic()
-        self._first = True
+        self._first, self._moving = True, False
 
     def update(self, done: int, **fields: float | int | str) -> None:
         """Record that `done` of `total` units are finished; `fields` are shown beside (loss, quarantined, ...).
 
-        The rate counts from the first update, so that work found done on resume does not inflate it.
+        The rate counts from the first progress after the first update: neither work found done on resume nor the loading of
+        models belongs to it.
         """
-        if self._first:
+        if self._first or (not self._moving and self.base < done < self.total):
+            self._moving = not self._first
             self.base, self.started, self._first = done, time.monotonic(), False
         self.done = done
         self._show(fields)
 
     @property
     def rate(self) -> float:
-        """Units a second since the first update."""
+        """Units a second since work began to move."""
         seconds = time.monotonic() - self.started
         return (self.done - self.base) / seconds if seconds > 0 else 0.0
 
@@ -89,6 +91,7 @@ class _PlainTask(Task):
         print(
             f"{self.name}: {self.done:,}/{self.total:,} {self.unit}{speed}{eta}{extra}", file=self._stream, flush=True
         )
+        self._said = True
 
     def close(self) -> None:
         if not self._said:

@@ -90,10 +90,14 @@ class LocalStore:
         yield from self._walk(self.root / check_name(start) if start else self.root, start, prefix)
 
     def remove(self, name: str) -> None:
-        """Remove a file if it is there; see `Store.remove`."""
+        """Remove a file if it is there, and the folders that it leaves empty; see `Store.remove`."""
         path = self._path(name)
         with translated(str(path)), suppress(FileNotFoundError, NotADirectoryError):
             path.unlink()
+        with suppress(OSError):  # a folder that is not empty, or that a writer has just come to
+            for _ in name.split("/")[1:]:
+                path = path.parent
+                path.rmdir()
 
     def local(self, name: str) -> Path | None:
         """The file's path; see `Store.local`."""
@@ -146,7 +150,6 @@ class LocalStore:
     @contextmanager
     def _written(self, final: Path, data: bytes | Path) -> Iterator[Path]:
         """The data as a durable temporary file beside `final`; gone when the block ends."""
-        make_folder(final.parent)
         temporary, descriptor = _open_temporary(final)
         try:
             with suppress(OSError):  # some network file systems have no flock: `sweep` then goes by age
@@ -168,8 +171,9 @@ class LocalStore:
 
 def _open_temporary(final: Path) -> tuple[Path, int]:
     while True:
+        make_folder(final.parent)  # again where `remove` took the empty folder in between
         temporary = final.parent / f"{TEMPORARY}{final.name}-{host()}-{os.getpid()}-{time.time_ns()}"
-        with suppress(FileExistsError):
+        with suppress(FileExistsError, FileNotFoundError):
             return temporary, os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
 
 
@@ -201,14 +205,14 @@ def _abandoned(path: Path, writer_host: str) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and its parents, each entry durable."""
+    """Make the folder and its parents, each entry durable; another process may remove them again while they are empty."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    with suppress(FileExistsError):
+    with suppress(FileExistsError, FileNotFoundError):
         folder.mkdir()
         _sync_folder(folder.parent)
-    if not folder.is_dir():
+    if os.path.lexists(folder) and not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
 
 

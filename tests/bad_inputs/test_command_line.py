@@ -155,9 +155,9 @@ def test_plan_of_a_billion(tmp_path: Path) -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        cwd=ROOT,
+        cwd=tmp_path,
         check=True,
-        env={**os.environ, "COLUMNS": "200"},
+        env={**os.environ, "COLUMNS": "200", "PYTHONPATH": str(ROOT)},
     )
     status, megabytes, modules = result.stdout.strip().splitlines()[-1].split(" ", 2)
     assert (status, modules) == ("0", "[]")

@@ -112,13 +112,17 @@ class Programme:
         """Run the programme; the first output is made in peace, the others must be equal to it."""
         began = time.monotonic()
         reference = self._output("reference", harass=False)
-        while self.outcome.kills.total() < self.kills:
+        while not self._enough():
             tars = self._output(f"out{self.outcome.outputs}", harass=True)
             if tars != reference:
                 self.outcome.faults.append("the shards differ from those of a run without kills")
             print(self.outcome.text(), flush=True)
         self.outcome.seconds = time.monotonic() - began
         return self.outcome
+
+    def _enough(self) -> bool:
+        """As many kills as asked for, of drivers and of actors both."""
+        return self.outcome.kills.total() >= self.kills and len(self.outcome.kills) == 2
 
     def _output(self, name: str, *, harass: bool) -> dict[str, str]:
         folder = self.folder / name
@@ -158,13 +162,13 @@ class Programme:
         if self.random.random() < 0.15:  # while it starts
             return self._sleep(driver, self.random.uniform(0, 8)) and self._kill_driver(driver)
         for _ in range(self.random.randint(1, 3)):
-            if self.outcome.kills.total() >= self.kills or not self._await_work(driver, auditor.folder):
+            if self._enough() or not self._await_work(driver, auditor.folder):
                 return False
             if not self._sleep(driver, self.random.uniform(0, 1.5)):
                 return False
             self._kill_actor(driver)
             self.outcome.faults += auditor.look()
-        if self.outcome.kills.total() >= self.kills or self.random.random() < 0.25:
+        if self._enough() or self.random.random() < 0.25:
             return False
         return self._sleep(driver, self.random.uniform(0, 4)) and self._kill_driver(driver)
 

@@ -1,4 +1,4 @@
-"""Six random kill -9 of drivers and actors: nothing lost, nothing twice, nothing that was published touched."""
+"""Random kill -9 of drivers and actors: nothing lost, nothing twice, nothing that was published touched."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from tests.chaos.kill import Programme
 
 @pytest.mark.timeout(1800)
 def test_killed_runs_are_resumed_to_the_same_output(tmp_path: Path) -> None:
-    programme = Programme(tmp_path, kills=6, seed=2, count=160)
+    programme = Programme(tmp_path, kills=4, seed=2, count=120)
     outcome = programme.run()
     assert outcome.faults == []
-    assert outcome.kills.total() >= 6
-    assert outcome.kills["drivers"] >= 1
-    assert outcome.kills["actors"] >= 1
+    assert outcome.kills.total() >= 4
+    assert set(outcome.kills) == {"drivers", "actors"}
     auditor_sees(tmp_path / "reference", tmp_path / "tampered")
 
 

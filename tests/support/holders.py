@@ -34,8 +34,6 @@ def holding(url: str, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 if __name__ == "__main__":
     with hold(open_store(sys.argv[1]), "mimeo generate"):
-        if "fork" in sys.argv and os.fork() == 0:
-            time.sleep(600)
-            os._exit(0)
-        print("held", flush=True)
+        if "fork" not in sys.argv or os.fork() == 0:  # the child speaks: by then it has let go of its copy of the lock
+            print("held", flush=True)
         time.sleep(600)

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,25 @@ from tests.support.publishers import NAME
 
 SIZE = 300_000
 CALLS = "openat,mkdir,flock,write,fsync,link,linkat,rename,renameat,renameat2,unlink,unlinkat,close,access"
+
+
+def test_empty_folders_go_with_their_last_file_and_are_no_obstacle_to_writers(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "out"))
+
+    def work(number: int) -> int:
+        for turn in range(100):
+            name = f"a/b{turn % 2}/{number}"
+            assert store.create(name, b"x")
+            store.remove(name)
+        return number
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(work, range(8))) == list(range(8))
+    assert list((tmp_path / "out").iterdir()) == []
+    store.create("a/b/c", b"x")
+    store.create("a/d", b"x")
+    store.remove("a/b/c")
+    assert [path.name for path in (tmp_path / "out" / "a").iterdir()] == ["d"]
 
 
 def temporaries(root: Path) -> list[Path]:
