@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -92,10 +93,12 @@ def table(summary: dict[str, Any]) -> Table:
     out = Table(
         title=f"{summary['name']}: a classifier on {n_test:,} real test images, mean of {seeds} judge seeds",
         caption=f"{percent(summary['level'], 0)} intervals over judge seeds, one generator seed; ratios are paired by seed",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
         title_justify="left",
         caption_justify="left",
     )
-    out.add_column("trained on")
+    out.add_column("trained on", no_wrap=True)
     for column in ("images", "accuracy %", "ratio to real"):
         out.add_column(column, justify="right", no_wrap=True)
     for key, arm in sorted(summary["arms"].items(), key=lambda item: _order(item[1])):

@@ -19,6 +19,7 @@ from engine.errors import StorageError
 from engine.storage.base import TEMPORARY, Entry, check_name, is_private, translated
 
 STALE_S = 24 * 3600.0
+TRIES = 100  # at making a folder or a file in one that others remove
 _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"(?P<name>.+)-(?P<host>[A-Za-z0-9.]+)-(?P<pid>\d+)-(?P<ns>\d+)")
 
 
@@ -170,11 +171,12 @@ class LocalStore:
 
 
 def _open_temporary(final: Path) -> tuple[Path, int]:
-    while True:
-        make_folder(final.parent)  # again where `remove` took the empty folder in between
+    for _ in range(TRIES):  # `remove` may take the empty folder between its making and the file's
+        make_folder(final.parent)
         temporary = final.parent / f"{TEMPORARY}{final.name}-{host()}-{os.getpid()}-{time.time_ns()}"
         with suppress(FileExistsError, FileNotFoundError):
             return temporary, os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    raise FileNotFoundError(errno.ENOENT, "takes no files", str(final.parent))
 
 
 def _link(temporary: Path, final: Path) -> bool:
@@ -206,14 +208,19 @@ def _abandoned(path: Path, writer_host: str) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Make the folder and its parents, each entry durable; another process may remove them again while they are empty."""
-    if folder.is_dir():
-        return
-    make_folder(folder.parent)
-    with suppress(FileExistsError, FileNotFoundError):
-        folder.mkdir()
-        _sync_folder(folder.parent)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder))
+    for last in reversed(range(TRIES)):
+        if folder.is_dir():
+            return
+        try:
+            folder.mkdir()
+            _sync_folder(folder.parent)
+        except FileExistsError:
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "not a folder", str(folder)) from None
+        except FileNotFoundError:
+            if not last:
+                raise
+            make_folder(folder.parent)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -64,9 +64,9 @@ def _acquire(path: Path) -> int:
         try:
             make_folder(path.parent)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and time.monotonic() < deadline:
+                continue  # the folder was removed in between
             raise storage_error(error, str(path.parent)) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

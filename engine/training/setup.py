@@ -58,9 +58,15 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
     kind = device(resources)
     _check_room(resources, kind)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
-    with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
-        trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
-        return _fit(trainer.fit) or {}
+    for left in reversed(range(max_failures + 1)):
+        with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
+            trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
+            try:
+                return _fit(trainer.fit) or {}
+            except Exception as error:
+                if not left or not _died_while_starting(error):
+                    raise _unwrap(error) from None
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _trainer(
@@ -125,7 +131,7 @@ def _prepare(threads: int) -> None:
 
 
 def _fit(fit: Callable[[], Any]) -> Config | None:
-    """Run `fit` beside the main thread, so that Ray Train does not take over SIGINT, and unwrap its errors."""
+    """Run `fit` beside the main thread, so that Ray Train does not take over SIGINT."""
     box: dict[str, Any] = {}
 
     def target() -> None:
@@ -138,8 +144,16 @@ def _fit(fit: Callable[[], Any]) -> Config | None:
     thread.start()
     thread.join()
     if "error" in box:
-        raise _unwrap(box["error"])
+        raise box["error"]
     return box["result"].return_value
+
+
+def _died_while_starting(error: BaseException) -> bool:
+    """A worker's death before its loop was under way: Ray Train takes it for a fault of its own controller and gives up."""
+    from ray.exceptions import RayActorError
+    from ray.train import ControllerError
+
+    return isinstance(error, ControllerError) and isinstance(error.controller_failure, RayActorError)
 
 
 def _unwrap(error: BaseException) -> BaseException:

@@ -18,6 +18,19 @@ def _resources(workers: int, threads: int = 1) -> ResourcesSpec:
     return ResourcesSpec(device="cpu", train_workers=workers, threads=threads)
 
 
+class KillsAWorker:
+    """Kills, with -9, the first training worker that unpickles it: before its loop begins."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if "RayTrainWorker" in Path("/proc/self/cmdline").read_text() and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _sums(config: dict[str, Any]) -> dict[str, Any]:
     """Adds the ranks over all workers; the process of rank 1 is killed at its first attempt."""
     import torch
@@ -41,9 +54,11 @@ def _sums(config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_worker_is_started_again_and_rank_0_answers(tmp_path: Path) -> None:
-    marker = tmp_path / "killed"
-    out = setup.run(_sums, {"marker": str(marker)}, name="sums", resources=_resources(2, threads=2), max_failures=10)
+    marker, early = tmp_path / "killed", tmp_path / "killed-while-starting"
+    config = {"marker": str(marker), "early": KillsAWorker(early)}
+    out = setup.run(_sums, config, name="sums", resources=_resources(2, threads=2), max_failures=10)
     assert marker.exists()
+    assert early.exists()
     assert out == {"total": 3, "rank": 0, "part": (0, 3), "threads": 2}
 
 

@@ -1,4 +1,4 @@
-"""The whole pretraining through Ray Train: idempotent, stopped by a time limit, refused for other inputs."""
+"""The whole pretraining through Ray Train: idempotent, resumed, refused for other inputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ import pytest
 from diffusers import StableDiffusionPipeline
 
 from engine.cluster.progress import PlainReporter
-from engine.conditions import job as conditions_job
+from engine.conditions.table import load_captions
 from engine.errors import ConfigError, DataError
-from engine.images import catalog as catalogs
 from engine.spec.models import ResourcesSpec
 from engine.storage.store import open_store
 from engine.training.pretrain import pretrain
+from engine.training.pretrain.run import made_from
+from engine.training.pretrain.worker import Job, Training, training_set
+from engine.training.setup import Place
 from tests.support.trained import Trained, trained_run
-from tests.support.training import tiny_spec, weights
+from tests.support.training import CPU, tiny_spec, weights
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +26,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Trai
     return trained_run(tmp_path_factory.mktemp("trained"))
 
 
-def test_under_ray_train_stopped_and_gone_on_with_gives_the_same_weights(trained: Trained, tmp_path: Path) -> None:
+def test_ray_train_goes_on_from_a_stopped_training_to_the_same_weights(trained: Trained, tmp_path: Path) -> None:
     spec, store = trained.spec, open_store(str(tmp_path))
-    catalog = catalogs.build(spec, store, PlainReporter())
-    conditions_job.caption(spec, catalog, store, PlainReporter())
-    stopped = pretrain(spec, catalog, store, PlainReporter(), time_limit=0.0)
-    assert not stopped.done
-    assert "same command goes on" in stopped.message
+    for name in ("conditions/captions.parquet", "catalog/catalog.parquet"):
+        store.create(name, trained.store.read(name))
+    captions = load_captions(store)
+    job = Job(spec, store, made_from(spec, trained.catalog, captions), deadline=0.0)
+    stopped = Training(job, Place(0, 1, CPU), training_set(spec, trained.catalog.split("train"), captions, CPU)).run()
+    assert not stopped["done"]
     assert list(store.list("checkpoints/"))
     assert not store.exists("model/mimeo.json")
-    assert pretrain(spec, catalog, store, PlainReporter()).done
+    assert pretrain(spec, trained.catalog, store, PlainReporter()).done
     assert weights(tmp_path) == weights(trained.model.parent)
     assert not list(store.list("checkpoints/"))
 

@@ -1,0 +1,114 @@
+"""Matching losses against sums written out, against the released form, and against numerical gradients."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from engine.training.matching import losses
+
+SHAPE = (6, 2, 3, 3)
+
+
+def _values(seed: int, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+PREDICTED, TARGET = _values(0), _values(1)
+WEIGHTS = _values(2, (6,)).abs()
+LABELS = torch.tensor([0, 2, 0, 1, 2, 0])
+
+
+def test_residual_is_the_released_loss_at_its_batch_size() -> None:
+    batch = len(WEIGHTS)
+    predicted, target, weights = PREDICTED.numpy(), TARGET.numpy(), WEIGHTS.numpy()
+    total = np.zeros(SHAPE[1:])
+    for i in range(batch):
+        total += weights[i] * predicted[i] - weights[i] * target[i]
+    released = 0.003 * float((total**2).mean())
+    ours = losses.released_weight(0.003, batch) * losses.residual(PREDICTED, TARGET, WEIGHTS)
+    assert float(ours) == pytest.approx(released, rel=1e-12)
+    assert losses.released_weight(0.003, 8) == pytest.approx(0.192)
+
+
+def test_residual_does_not_grow_with_a_repeated_batch() -> None:
+    twice = [torch.cat([part, part]) for part in (PREDICTED, TARGET, WEIGHTS)]
+    assert float(losses.residual(*twice)) == pytest.approx(
+        float(losses.residual(PREDICTED, TARGET, WEIGHTS)), rel=1e-12
+    )
+
+
+def test_residual_per_class_is_a_mean_over_images_of_their_class() -> None:
+    expected = 0.0
+    for label in LABELS.unique():
+        own = label == LABELS
+        expected += int(own.sum()) / len(LABELS) * float(losses.residual(PREDICTED[own], TARGET[own], WEIGHTS[own]))
+    assert float(losses.residual_per_class(PREDICTED, TARGET, WEIGHTS, LABELS)) == pytest.approx(expected, rel=1e-12)
+
+
+def _mmd_by_hand(fake: np.ndarray, real: np.ndarray, weights: np.ndarray) -> float:
+    n, share = len(real), weights / weights.sum()
+    pairs = [((real[i] - real[j]) ** 2).sum() for i in range(n) for j in range(n) if i != j]
+    scale = sum(pairs) / len(pairs)
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> float:
+        d = float(((a - b) ** 2).sum())
+        return sum(math.exp(-d / (width * scale)) for width in (0.25, 0.5, 1.0, 2.0, 4.0)) / 5
+
+    total = 0.0
+    for i in range(n):
+        for j in range(n):
+            both = (
+                kernel(fake[i], fake[j])
+                + kernel(real[i], real[j])
+                - kernel(fake[i], real[j])
+                - kernel(real[i], fake[j])
+            )
+            total += share[i] * share[j] * both
+    return total
+
+
+def test_kernel_mmd_is_the_double_sum() -> None:
+    fake, real, weights = _values(3, (5, 4)), _values(4, (5, 4)) + 0.5, torch.tensor([1.0, 0.2, 0.0, 3.0, 1.0]).double()
+    assert float(losses.kernel_mmd(fake, real, weights)) == pytest.approx(
+        _mmd_by_hand(fake.numpy(), real.numpy(), weights.numpy()), rel=1e-10
+    )
+    equal = losses.kernel_mmd(fake, real)
+    assert float(equal) == pytest.approx(_mmd_by_hand(fake.numpy(), real.numpy(), np.ones(5)), rel=1e-10)
+
+
+def test_kernel_mmd_compares_sets_not_pairs() -> None:
+    real = _values(5, (7, 3))
+    assert float(losses.kernel_mmd(real.flip(0), real)) == pytest.approx(0, abs=1e-12)
+    near, far = losses.kernel_mmd(real + 0.1, real), losses.kernel_mmd(real + 2, real)
+    assert 0 < float(near) < float(far)
+
+
+def test_one_image_and_equal_images_stay_finite() -> None:
+    for real in (torch.ones(1, 3), torch.ones(4, 3)):
+        fake = real.clone().requires_grad_()
+        loss = losses.kernel_mmd(fake, real)
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert torch.isfinite(fake.grad).all()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_clean_sample_undoes_the_forward_process(prediction: str) -> None:
+    clean, noise, a = _values(6), _values(7), torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
+    mixed = a[:, None, None, None]
+    noisy = mixed.sqrt() * clean + (1 - mixed).sqrt() * noise
+    told = noise if prediction == "epsilon" else mixed.sqrt() * noise - (1 - mixed).sqrt() * clean
+    torch.testing.assert_close(losses.clean_sample(noisy, told, a, prediction), clean)
+
+
+def test_gradients_are_those_of_finite_differences() -> None:
+    small = [_values(seed, (4, 2, 2, 2)) for seed in (8, 9)]
+    weights, labels = _values(10, (4,)).abs(), torch.tensor([0, 1, 0, 1])
+    predicted = small[0].requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: losses.residual(p, small[1], weights), predicted)
+    assert torch.autograd.gradcheck(lambda p: losses.residual_per_class(p, small[1], weights, labels), predicted)
+    assert torch.autograd.gradcheck(lambda p: losses.kernel_mmd(p.flatten(1), small[1].flatten(1), weights), predicted)
