@@ -43,4 +43,4 @@ check: $(DEV_STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/*.py; do $(BIN)/python -m benchmarks.$$(basename $$file .py) || exit 1; done
