@@ -71,7 +71,8 @@ def resolve(spec: FeatureSpec, checkpoint: Path | None, *, needed: bool = True) 
 
 def needed(spec: RunSpec) -> bool:
     """Whether a run uses image features at all."""
-    return spec.generate.visual_token != "none" or spec.generate.gate.min_clip_score is not None
+    match = spec.match is not None and (spec.match.visual_token != "none" or spec.match.mmd == "kernel_feature")
+    return match or spec.generate.visual_token != "none" or spec.generate.gate.min_clip_score is not None
 
 
 def check_use(spec: RunSpec, model: FeatureModel, cross_attention_dim: int | None) -> None:

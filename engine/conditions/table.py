@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from engine.conditions import prompts, stored
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
 from engine.errors import DataError
-from engine.spec import RunSpec
+from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
 
 Features = NDArray[np.float32]
@@ -50,6 +51,14 @@ class Conditions:
     features: Features
     class_means: Features
     class_names: tuple[str, ...]
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over keys, labels, prompts, features and class means."""
+        found = hashlib.sha256(canonical_json([self.keys, self.prompts, self.class_names]).encode())
+        for values in (self.labels, self.features, self.class_means):
+            found.update(f"{values.dtype.str}{values.shape}".encode())
+            found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()
 
     def class_mean(self, label: int) -> Features:
         """The mean feature (D) of a class; DataError for a class without training images."""

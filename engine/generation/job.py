@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import secrets
@@ -12,8 +11,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
 
 from engine import __version__
 from engine.errors import ConfigError, DataError
@@ -191,18 +188,9 @@ def _plan_json(
         "checkpoint": checkpoint.digest,
         "lora": lora,
         "catalog": catalog.digest,
-        "conditions": conditions_digest(conditions),
+        "conditions": conditions.digest(),
         "engine": __version__,
     }
-
-
-def conditions_digest(conditions: Conditions) -> str:
-    """SHA-256 (hex) over keys, labels, prompts, features and class means of the training images."""
-    found = hashlib.sha256(canonical_json([conditions.keys, conditions.prompts, conditions.class_names]).encode())
-    for values in (conditions.labels, conditions.features, conditions.class_means):
-        found.update(f"{values.dtype.str}{values.shape}".encode())
-        found.update(np.ascontiguousarray(values).data)
-    return found.hexdigest()
 
 
 def check(spec: RunSpec, checkpoint: Checkpoint) -> str | None:

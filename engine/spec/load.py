@@ -17,6 +17,8 @@ from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
 
 NOT_IDENTITY = ("resources",)
+# Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
+ADDED: dict[str, Any] = {"match": None}
 PATHS = (
     "source.path",
     "source.test_path",
@@ -114,7 +116,7 @@ def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], 
             field = current.model_fields.get(str(part))
             annotation = field.annotation if field else None
             members = tuple(m for m in get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel))
-            current = members or annotation
+            current = members[0] if len(members) == 1 else members or annotation
         else:
             current = None
     return names, known
@@ -164,9 +166,16 @@ def plain(spec: RunSpec) -> dict[str, Any]:
 
 
 def identity(spec: RunSpec) -> dict[str, Any]:
-    """What makes a run that run: all of the spec but `resources` and how many failures are put up with."""
+    """What makes a run that run: all of the spec but `resources`, how many failures are put up with, and `ADDED` keys at their default."""
     data = {key: value for key, value in plain(spec).items() if key not in NOT_IDENTITY}
     _drop(data, ["generate", "gate", "max_quarantined"])
+    for dotted, default in ADDED.items():
+        *above, last = dotted.split(".")
+        section = data
+        for part in above:
+            section = section.get(part) or {}
+        if last in section and section[last] == default:
+            del section[last]
     return data
 
 

@@ -190,6 +190,45 @@ class ModelSpec(Spec):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
+class MatchSpec(Spec):
+    """Distribution matching (arXiv 2310.10402): a fine-tune on the training split with an MMD term beside the denoising loss."""
+
+    adapter: Literal["lora", "full"] = "lora"
+    rank: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1024)] = 4
+    alpha: Annotated[Number, Field(gt=0)] | None = None
+    targets: Literal["attention", "conv", "attention+conv"] | tuple[str, ...] = "attention"
+    mmd: Literal["residual", "residual_per_class", "kernel_latent", "kernel_feature", "none"] = "residual"
+    mmd_weight: Annotated[Number, Field(ge=0)] = 0.192
+    steps: Count = 1000
+    batch: Count = 8
+    accumulate: Count = 1
+    lr: Annotated[Number, Field(gt=0)] = 1e-4
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    drop_condition: Probability = 0.1
+    drop_image: Probability = 0.1
+    visual_token: Literal["own", "none"] = "own"
+    augment: Literal["none", "flip"] = "none"
+    precompute: bool = True
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: Count = 200
+    samples: Annotated[int, BeforeValidator(_integral), Field(ge=0, le=64)] = 8
+    sample_every: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MatchSpec:
+        if self.mmd != "none" and self.batch < 2:
+            raise ValueError(f"batch {self.batch} is no distribution: mmd {self.mmd} needs at least 2 images")
+        if not self.targets:
+            raise ValueError("targets must name at least one kind of module")
+        return self
+
+
 class CaptionSpec(Spec):
     """Where captions come from: the class name alone, image moments (digits), or a captioning model through transformers."""
 
@@ -298,6 +337,7 @@ class ResourcesSpec(Spec):
     cpus_per_actor: Annotated[Number, Field(ge=0, le=256)] = 0.5
     threads: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=256)] = 1
     train_workers: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] = 1
+    tensorboard: bool = False
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
@@ -315,6 +355,7 @@ class RunSpec(Spec):
     split: SplitSpec = SplitSpec()
     model: ModelSpec = ModelSpec()
     pretrain: PretrainSpec = PretrainSpec()
+    match: MatchSpec | None = None
     conditions: ConditionsSpec = ConditionsSpec()
     generate: GenerateSpec = GenerateSpec()
     judge: JudgeSpec = JudgeSpec()

@@ -47,17 +47,6 @@ def kernel_mmd(fake: torch.Tensor, real: torch.Tensor, weights: torch.Tensor | N
     return signed @ kernel @ signed
 
 
-def clean_sample(noisy: torch.Tensor, predicted: torch.Tensor, alphas: torch.Tensor, prediction: str) -> torch.Tensor:
-    """Predicted clean latents (B, C, h, w) from noisy ones and the prediction; `alphas`: (B,) cumulative products.
-
-    Epsilon: (z - sqrt(1-a) e) / sqrt(a) (arXiv 2006.11239, eq. 15); velocity: sqrt(a) z - sqrt(1-a) v (arXiv 2202.00512, D).
-    """
-    a = alphas.to(noisy)[(...,) + (None,) * (noisy.ndim - 1)]
-    if prediction == "v_prediction":
-        return a.sqrt() * noisy - (1 - a).sqrt() * predicted
-    return (noisy - (1 - a).sqrt() * predicted) / a.sqrt()
-
-
 def _weighted(predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return weights[:, None] * (predicted - target).flatten(1)
 

@@ -12,10 +12,11 @@ from transformers import CLIPTokenizer
 
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.models import build_clip
-from engine.training.pretrain import draws
-from engine.training.pretrain.gather import gather
+from engine.training import draws
+from engine.training.gather import gather
 from engine.training.pretrain.losses import info_nce
 from engine.training.pretrain.stage import Setting
+from engine.training.schedule import one_cycle
 
 CLASS_WEIGHT = 0.5
 MAX_LOG_SCALE = math.log(100)
@@ -43,11 +44,12 @@ class ClipStage:
     """Contrastive training on (image, prompt), with half a cross entropy against the prompts of the classes alone."""
 
     name = "clip"
+    accumulate = 1
     ema = None
 
     def __init__(self, setting: Setting, tokenizer: CLIPTokenizer) -> None:
         self._setting, self._spec = setting, setting.spec.pretrain.clip
-        self.steps, self.lr, self.weight_decay = self._spec.steps, self._spec.lr, self._spec.weight_decay
+        self.steps, self.weight_decay = self._spec.steps, self._spec.weight_decay
         self.clip_norm = 1.0
         size = setting.spec.images.size
         self.model: Any = setting.build(self.name, lambda: build_clip(self._spec, tokenizer, size))
@@ -57,6 +59,10 @@ class ClipStage:
         self._ids = _tokens(tokenizer, list(prompts)).to(setting.place.device)
         self._class_ids = _tokens(tokenizer, list(setting.images.class_prompts)).to(setting.place.device)
         self._groups = torch.tensor([numbers[p] for p in setting.images.prompts], device=setting.place.device)
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        return one_cycle(step, self.steps, self._spec.lr)
 
     def loss(self, module: nn.Module, step: int) -> torch.Tensor:
         """Every rank computes the loss of the whole gathered batch."""

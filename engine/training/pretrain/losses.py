@@ -24,17 +24,3 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, sc
 def kl_per_dimension(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) averaged over all dimensions, in nats."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-
-
-def min_snr_weights(
-    alphas_cumprod: torch.Tensor, timesteps: torch.Tensor, gamma: float, prediction: str
-) -> torch.Tensor:
-    """Weights (B,) of the squared error at `timesteps` (B,) by the min-SNR strategy (arXiv 2303.09556).
-
-    SNR = a / (1 - a) with a = alphas_cumprod[t]. min(SNR, gamma) weighs the error of the clean sample; expressed as errors of
-    the noise it is min(SNR, gamma) / SNR, of the velocity min(SNR, gamma) / (SNR + 1).
-    """
-    a = alphas_cumprod[timesteps].double()
-    snr = a / (1 - a)
-    divisor = {"epsilon": snr, "v_prediction": snr + 1}[prediction]
-    return (snr.clamp(max=gamma) / divisor).float()

@@ -1,41 +1,18 @@
-"""What a stage of the training is: a module, its optimiser settings, and a loss that is a pure function of the step."""
+"""What the three stages of the pretraining share: the recipe, the images, and how batches and first weights are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
 
 from engine.spec import RunSpec
-from engine.training.pretrain import draws
-from engine.training.pretrain.ema import Ema
+from engine.training import draws
 from engine.training.setup import Place
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
-
-
-class Stage(Protocol):
-    """One of CLIP, VAE, U-Net."""
-
-    name: str
-    steps: int
-    lr: float
-    weight_decay: float
-    clip_norm: float
-
-    @property
-    def module(self) -> nn.Module:
-        """What is trained."""
-
-    @property
-    def ema(self) -> Ema | None:
-        """The average of its weights that is the stage's result, if there is one."""
-
-    def loss(self, module: nn.Module, step: int) -> torch.Tensor:
-        """The loss of this rank's part of the global batch; its mean over the ranks is the loss of the whole batch."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from torch.nn import functional
 
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.models import build_vae, latent_size
-from engine.training.pretrain import draws
+from engine.training import draws
 from engine.training.pretrain.losses import kl_per_dimension
 from engine.training.pretrain.stage import Setting
+from engine.training.schedule import one_cycle
 
 WEIGHT_DECAY = 0.01
 ENCODE_BATCH = 256
@@ -35,16 +36,21 @@ class VaeStage:
     """Squared error plus a little KL; half of each batch is not augmented, so that real images stay the best known."""
 
     name = "vae"
+    accumulate = 1
     ema = None
 
     def __init__(self, setting: Setting) -> None:
         self._setting, self._spec = setting, setting.spec.pretrain.vae
-        self.steps, self.lr, self.weight_decay = self._spec.steps, self._spec.lr, WEIGHT_DECAY
+        self.steps, self.weight_decay = self._spec.steps, WEIGHT_DECAY
         self.clip_norm = 1.0
         size = setting.spec.images.size
         self.model: Any = setting.build(self.name, lambda: build_vae(self._spec, size))
         self.module = Autoencoder(self.model)
         self._latent_shape = (self._spec.latent_channels, latent_size(self._spec, size), latent_size(self._spec, size))
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        return one_cycle(step, self.steps, self._spec.lr)
 
     def loss(self, module: nn.Module, step: int) -> torch.Tensor:
         """Mean over this rank's images; equal parts make the mean of the ranks that of the batch."""

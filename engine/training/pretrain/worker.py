@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 
 from engine.cluster.board import Board
 from engine.conditions.prompts import fill
@@ -20,12 +19,13 @@ from engine.spec import RunSpec
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
 from engine.training.judge_model import AUGMENTATIONS
+from engine.training.loop import Loop, Stage
 from engine.training.pretrain import publish
 from engine.training.pretrain.clip import ClipStage
-from engine.training.pretrain.loop import Loop
-from engine.training.pretrain.stage import Setting, Stage, TrainingSet
-from engine.training.pretrain.unet import Cache, UNetStage
+from engine.training.pretrain.stage import Setting, TrainingSet
+from engine.training.pretrain.unet import UNetStage, build_cache
 from engine.training.pretrain.vae import VaeStage
+from engine.training.resume import resume
 from engine.training.setup import Config, Place
 
 CHECKPOINTS = "checkpoints/pretrain"
@@ -79,12 +79,12 @@ class Training:
         vae = VaeStage(self.setting)
         if not self._train(vae):
             return self._stopped(vae)
-        cache = Cache(self.setting, self.tokenizer, clip.model, vae.model)
+        cache, scaling_factor = build_cache(self.setting, self.tokenizer, clip.model, vae.model)
         unet = UNetStage(self.setting, cache)
         if not self._train(unet):
             return self._stopped(unet)
         if self.place.rank == 0:
-            vae.model.register_to_config(scaling_factor=cache.scaling_factor)
+            vae.model.register_to_config(scaling_factor=scaling_factor)
             stack = Stack(self.tokenizer, clip.model, vae.model, unet.model, unet.scheduler)
             publish.publish(self.job.store, stack, self.finished, self.job.made_from, len(self.setting.images))
         return {"done": True, "message": "model/ is whole"}
@@ -102,7 +102,7 @@ class Training:
             ):
                 return False
             if stage.ema:
-                stage.ema.copy_to(stage.module)
+                stage.ema.copy_to(stage.module.parameters())
             self.finished[stage.name] = {
                 "weights": stage.module.state_dict(),
                 "losses": torch.tensor(loop.losses),
@@ -124,18 +124,9 @@ class Training:
             checkpoint.save(self.job.store, CHECKPOINTS, step, state)
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint of the same inputs; rank 0 says which one."""
-        found = checkpoint.load_latest(self.job.store, CHECKPOINTS) if self.place.rank == 0 else None
-        if found is not None and found[1]["made_from"] != self.job.made_from:
-            checkpoint.remove_all(self.job.store, CHECKPOINTS)
-            found = None
-        if self.place.world_size > 1:
-            word = torch.tensor([found[0] if found else -1], device=self.place.device)
-            dist.broadcast(word, src=0)
-            if self.place.rank > 0 and int(word) >= 0:
-                found = int(word), checkpoint.load(self.job.store, CHECKPOINTS, int(word))
-        if found is not None:
-            self._resumed = found[1]
+        """Go on from the newest checkpoint of the same inputs."""
+        self._resumed = resume(self.job.store, CHECKPOINTS, self.job.made_from, self.place)
+        if self._resumed is not None:
             self.finished = self._resumed["finished"]
 
     def _tell(self, stage: Stage, step: int, loss: float) -> None:

@@ -96,15 +96,6 @@ def test_one_image_and_equal_images_stay_finite() -> None:
         assert torch.isfinite(fake.grad).all()
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_clean_sample_undoes_the_forward_process(prediction: str) -> None:
-    clean, noise, a = _values(6), _values(7), torch.linspace(0.05, 0.95, 6, dtype=torch.float64)
-    mixed = a[:, None, None, None]
-    noisy = mixed.sqrt() * clean + (1 - mixed).sqrt() * noise
-    told = noise if prediction == "epsilon" else mixed.sqrt() * noise - (1 - mixed).sqrt() * clean
-    torch.testing.assert_close(losses.clean_sample(noisy, told, a, prediction), clean)
-
-
 def test_gradients_are_those_of_finite_differences() -> None:
     small = [_values(seed, (4, 2, 2, 2)) for seed in (8, 9)]
     weights, labels = _values(10, (4,)).abs(), torch.tensor([0, 1, 0, 1])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from engine.training.pretrain.losses import info_nce, kl_per_dimension, min_snr_weights
+from engine.training.pretrain.losses import info_nce, kl_per_dimension
 
 
 def _pairs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,33 +48,3 @@ def test_kl_equals_that_of_torch_distributions() -> None:
     mean, logvar = torch.randn(2, 3, 4, 2, 2, generator=generator)
     expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(0.0, 1.0)).mean()
     assert kl_per_dimension(mean, logvar).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.parametrize("gamma", [1.0, 5.0])
-def test_min_snr_weights_have_the_closed_form(gamma: float) -> None:
-    scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    timesteps = torch.arange(1000)
-    snr = compute_snr(scheduler, timesteps)
-    epsilon = min_snr_weights(scheduler.alphas_cumprod, timesteps, gamma, "epsilon")
-    velocity = min_snr_weights(scheduler.alphas_cumprod, timesteps, gamma, "v_prediction")
-    assert torch.allclose(epsilon, torch.minimum(snr, torch.tensor(gamma)) / snr, rtol=1e-4)
-    assert torch.allclose(velocity, torch.minimum(snr, torch.tensor(gamma)) / (snr + 1), rtol=1e-4)
-    assert (snr > gamma).any()
-    assert (snr < gamma).any()
-
-
-def test_both_predictions_weigh_the_clean_sample_by_min_snr() -> None:
-    """An error of the clean sample x0, expressed as an error of the noise or the velocity, costs min(SNR, gamma) times it."""
-    scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    x0, error, noise = torch.tensor(0.3), torch.tensor(0.05), torch.tensor(-0.8)
-    for t in (5, 300, 950):
-        a = scheduler.alphas_cumprod[t]
-        sample = a.sqrt() * x0 + (1 - a).sqrt() * noise
-        wrong = x0 + error
-        noise_of_wrong = (sample - a.sqrt() * wrong) / (1 - a).sqrt()
-        velocity_of_wrong = a.sqrt() * noise_of_wrong - (1 - a).sqrt() * wrong
-        velocity = a.sqrt() * noise - (1 - a).sqrt() * x0
-        expected = min(float(a / (1 - a)), 5.0) * float(error) ** 2
-        for kind, seen in (("epsilon", noise_of_wrong - noise), ("v_prediction", velocity_of_wrong - velocity)):
-            weight = min_snr_weights(scheduler.alphas_cumprod, torch.tensor([t]), 5.0, kind)
-            assert (weight * seen**2).item() == pytest.approx(expected, rel=2e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 from torch import nn
 
 from engine.diffusion.conditioning import PromptEncoder
+from engine.diffusion.process import Diffusion
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
+from engine.training.cache import Cache
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.pretrain.clip import ClipStage
-from engine.training.pretrain.losses import min_snr_weights
 from engine.training.pretrain.stage import Setting
-from engine.training.pretrain.unet import Cache, UNetStage
+from engine.training.pretrain.unet import UNetStage, build_cache
 from engine.training.pretrain.vae import VaeStage
 from engine.training.setup import Place
 from tests.support.training import CPU, digits, tiny_spec
@@ -32,11 +34,11 @@ def _parts(**pretrain: Any) -> tuple[Setting, Any, Any, Any]:
 
 def test_conditions_equal_those_of_sampling() -> None:
     setting, tokenizer, clip, vae = _parts()
-    cache = Cache(setting, tokenizer, clip, vae)
+    cache, _ = build_cache(setting, tokenizer, clip, vae)
     rows = torch.tensor([3, 0, 7, 7])
     without = torch.tensor([False, True, False, True])
     without_image = torch.tensor([False, False, True, True])
-    got = cache.conditions(torch.zeros(4, dtype=torch.int64), rows, without, without_image)
+    got = cache.condition(torch.zeros(4, dtype=torch.int64), rows, without, without_image)
     with torch.no_grad():
         pixels = normalise(setting.images.pixels[rows])
         tokens = clip.get_image_features(pixel_values=pixels).pooler_output.numpy()
@@ -44,22 +46,22 @@ def test_conditions_equal_those_of_sampling() -> None:
     expected = PromptEncoder(tokenizer, clip.text_model).embed(
         [prompts[0], "", prompts[2], ""], [np.asarray(tokens[0]), None, None, None]
     )
-    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(got["states"], expected, atol=1e-5)
     assert np.linalg.norm(tokens[0]) != pytest.approx(1.0, abs=1e-3)
 
 
 def test_scaled_latents_have_unit_standard_deviation() -> None:
     setting, tokenizer, clip, vae = _parts()
-    cache = Cache(setting, tokenizer, clip, vae)
+    cache, factor = build_cache(setting, tokenizer, clip, vae)
     assert cache.latents[0].std().item() == pytest.approx(1.0, rel=1e-5)
     with torch.no_grad():
         mean = vae.encode(normalise(setting.images.pixels[:1])).latent_dist.mean
-    assert torch.allclose(cache.latents[0, :1], mean * cache.scaling_factor, atol=1e-5)
+    assert torch.allclose(cache.latents[0, :1], mean * factor, atol=1e-5)
 
 
 def test_flips_are_variants_with_features_of_their_own() -> None:
     setting, tokenizer, clip, vae = _parts(augment="flip")
-    cache = Cache(setting, tokenizer, clip, vae)
+    cache, _ = build_cache(setting, tokenizer, clip, vae)
     assert cache.latents.shape[:2] == (2, 10)
     with torch.no_grad():
         mirrored = normalise(setting.images.pixels).flip(3)
@@ -76,7 +78,7 @@ class _Oracle(nn.Module):
         self.alphas, self.cache, self.error, self.prediction = stage.scheduler.alphas_cumprod, cache, error, prediction
         self.timesteps = torch.empty(0)
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Any:
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
         a = self.alphas[timesteps][:, None, None, None]
         clean = self._nearest(noisy, a)
         noise = (noisy - a.sqrt() * clean) / (1 - a).sqrt()
@@ -94,31 +96,32 @@ class _Oracle(nn.Module):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_the_loss_is_the_min_snr_weighted_error(prediction: str) -> None:
     setting, tokenizer, clip, vae = _parts(unet={"prediction": prediction, "batch": 16}, augment="none")
-    cache = Cache(setting, tokenizer, clip, vae)
-    cache.latents = torch.randn(1, 10, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 200
+    cache, _ = build_cache(setting, tokenizer, clip, vae)
+    latents = torch.randn(1, 10, 4, 4, 4, generator=torch.Generator().manual_seed(0)) * 200
+    cache = replace(cache, latents=latents)
     stage = UNetStage(setting, cache)
     oracle = _Oracle(stage, cache, 0.3, prediction)
     loss = stage.loss(oracle, 4)
-    weights = min_snr_weights(stage.scheduler.alphas_cumprod, oracle.timesteps, 5.0, prediction)
+    weights = Diffusion(stage.scheduler.alphas_cumprod, prediction).weights(oracle.timesteps, 5.0)
     assert loss.item() == pytest.approx((weights * 0.09).mean().item(), rel=1e-2)
     assert stage.loss(_Oracle(stage, cache, 0.0, prediction), 4).item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_conditions_are_dropped_as_often_as_asked() -> None:
     setting, tokenizer, clip, vae = _parts(unet={"drop_condition": 0.25, "drop_image": 0.5, "batch": 500})
-    cache = Cache(setting, tokenizer, clip, vae)
+    cache, _ = build_cache(setting, tokenizer, clip, vae)
     stage = UNetStage(setting, cache)
     seen: list[torch.Tensor] = []
 
     class Listener(nn.Module):
-        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, states: torch.Tensor) -> Any:
-            seen.append(states)
+        def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor) -> Any:
+            seen.append(encoder_hidden_states)
             return type("Output", (), {"sample": noisy})
 
     for step in range(6):
         stage.loss(Listener(), step)
     states = torch.cat(seen)
-    empty = (states == cache.texts[-1]).flatten(1).all(1)
-    bare = (states[:, None, -1] == cache.texts[None, :, -1]).all(2).any(1) & ~empty
+    empty = (states == cache.told["states"][-1]).flatten(1).all(1)
+    bare = (states[:, None, -1] == cache.told["states"][None, :, -1]).all(2).any(1) & ~empty
     assert empty.double().mean().item() == pytest.approx(0.25, abs=0.03)
     assert bare.double().mean().item() == pytest.approx(0.75 * 0.5, abs=0.03)

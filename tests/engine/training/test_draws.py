@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from engine.training.pretrain import draws
+from engine.training import draws
 
 
 @pytest.mark.parametrize(("count", "batch"), [(100, 96), (7, 16), (5, 5), (1, 3), (1000, 64)])

@@ -1,10 +1,10 @@
-"""The step loop that all stages share: optimiser, average, checkpoints, time limit, and a stop at the first loss that is not finite."""
+"""The step loop that all trainings share: optimiser, average, checkpoints, time limit, and a stop at the first loss that is not finite."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,13 +12,36 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.errors import DataError
-from engine.training.pretrain.schedule import one_cycle
-from engine.training.pretrain.stage import Stage
+from engine.training.ema import Ema
 from engine.training.setup import Place
 
 LOOK_EVERY_S = 1.0
 MAX_STRIDE = 100
 State = dict[str, Any]
+
+
+class Stage(Protocol):
+    """What is trained, with what settings, and a loss that is a pure function of the step."""
+
+    name: str
+    steps: int
+    weight_decay: float
+    clip_norm: float
+    accumulate: int
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained: its parameters that require a gradient."""
+
+    @property
+    def ema(self) -> Ema | None:
+        """The average of these parameters that is the stage's result, if there is one."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+
+    def loss(self, module: nn.Module, step: int) -> torch.Tensor:
+        """The loss of this rank's part of global (micro-)batch `step`; its mean over the ranks is that of the whole batch."""
 
 
 class Loop:
@@ -27,8 +50,9 @@ class Loop:
     def __init__(self, stage: Stage, place: Place, state: State | None = None) -> None:
         """`state` is what `Loop.state` gave at a checkpoint of this stage, None at its start."""
         self.stage, self.place = stage, place
+        self._parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            stage.module.parameters(), lr=stage.lr, weight_decay=stage.weight_decay, fused=True
+            self._parameters, lr=stage.lr(0), weight_decay=stage.weight_decay, fused=True
         )
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
@@ -42,14 +66,20 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "losses": torch.tensor(self.losses),
-            "weights": self.stage.module.state_dict(),
+            "weights": self._weights(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.stage.ema.average if self.stage.ema else [],
         }
 
+    def _weights(self) -> State:
+        """The module's state without what is frozen."""
+        frozen = {name for name, parameter in self.stage.module.named_parameters() if not parameter.requires_grad}
+        return {name: value for name, value in self.stage.module.state_dict().items() if name not in frozen}
+
     def _restore(self, state: State) -> None:
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"].tolist()
-        self.stage.module.load_state_dict(state["weights"])
+        assert state["weights"].keys() == self._weights().keys()
+        self.stage.module.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
         if self.stage.ema:
             for average, saved in zip(self.stage.ema.average, state["average"], strict=True):
@@ -96,15 +126,18 @@ class Loop:
         """One update; returns (2,): the loss of this rank's part, the norm of the whole batch's gradient."""
         stage = self.stage
         for group in self.optimizer.param_groups:
-            group["lr"] = one_cycle(self.step, stage.steps, stage.lr)
-        loss = stage.loss(module, self.step)
+            group["lr"] = stage.lr(self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(stage.module.parameters(), stage.clip_norm)
+        total = torch.zeros((), device=self.place.device)
+        for part in range(stage.accumulate):
+            loss = stage.loss(module, self.step * stage.accumulate + part) / stage.accumulate
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self._parameters, stage.clip_norm)
         self.optimizer.step()
         if stage.ema:
-            stage.ema.update(stage.module.parameters(), self.step)
-        return torch.stack([loss.detach(), norm])
+            stage.ema.update(self._parameters, self.step)
+        return torch.stack([total, norm])
 
     def _check(self) -> None:
         """Take in the losses since the last look, averaged over the ranks; DataError when one is not finite."""
@@ -116,9 +149,9 @@ class Loop:
         if not all(finite):
             step = self.step - len(finite) + finite.index(False)
             raise DataError(
-                f"pretrain {self.stage.name}, step {step}",
+                f"{self.stage.name}, step {step}",
                 "the loss or its gradient is not finite",
-                f"lower pretrain.{self.stage.name}.lr; the checkpoint before that step is kept",
+                "lower its learning rate; the checkpoint before that step is kept",
             )
         self.losses += seen[:, 0].tolist()
         self._pending = []

@@ -15,9 +15,9 @@ class Ema:
     its first, random weights.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.average = [parameter.detach().clone() for parameter in model.parameters()]
+        self.average = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
     def update(self, parameters: Iterable[nn.Parameter], step: int) -> None:
@@ -26,7 +26,7 @@ class Ema:
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in parameters], 1 - decay)
 
     @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Overwrite a model's parameters by the averages."""
-        for parameter, average in zip(model.parameters(), self.average, strict=True):
+    def copy_to(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Overwrite the parameters by their averages."""
+        for parameter, average in zip(parameters, self.average, strict=True):
             parameter.copy_(average)

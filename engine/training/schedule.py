@@ -22,5 +22,16 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
     return _cosine(peak, final, (step - top) / (steps - 1 - top) if steps > 1 else 1.0)
 
 
+def learning_rate(schedule: str, step: int, steps: int, peak: float, warmup: int = 0) -> float:
+    """The learning rate of step 0 .. steps-1 under `constant`, `cosine` (to zero) or `one_cycle`; `warmup` steps rise linearly first."""
+    if schedule == "one_cycle":
+        return one_cycle(step, steps, peak)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    if schedule == "constant":
+        return peak
+    return _cosine(peak, 0.0, (step - warmup) / max(steps - warmup, 1))
+
+
 def _cosine(first: float, last: float, share: float) -> float:
     return last + (first - last) / 2 * (1 + math.cos(math.pi * share))

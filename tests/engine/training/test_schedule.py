@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.training.pretrain.schedule import one_cycle
+from engine.training.schedule import one_cycle
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 37, 700])
