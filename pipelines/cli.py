@@ -12,9 +12,9 @@ import typer
 
 from engine import __version__
 from engine.errors import MimeoError
-from pipelines import condition, doctor, generate, judge, plan, pretrain, quickstart, report, run, status, verify
+from pipelines import condition, doctor, generate, judge, match, plan, pretrain, quickstart, report, run, status, verify
 
-VERBS = (quickstart, run, plan, pretrain, condition, generate, judge, report, verify, status, doctor)
+VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, report, verify, status, doctor)
 
 app = typer.Typer(
     name="mimeo",

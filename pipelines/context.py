@@ -16,6 +16,7 @@ from engine.spec import RunSpec
 from engine.storage.lock import hold
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
+from engine.training.matching import precheck as matching
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -54,6 +55,7 @@ def check(spec: RunSpec) -> None:
                 "give a diffusers directory or a Hub id" if key.endswith("checkpoint") else "give a .safetensors file",
             )
     precheck(spec)
+    matching.precheck(spec)
 
 
 def check_models(spec: RunSpec) -> None:
@@ -66,7 +68,12 @@ def check_models(spec: RunSpec) -> None:
     from engine.diffusion import checkpoint
     from engine.generation import job
 
-    job.check(spec, checkpoint.inspect(spec.model, spec.images.size))
+    model = checkpoint.inspect(spec.model, spec.images.size)
+    job.check(spec, model, None if spec.model.lora is None else Path(spec.model.lora))
+    if spec.match is not None:
+        from engine.training.matching.run import check_model
+
+        check_model(spec, model)
 
 
 @contextmanager
@@ -75,6 +82,7 @@ def open_run(recipe: str, overrides: Sequence[str] | None, output: str | None, v
     spec = load_recipe(recipe, overrides)
     check(spec)
     store = open_store(output_url(spec, output), probe=True)
+    matching.check_place(spec, store)
     if not store.exists(SPEC):
         check_models(spec)
     claim(store, spec)

@@ -11,6 +11,7 @@ from engine.errors import ConfigError
 from engine.spec import RunSpec
 from engine.spec.models import ModelSpec
 from engine.storage.store import Store
+from engine.training.matching.precheck import MARKER, lora_of, model_of
 from pipelines.context import Run, open_run
 
 SECONDS = "results/seconds.json"
@@ -30,8 +31,14 @@ class OutOfTime(Exception):
     """The time limit came; what is done is kept."""
 
 
-def generator(spec: RunSpec, store: Store) -> ModelSpec:
-    """The model section, with the closed-set generator's folder filled in where the recipe names no checkpoint."""
+def generator(spec: RunSpec, store: Store, *, matched: bool = False) -> ModelSpec:
+    """The model section, with the closed-set generator's folder filled in where the recipe names no checkpoint.
+
+    `matched`: what draws after the fine-tune, which is a checkpoint of its own where all weights were tuned.
+    """
+    tuned = model_of(spec, store) if matched else None
+    if tuned is not None:
+        return spec.model.model_copy(update={"checkpoint": str(tuned), "revision": None})
     if spec.model.checkpoint is not None:
         return spec.model
     folder = store.local("model")
@@ -83,6 +90,22 @@ def _features(run: Run, limit: float | None) -> str:
     return "CLIP features and class statistics"
 
 
+def _match_done(run: Run) -> bool:
+    return run.spec.match is None or run.store.exists(MARKER)
+
+
+def _match(run: Run, limit: float | None) -> str:
+    from engine.diffusion import checkpoint
+    from engine.images import catalog
+    from engine.training.matching.run import match
+
+    model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
+    result = match(run.spec, run.store, model, catalog.load(run.store), run.reporter, time_limit=limit)
+    if not result.done:
+        raise OutOfTime
+    return "generator fine-tuned by distribution matching: match/"
+
+
 def _generated(run: Run) -> bool:
     from engine.generation import job
 
@@ -95,9 +118,9 @@ def _generate(run: Run, limit: float | None) -> str:
     from engine.generation import job
     from engine.images import catalog
 
-    model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
-    conditions = table.load(run.store, run.spec)
-    made = job.generate(run.spec, run.store, model, conditions, catalog.load(run.store), run.reporter)
+    model = checkpoint.inspect(generator(run.spec, run.store, matched=True), run.spec.images.size)
+    conditions, real = table.load(run.store, run.spec), catalog.load(run.store)
+    made = job.generate(run.spec, run.store, model, conditions, real, run.reporter, lora=lora_of(run.spec, run.store))
     return f"{made.count:,} synthetic images in {made.shards:,} shards: data/; {made.quarantined:,} quarantined"
 
 
@@ -137,6 +160,7 @@ STAGES = (
     Stage("captions", _exists("conditions/captions.parquet"), _captions),
     Stage("pretrain", _model_done, _model),
     Stage("features", _exists("conditions/classes.parquet"), _features),
+    Stage("match", _match_done, _match),
     Stage("generate", _generated, _generate),
     Stage("judge", _exists("results/judge.json"), _judge),
     Stage("report", _exists("report.html"), _report, needs_ray=False),

@@ -102,7 +102,7 @@ def _pretrained(kind: Any, source: str, device: str) -> Any:
             "conditions.features", f"{source} lacks weights ({sorted(info['missing_keys'])[0]})", "copy it again"
         )
     _require_finite(model, source)
-    return model.to(device).eval()
+    return model.to(device).eval().requires_grad_(False)
 
 
 def _vision(model: FeatureModel, device: str) -> Towers:
@@ -176,3 +176,54 @@ def _open_clip_tokenizer(model: FeatureModel) -> Any:
 
 
 LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {"vision": _vision, "clip": _clip, "open_clip": _open_clip}
+
+
+def tower(model: FeatureModel, device: str) -> Callable[[Any], Any]:
+    """The image tower as a differentiable function: images (N,3,H,H) in [0,1] to projected features (N,D), not normalised.
+
+    Images are resized bicubically and normalised as the model's own preprocessing says; it has rounding to 8 bits besides.
+    """
+    network, side, mean, std = TENSOR_TOWERS[model.loader](model, device)
+
+    def run(images: Any) -> Any:
+        from torch.nn import functional
+
+        if images.shape[-1] != side:
+            images = functional.interpolate(images, size=side, mode="bicubic", antialias=True)
+        return network((images - mean) / std)
+
+    return run
+
+
+def _tensor_transformers(model: FeatureModel, device: str) -> tuple[Callable[[Any], Any], int, Any, Any]:
+    from transformers import CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
+
+    whole = model.loader == "clip"
+    network = _pretrained(CLIPModel if whole else CLIPVisionModelWithProjection, model.source, device)
+    processor = CLIPImageProcessor.from_pretrained(model.preprocessor, local_files_only=True)
+    side = (network.config.vision_config if whole else network.config).image_size
+
+    def run(images: Any) -> Any:
+        return network.get_image_features(images).pooler_output if whole else network(images).image_embeds
+
+    return run, side, *_channels(processor.image_mean, processor.image_std, device)
+
+
+def _tensor_open_clip(model: FeatureModel, device: str) -> tuple[Callable[[Any], Any], int, Any, Any]:
+    import open_clip
+
+    network = open_clip.create_model(model.source, pretrained=model.weights or None, precision="fp32", device=device)
+    _require_finite(network, model.source)
+    network.eval().requires_grad_(False)
+    wanted = network.visual.preprocess_cfg
+    side = wanted["size"][0] if isinstance(wanted["size"], tuple | list) else wanted["size"]
+    return lambda images: network.encode_image(images), side, *_channels(wanted["mean"], wanted["std"], device)
+
+
+def _channels(mean: Sequence[float], std: Sequence[float], device: str) -> tuple[Any, Any]:
+    import torch
+
+    return torch.tensor(list(mean), device=device)[:, None, None], torch.tensor(list(std), device=device)[:, None, None]
+
+
+TENSOR_TOWERS = {"vision": _tensor_transformers, "clip": _tensor_transformers, "open_clip": _tensor_open_clip}

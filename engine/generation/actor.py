@@ -6,6 +6,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__, errors
@@ -30,16 +31,24 @@ LOADING = "loading"
 
 
 @dataclass(frozen=True)
+class Adapter:
+    """A LoRA file and its SHA-256."""
+
+    path: Path
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Order:
     """What an actor needs to begin: small, picklable; models, conditions and images are loaded where the actor runs.
 
-    `session` names the driver's session, `lora` is the digest of the LoRA file, `actors` how many of them there are.
+    `session` names the driver's session, `actors` says how many of them there are.
     """
 
     url: str
     spec: RunSpec
     checkpoint: Checkpoint
-    lora: str | None
+    lora: Adapter | None
     device: str
     session: str
     actors: int
@@ -58,8 +67,8 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     spec, store = order.spec, open_store(order.url)
     torch.set_num_threads(spec.resources.threads)
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
-    if spec.model.lora is not None:
-        lora.attach(pipeline, spec.model.lora, spec.model.lora_scale)
+    if order.lora is not None:
+        lora.attach(pipeline, order.lora.path, spec.model.lora_scale)
     conditions = table.load(store, spec)
     return ShardWorker(
         spec,
@@ -83,7 +92,7 @@ def provenance(order: Order) -> dict[str, Any]:
         "num_inference_steps": generate.num_inference_steps,
         "spec_hash": spec_hash(order.spec),
         "checkpoint": order.checkpoint.digest,
-        "lora": order.lora,
+        "lora": order.lora and order.lora.sha256,
         "engine": __version__,
     }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine import __version__
 from engine.errors import ConfigError, DataError
 from engine.generation import attempts
-from engine.generation.actor import Order, ShardActor, unpack
+from engine.generation.actor import Adapter, Order, ShardActor, unpack
 from engine.generation.gate import Budget
 from engine.generation.plan import Plan
 from engine.generation.watch import Watch
@@ -64,19 +64,20 @@ def generate(
     catalog: Catalog,
     reporter: Reporter,
     *,
+    lora: Path | None = None,
     order: Literal["planned", "shuffled"] = "planned",
 ) -> Summary:
     """Make every shard that is not there yet, inside a Ray session, and finish the set with its manifest and indexes.
 
-    May be stopped at any time and called again: what is published stays. `order` only changes what is scheduled first. Raises
-    ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
+    May be stopped at any time and called again: what is published stays. `lora` is the adapter's file, if there is one; `order`
+    only changes what is scheduled first. Raises ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
     raise.
     """
     began = time.monotonic()
     plan = Plan(spec, conditions.labels, conditions.class_names)
     facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
-    lora = check(spec, checkpoint)
-    _begin(store, _plan_json(spec, facts, checkpoint, lora, conditions, catalog))
+    digest = check(spec, checkpoint, lora)
+    _begin(store, _plan_json(spec, facts, checkpoint, digest, conditions, catalog))
     pending = records.pending(store, facts)
 
     def plan_digest(k: int) -> str:
@@ -89,7 +90,8 @@ def generate(
     if order == "shuffled":
         random.Random(spec.seed).shuffle(pending)
     if pending:
-        _make(spec, store, checkpoint, lora, pending, budget, reporter)
+        adapter = None if lora is None or digest is None else Adapter(lora, digest)
+        _make(spec, store, checkpoint, adapter, pending, budget, reporter)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -99,7 +101,7 @@ def _make(
     spec: RunSpec,
     store: Store,
     checkpoint: Checkpoint,
-    lora: str | None,
+    lora: Adapter | None,
     pending: list[int],
     budget: Budget,
     reporter: Reporter,
@@ -193,15 +195,15 @@ def _plan_json(
     }
 
 
-def check(spec: RunSpec, checkpoint: Checkpoint) -> str | None:
+def check(spec: RunSpec, checkpoint: Checkpoint, lora: Path | None = None) -> str | None:
     """Refuse, before a GPU is used, what the checkpoint cannot do (ConfigError); the digest of the LoRA, if there is one."""
     from engine.conditions import job as conditions_job
     from engine.diffusion.checkpoint import check_generate
 
     check_generate(checkpoint, spec.generate)
     conditions_job.precheck(spec, checkpoint.path, checkpoint.cross_attention_dim)
-    if spec.model.lora is None:
+    if lora is None:
         return None
-    from engine.diffusion import lora
+    from engine.diffusion import lora as loras
 
-    return lora.check(Path(spec.model.lora), checkpoint).sha256
+    return loras.check(lora, checkpoint).sha256

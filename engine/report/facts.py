@@ -20,9 +20,10 @@ from engine.spec import RunSpec, plain
 from engine.spec.load import PATHS
 from engine.storage.store import Store
 
-JUDGE, PRETRAIN, SECONDS, PLAN, SPEC = (
+JUDGE, PRETRAIN, MATCH, SECONDS, PLAN, SPEC = (
     "results/judge.json",
     "results/pretrain.json",
+    "results/match.json",
     "results/seconds.json",
     "plan.json",
     "spec.yaml",
@@ -32,7 +33,10 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 
 @dataclass(frozen=True)
 class Facts:
-    """A run as its files tell it; `judge`, `pretrain`, `plan` and `seconds` are their JSON, None or {} where absent."""
+    """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
+
+    `curves` holds the losses of each training by name, `match` the fine-tune's results.
+    """
 
     spec: RunSpec
     spec_hash: str
@@ -41,7 +45,7 @@ class Facts:
     bad_images: Counter[str]
     quarantined: Counter[str]
     judge: dict[str, Any] | None
-    pretrain: dict[str, Any] | None
+    curves: dict[str, dict[str, Any]]
     plan: dict[str, Any]
     seconds: dict[str, float]
     versions: dict[str, str]
@@ -75,7 +79,7 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         bad_images=_bad_images(store),
         quarantined=_counts(made.quarantine["reason"]),
         judge=_json(store, JUDGE),
-        pretrain=_json(store, PRETRAIN),
+        curves=_curves(store),
         plan=_json(store, PLAN) or {},
         seconds=_json(store, SECONDS) or {},
         versions=versions(),
@@ -113,6 +117,11 @@ def _json(store: Store, name: str) -> dict[str, Any] | None:
         return None
     except ValueError:
         raise DataError(f"{store.url}/{name}", "is not JSON", "remove it and run the same command again") from None
+
+
+def _curves(store: Store) -> dict[str, dict[str, Any]]:
+    match = _json(store, MATCH)
+    return (_json(store, PRETRAIN) or {}).get("stages", {}) | ({"match": match} if match else {})
 
 
 def _bad_images(store: Store) -> Counter[str]:

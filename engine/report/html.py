@@ -209,18 +209,17 @@ def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dic
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
-    stages = (facts.pretrain or {}).get("stages", {})
-    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net"}
+    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net", "match": "Matching fine-tune"}
     curves = [
         {
             "title": titles.get(name, name),
             "detail": f"{stage['steps']:,} steps, {stage['seconds']:,.0f} s",
             "figure": figures.curve(name, "loss", stage["step"], stage["loss"]),
         }
-        for name, stage in stages.items()
+        for name, stage in facts.curves.items()
         if len(stage["loss"]) > 1
     ]
-    note = "Trained from scratch on the training split alone. Pale: losses as noted; dark: their running mean."
+    note = "Trained on the training split alone. Pale: losses as noted; dark: their running mean."
     return {"curves": curves, "curves_note": note}
 
 

@@ -337,7 +337,16 @@ class ResourcesSpec(Spec):
     cpus_per_actor: Annotated[Number, Field(ge=0, le=256)] = 0.5
     threads: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=256)] = 1
     train_workers: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] = 1
+    train_workers_min: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] | None = None
     tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _at_least(self) -> ResourcesSpec:
+        if self.train_workers_min is not None and self.train_workers_min > self.train_workers:
+            raise ValueError(
+                f"train_workers_min {self.train_workers_min} is more than train_workers {self.train_workers}"
+            )
+        return self
 
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]

@@ -1,7 +1,8 @@
-"""What a denoiser is trained on, computed once: latents, image features and encoded conditions of the training images."""
+"""What a denoiser is trained on: latents, image features and encoded conditions of the training images."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -10,19 +11,57 @@ from engine.diffusion.families.base import Condition, with_tokens
 
 
 @dataclass(frozen=True)
-class Cache:
-    """Latents and conditions of N images in V variants each (such as the image and its mirror image).
+class Inputs(ABC):
+    """N images in V variants each (such as the image and its mirror image).
 
-    `latents` (V, N, C, h, w); `tokens` (V, N, D) image features, or None; `told`: the conditions of the U distinct prompts, stacked,
-    the last of them the empty one; `told_rows` (N,) into them; `place`: where a feature stands among the text tokens.
+    `labels` (N,) int64; `tokens` (V, N, D) image features, None where none is told; `place`: where they stand among the text tokens.
     """
 
-    latents: torch.Tensor
+    labels: torch.Tensor
     tokens: torch.Tensor | None
+    place: tuple[int, int]
+
+    @property
+    @abstractmethod
+    def variants(self) -> int:
+        """V."""
+
+    @property
+    @abstractmethod
+    def latent_shape(self) -> tuple[int, ...]:
+        """(C, h, w)."""
+
+    @abstractmethod
+    def draw(self, variants: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Latents (b, C, h, w)."""
+
+    @abstractmethod
+    def prompts(self, rows: torch.Tensor, without: torch.Tensor) -> Condition:
+        """The encoded prompts of b images, the empty one in rows marked by `without` (b,) bool."""
+
+    def condition(
+        self, variants: torch.Tensor, rows: torch.Tensor, without: torch.Tensor, without_image: torch.Tensor
+    ) -> Condition:
+        """What the network is told of b images: the prompt, and the image's feature in its place.
+
+        Rows marked by `without` (b,) bool get the empty prompt and no image, those by `without_image` the bare prompt.
+        """
+        told = self.prompts(rows, without)
+        if self.tokens is None:
+            return told
+        seen = with_tokens(told, self.tokens[variants, rows], self.place)
+        bare = (without | without_image)[:, None, None]
+        return {**told, "states": torch.where(bare, told["states"], seen["states"])}
+
+
+@dataclass(frozen=True)
+class Cache(Inputs):
+    """Everything computed once: `latents` (V, N, C, h, w); `told`, the conditions of the U distinct prompts, stacked, the empty
+    one last; `told_rows` (N,) into them."""
+
+    latents: torch.Tensor
     told: Condition
     told_rows: torch.Tensor
-    labels: torch.Tensor
-    place: tuple[int, int] = (-1, 0)
 
     @property
     def variants(self) -> int:
@@ -38,18 +77,8 @@ class Cache:
         """Latents (b, C, h, w)."""
         return self.latents[variants, rows]
 
-    def condition(
-        self, variants: torch.Tensor, rows: torch.Tensor, without: torch.Tensor, without_image: torch.Tensor
-    ) -> Condition:
-        """What the network is told of b images: the prompt, and the image's feature in its place.
-
-        Rows marked by `without` (b,) bool get the empty prompt and no image, those by `without_image` the bare prompt.
-        """
+    def prompts(self, rows: torch.Tensor, without: torch.Tensor) -> Condition:
+        """Looked up."""
         empty = len(next(iter(self.told.values()))) - 1
         texts = torch.where(without, empty, self.told_rows[rows])
-        told = {name: values[texts] for name, values in self.told.items()}
-        if self.tokens is None:
-            return told
-        seen = with_tokens(told, self.tokens[variants, rows], self.place)
-        bare = (without | without_image)[:, None, None]
-        return {**told, "states": torch.where(bare, told["states"], seen["states"])}
+        return {name: values[texts] for name, values in self.told.items()}

@@ -155,7 +155,7 @@ def _workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
     most = resources.train_workers
     if device(resources) == "cpu":
         most = max(most, cores_of_cluster())
-    return resources.model_copy(update={"train_workers": max(1, min(most, jobs))})
+    return resources.model_copy(update={"train_workers": max(1, min(most, jobs)), "train_workers_min": None})
 
 
 def loop(config: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Stage(Protocol):
     weight_decay: float
     clip_norm: float
     accumulate: int
+    kept: dict[str, torch.Tensor]  # its own history, which travels in checkpoints
 
     @property
     def module(self) -> nn.Module:
@@ -69,6 +70,7 @@ class Loop:
             "weights": self._weights(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.stage.ema.average if self.stage.ema else [],
+            "kept": self.stage.kept,
         }
 
     def _weights(self) -> State:
@@ -84,6 +86,8 @@ class Loop:
         if self.stage.ema:
             for average, saved in zip(self.stage.ema.average, state["average"], strict=True):
                 average.copy_(saved)
+        for name, values in self.stage.kept.items():
+            values.copy_(state["kept"][name])
 
     def run(
         self,

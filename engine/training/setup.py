@@ -95,7 +95,7 @@ def _trainer(
         worker,
         train_loop_config=config,
         scaling_config=api.ScalingConfig(
-            num_workers=resources.train_workers,
+            num_workers=_workers(resources),
             use_gpu=kind == "cuda",
             resources_per_worker={"CPU": 1, "GPU": 1} if kind == "cuda" else {"CPU": 1},
         ),
@@ -108,15 +108,22 @@ def _trainer(
     )
 
 
+def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
+    """A fixed number, or for elastic runs the fewest and the most."""
+    fewest = resources.train_workers_min
+    return resources.train_workers if fewest is None else (fewest, resources.train_workers)
+
+
 def _check_room(resources: ResourcesSpec, kind: str) -> None:
     import ray
 
     unit = "GPU" if kind == "cuda" else "CPU"
     room = int(ray.cluster_resources().get(unit, 0))
-    if resources.train_workers > room:
+    fewest = resources.train_workers_min or resources.train_workers
+    if fewest > room:
         raise ClusterError(
             "resources.train_workers",
-            f"{resources.train_workers} workers of one {unit} each are asked for, the cluster has {room}",
+            f"{fewest} workers of one {unit} each are asked for, the cluster has {room}",
             "ask for fewer or add nodes",
         )
 

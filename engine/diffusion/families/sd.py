@@ -52,14 +52,13 @@ class StableDiffusion:
         return denoiser(noisy, times, encoder_hidden_states=condition["states"]).sample
 
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
-        """As diffusers' training scripts do, with peft's configuration as metadata."""
+        """With peft's names, which the stock loader takes for any mix of modules, and its configuration as metadata."""
         from diffusers import StableDiffusionPipeline
-        from diffusers.utils import convert_state_dict_to_diffusers
         from peft.utils import get_peft_model_state_dict
 
         StableDiffusionPipeline.save_lora_weights(
             folder,
-            unet_lora_layers=convert_state_dict_to_diffusers(get_peft_model_state_dict(denoiser)),
+            unet_lora_layers=get_peft_model_state_dict(denoiser),
             weight_name=name,
             safe_serialization=True,
             unet_lora_adapter_metadata=denoiser.peft_config["default"].to_dict(),

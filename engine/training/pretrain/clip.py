@@ -49,6 +49,7 @@ class ClipStage:
 
     def __init__(self, setting: Setting, tokenizer: CLIPTokenizer) -> None:
         self._setting, self._spec = setting, setting.spec.pretrain.clip
+        self.kept: dict[str, torch.Tensor] = {}
         self.steps, self.weight_decay = self._spec.steps, self._spec.weight_decay
         self.clip_norm = 1.0
         size = setting.spec.images.size

@@ -14,11 +14,11 @@ from engine.diffusion.tiny.directory import Stack
 from engine.diffusion.tiny.models import parameters
 from engine.errors import OutputInUseError
 from engine.storage.store import Store
+from engine.training.curve import curve
 
 FOLDER = "model/"
 MARKER = "model/mimeo.json"
 RESULTS = "results/pretrain.json"
-MAX_POINTS = 1000
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 
 
@@ -59,15 +59,5 @@ def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[s
 
 def _results(finished: dict[str, Any], images: int) -> dict[str, Any]:
     """Loss curves of the stages, each step or the means of up to 1,000 equal stretches of steps."""
-    stages = {}
-    for name, done in finished.items():
-        losses = done["losses"].tolist()
-        stride = -(-len(losses) // MAX_POINTS)
-        stretches = [losses[first : first + stride] for first in range(0, len(losses), stride)]
-        stages[name] = {
-            "steps": len(losses),
-            "seconds": round(done["seconds"], 3),
-            "step": [min((n + 1) * stride, len(losses)) for n in range(len(stretches))],
-            "loss": [sum(stretch) / len(stretch) for stretch in stretches],
-        }
+    stages = {name: curve(done["losses"].tolist(), done["seconds"]) for name, done in finished.items()}
     return {"images": images, "stages": stages}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import pyarrow as pa
@@ -86,8 +87,8 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         raise DataError("split.train", "holds no image", "raise it")
     if tuple(rows["key"].to_pylist()) != captions.keys:
         raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
-    workers = spec.resources.train_workers
-    for name in ("clip", "vae", "unet"):
+    most = spec.resources.train_workers
+    for name, workers in product(("clip", "vae", "unet"), range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:
             what = f"{workers} workers cannot share pretrain.{name}.batch {batch} evenly"

@@ -41,6 +41,7 @@ def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any)
         told={"states": torch.stack([encoder.encode(prompt) for prompt in prompts])},
         told_rows=torch.tensor([numbers[p] for p in setting.images.prompts], device=images.device),
         labels=setting.images.labels,
+        place=(-1, 0),
     )
     return cache, scaling_factor
 
@@ -54,6 +55,7 @@ class UNetStage:
 
     def __init__(self, setting: Setting, cache: Cache) -> None:
         self._setting, self._spec, self._cache = setting, setting.spec.pretrain.unet, cache
+        self.kept: dict[str, torch.Tensor] = {}
         self.steps, self.weight_decay = self._spec.steps, WEIGHT_DECAY
         self.clip_norm = self._spec.clip_norm
         pretrain, size, width = setting.spec.pretrain, setting.spec.images.size, cache.told["states"].shape[-1]

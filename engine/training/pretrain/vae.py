@@ -41,6 +41,7 @@ class VaeStage:
 
     def __init__(self, setting: Setting) -> None:
         self._setting, self._spec = setting, setting.spec.pretrain.vae
+        self.kept: dict[str, torch.Tensor] = {}
         self.steps, self.weight_decay = self._spec.steps, WEIGHT_DECAY
         self.clip_norm = 1.0
         size = setting.spec.images.size

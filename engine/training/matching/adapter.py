@@ -1,0 +1,105 @@
+"""What a fine-tune changes in a denoiser: LoRA matrices put in by peft, or all of its weights; and how both are written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.diffusion import layout
+from engine.diffusion.checkpoint import Checkpoint, quiet
+from engine.diffusion.families import FAMILIES
+from engine.diffusion.families.base import Family
+from engine.errors import ConfigError
+from engine.spec.models import MatchSpec
+from engine.training import draws
+from engine.training.matching.precheck import WEIGHTS
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+CONV = ("conv1", "conv2", "proj_in", "proj_out")
+PRESETS = {"attention": ATTENTION, "conv": CONV, "attention+conv": ATTENTION + CONV}
+
+
+def family_of(checkpoint: Checkpoint) -> Family:
+    """The family that a checked directory belongs to."""
+    return FAMILIES[layout.read_json(checkpoint.path / "model_index.json")["_class_name"]]
+
+
+def check_targets(checkpoint: Checkpoint, match: MatchSpec) -> None:
+    """Refuse targets that the checkpoint's denoiser does not have (ConfigError), from its configuration alone."""
+    if match.adapter == "lora":
+        targets_of(_empty_denoiser(checkpoint), match)
+
+
+def targets_of(denoiser: nn.Module, match: MatchSpec) -> list[str]:
+    """The names of the modules that get a LoRA: those of a preset that the denoiser has, or the recipe's own, all of them.
+
+    Raises ConfigError where a name of the recipe's own fits nothing, or a preset nothing at all.
+    """
+    kinds = (nn.Linear, nn.Conv2d)
+    names = [name for name, module in denoiser.named_modules() if isinstance(module, kinds)]
+
+    def fits(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in names)
+
+    asked = PRESETS[match.targets] if isinstance(match.targets, str) else match.targets
+    known = [target for target in asked if fits(target)]
+    unknown = [target for target in asked if target not in known]
+    if not known or (unknown and not isinstance(match.targets, str)):
+        what = f"the model has no linear or convolution layer named {' or '.join(unknown)}"
+        last = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
+        raise ConfigError("match.targets", what, f"it has {', '.join(last[:12])}")
+    return known
+
+
+def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
+    """Make the denoiser trainable: its LoRA (first weights decided by the seed), in float32, or all of it.
+
+    Frozen weights are kept in `match.dtype`. Returns the denoiser.
+    """
+    denoiser.requires_grad_(False)
+    if match.adapter == "full":
+        return denoiser.requires_grad_(True)
+    from peft import LoraConfig
+
+    denoiser.to(getattr(torch, match.dtype))
+    alpha = match.rank if match.alpha is None else match.alpha
+    config = LoraConfig(
+        r=match.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets_of(denoiser, match)
+    )
+    with torch.random.fork_rng(), quiet():
+        torch.manual_seed(draws.derive(seed, "match", "weights"))
+        denoiser.add_adapter(config)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return denoiser
+
+
+def trained(denoiser: nn.Module) -> list[nn.Parameter]:
+    """The parameters that the fine-tune changes."""
+    return [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+
+
+def save(folder: Path, denoiser: Any, match: MatchSpec, checkpoint: Checkpoint, family: Family) -> None:
+    """Write the LoRA as the file that stock diffusers loads, or the whole checkpoint with the new denoiser."""
+    if match.adapter == "lora":
+        family.save_lora(folder, WEIGHTS, denoiser)
+        return
+    shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "mimeo.json"))
+    shutil.rmtree(folder / family.denoiser)
+    denoiser.save_pretrained(folder / family.denoiser, safe_serialization=True)
+
+
+def _empty_denoiser(checkpoint: Checkpoint) -> nn.Module:
+    """The denoiser without numbers, on the meta device."""
+    import diffusers
+
+    family = family_of(checkpoint)
+    name = layout.read_json(checkpoint.path / "model_index.json")[family.denoiser][1]
+    config = layout.read_json(checkpoint.path / family.denoiser / "config.json")
+    with quiet(), torch.device("meta"):
+        return getattr(diffusers, name).from_config(config)

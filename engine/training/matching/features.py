@@ -1,0 +1,22 @@
+"""Image features of latents as one differentiable function, for the MMD term that compares features."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from engine.conditions.featuremodel import FeatureModel
+from engine.conditions.features import tower
+from engine.diffusion.families.base import from_latents
+from engine.training.matching.terms import Features
+
+
+def features(vae: Any, model: FeatureModel, device: torch.device) -> Features:
+    """Scaled latents (B, C, h, w) to features (B, D): decoded, resized and normalised as the image tower wants them."""
+    look = tower(model, str(device))
+
+    def run(latents: torch.Tensor) -> torch.Tensor:
+        return look((from_latents(vae, latents) * 0.5 + 0.5).clamp(0, 1))
+
+    return run

@@ -1,0 +1,112 @@
+"""Fine-tunes the generator by distribution matching under Ray Train and publishes what it has learnt."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.conditions.table import Conditions, load
+from engine.diffusion.checkpoint import Checkpoint
+from engine.errors import ConfigError, DataError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec, digest, plain
+from engine.storage.store import Store
+from engine.training import checkpoint as checkpoints
+from engine.training import setup
+from engine.training.matching import adapter, data
+from engine.training.matching.precheck import MARKER, precheck
+from engine.training.matching.worker import CHECKPOINTS, Job, train
+
+VERSION = 1  # raised when the same inputs would give another adapter
+NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
+
+
+@dataclass(frozen=True)
+class Matched:
+    """`done`: `match/` in the store is whole; otherwise the time limit came, and `message` says where and how to go on."""
+
+    done: bool
+    message: str
+
+
+def match(
+    spec: RunSpec,
+    store: Store,
+    checkpoint: Checkpoint,
+    catalog: Catalog,
+    reporter: Reporter,
+    *,
+    time_limit: float | None = None,
+) -> Matched:
+    """Fine-tune on the training split in one Ray Train run and write `match/`; call it inside a Ray session.
+
+    Conditions must be stored. Does nothing when `match/` is whole; otherwise goes on from the newest whole checkpoint.
+    `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for what the checkpoint cannot do, DataError
+    for a loss that is not finite, and for conditions or a result that belong to other images.
+    """
+    conditions, rows = load(store, spec), catalog.split("train")
+    inputs = made_from(spec, checkpoint, catalog, conditions)
+    if store.exists(MARKER):
+        _check_marker(store, inputs)
+        _clean(store)
+        return Matched(True, "nothing to do: match/ is whole")
+    check_model(spec, checkpoint)
+    _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
+    deadline = None if time_limit is None else time.time() + time_limit
+    if spec.match is not None and spec.match.precompute:
+        made = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+        made |= {"flip": data.flips(spec)}
+        data.precompute(spec, checkpoint, rows, conditions, store, made, reporter)
+    board = Board.create()
+    config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
+    with follow(board, reporter):
+        out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
+    if out["done"]:
+        _clean(store)
+    return Matched(out["done"], out["message"])
+
+
+def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
+    """What decides the trained weights, but for hardware, library versions and the number of workers."""
+    settings = plain(spec)
+    return {
+        "version": VERSION,
+        "seed": spec.seed,
+        "base": checkpoint.digest,
+        "catalog": catalog.digest,
+        "conditions": conditions.digest(),
+        "images": settings["images"],
+        "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+    }
+
+
+def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
+    """Refuse, without a GPU, a fine-tune that the checkpoint cannot have (ConfigError)."""
+    precheck(spec)
+    if spec.match is not None:
+        adapter.check_targets(checkpoint, spec.match)
+
+
+def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) -> None:
+    if keys != conditions.keys:
+        raise DataError("conditions/", "belong to other images", "remove conditions/ and run again")
+    workers = spec.resources.train_workers
+    if workers > len(keys):
+        what = f"{workers} workers are more than the {len(keys)} training images"
+        raise ConfigError("resources.train_workers", what, "ask for fewer")
+
+
+def _check_marker(store: Store, inputs: dict[str, Any]) -> None:
+    if json.loads(store.read(MARKER)).get("made_from") != inputs:
+        what = "was trained on other images or with other settings"
+        raise DataError(f"{store.url}/match", what, "use a new output, or remove match/ to train it again")
+
+
+def _clean(store: Store) -> None:
+    """Remove what only the training needed."""
+    checkpoints.remove_all(store, CHECKPOINTS)
+    store.remove(data.INPUTS)
