@@ -12,7 +12,21 @@ import typer
 
 from engine import __version__
 from engine.errors import MimeoError
-from pipelines import condition, doctor, generate, judge, match, plan, pretrain, quickstart, report, run, status, verify
+from pipelines import (
+    condition,
+    doctor,
+    generate,
+    judge,
+    match,
+    plan,
+    pretrain,
+    quickstart,
+    report,
+    run,
+    status,
+    study,
+    verify,
+)
 
 VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, report, verify, status, doctor)
 
@@ -26,6 +40,7 @@ app = typer.Typer(
 )
 for _module in VERBS:
     app.command(_module.__name__.rpartition(".")[2])(_module.main)
+app.add_typer(study.app)
 
 
 def _version(value: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +77,19 @@ def check_models(spec: RunSpec) -> None:
 
 
 @contextmanager
-def open_run(recipe: str, overrides: Sequence[str] | None, output: str | None, verb: str) -> Iterator[Run]:
-    """Validate, claim the output for this spec, and hold its lock while the block runs."""
+def open_run(
+    recipe: str,
+    overrides: Sequence[str] | None,
+    output: str | None,
+    verb: str,
+    check_more: Callable[[RunSpec, Store], None] = lambda spec, store: None,
+) -> Iterator[Run]:
+    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs."""
     spec = load_recipe(recipe, overrides)
     check(spec)
     store = open_store(output_url(spec, output), probe=True)
     matching.check_place(spec, store)
+    check_more(spec, store)
     if not store.exists(SPEC):
         check_models(spec)
     claim(store, spec)

@@ -37,10 +37,10 @@ def precheck(spec: RunSpec, checkpoint: Path | None = None, cross_attention_dim:
         featuremodel.check_use(spec, _feature_model(spec, checkpoint), cross_attention_dim)
 
 
-def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> None:
+def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, run: pool.Run = pool.run) -> None:
     """Write conditions/captions.parquet: key, label, caption of each training image, in key order; nothing to do when it is there.
 
-    Inside a session unless the captions look at no image. DataError when it is there from other inputs and was generated from.
+    `run` does the work, by default the actor pool of a session (needed unless the captions look at no image). DataError when it is there from other inputs and was generated from.
     """
     section = spec.conditions.caption
     strategy = STRATEGIES[section.kind]
@@ -56,13 +56,15 @@ def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -
         return
     facts: Any = [""] * len(rows)
     if strategy.needs_images:
-        facts = _observed(spec, strategy, rows, progress)
+        facts = _observed(spec, strategy, rows, progress, run)
     fitted = strategy.fit(facts)
     table = pa.table({"key": rows["key"], "label": rows["label"], "caption": strategy.say(facts, fitted)})
     stored.publish(store, CAPTIONS, table, made_from, fitted=fitted, class_names=list(catalog.class_names))
 
 
-def features(spec: RunSpec, catalog: Catalog, checkpoint: Path, store: Store, progress: Reporter) -> None:
+def features(
+    spec: RunSpec, catalog: Catalog, checkpoint: Path, store: Store, progress: Reporter, run: pool.Run = pool.run
+) -> None:
     """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do when done.
 
     Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that were
@@ -81,7 +83,7 @@ def features(spec: RunSpec, catalog: Catalog, checkpoint: Path, store: Store, pr
     if not stored.is_current(store, (FEATURES, CLASSES), made_from):
         values = np.empty((len(rows), 0), np.float32)
         if model.dim:
-            values = _computed(spec, model, rows, progress)
+            values = _computed(spec, model, rows, progress, run)
         stored.publish(store, FEATURES, pa.table({"key": rows["key"], "feature": as_lists(values)}), made_from)
     if not store.exists(CLASSES):
         values = as_matrix(stored.read(store, FEATURES)[0]["feature"])
@@ -100,16 +102,18 @@ def _feature_model(spec: RunSpec, checkpoint: Path | None) -> FeatureModel:
     return featuremodel.resolve(spec.conditions.features, checkpoint, needed=featuremodel.needed(spec))
 
 
-def _observed(spec: RunSpec, strategy: Strategy, rows: pa.Table, progress: Reporter) -> list[Any]:
+def _observed(spec: RunSpec, strategy: Strategy, rows: pa.Table, progress: Reporter, run: pool.Run) -> list[Any]:
     where = pool.device(spec.resources, strategy.needs_model)
     with progress.task("captions", len(rows)) as task:
-        return pool.run(partial(caption_work, spec, where), rows, spec.resources, where, task)["fact"].to_pylist()
+        return run(partial(caption_work, spec, where), rows, spec.resources, where, task)["fact"].to_pylist()
 
 
-def _computed(spec: RunSpec, model: FeatureModel, rows: pa.Table, progress: Reporter) -> NDArray[np.float32]:
+def _computed(
+    spec: RunSpec, model: FeatureModel, rows: pa.Table, progress: Reporter, run: pool.Run
+) -> NDArray[np.float32]:
     where = pool.device(spec.resources, needs_model=True)
     with progress.task("features", len(rows)) as task:
-        table = pool.run(partial(feature_work, spec, model, where), rows, spec.resources, where, task)
+        table = run(partial(feature_work, spec, model, where), rows, spec.resources, where, task)
     return as_matrix(table["feature"])
 
 

@@ -19,6 +19,7 @@ CHUNK = 256  # rows a task; part of no result: workers cut chunks into batches o
 
 Work = Callable[[pa.Table], pa.Table]
 Make = Callable[[], Work]
+Run = Callable[[Make, pa.Table, ResourcesSpec, str, Task], pa.Table]
 
 
 def device(resources: ResourcesSpec, needs_model: bool) -> str:
@@ -38,6 +39,16 @@ def run(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str, task: 
         done += len(part)
         task.update(done)
     return pa.concat_tables([parts[start] for start in sorted(parts)])
+
+
+def here(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str, task: Task) -> pa.Table:
+    """The same in this process, for callers that are workers themselves; the same chunks, so the same results."""
+    work = _with_threads(make, resources.threads)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        parts.append(work(rows.slice(start, CHUNK)))
+        task.update(min(start + CHUNK, len(rows)))
+    return pa.concat_tables(parts)
 
 
 def _chunks(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str) -> Iterator[tuple[int, pa.Table]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from engine import __version__
 from engine.errors import ConfigError, DataError
 from engine.generation import attempts
-from engine.generation.actor import Adapter, Order, ShardActor, unpack
+from engine.generation.actor import Adapter, Order, ShardActor, build_worker, unpack
 from engine.generation.gate import Budget
 from engine.generation.plan import Plan
 from engine.generation.watch import Watch
@@ -66,11 +66,12 @@ def generate(
     *,
     lora: Path | None = None,
     order: Literal["planned", "shuffled"] = "planned",
+    here: str | None = None,
 ) -> Summary:
     """Make every shard that is not there yet, inside a Ray session, and finish the set with its manifest and indexes.
 
     May be stopped at any time and called again: what is published stays. `lora` is the adapter's file, if there is one; `order`
-    only changes what is scheduled first. Raises ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
+    only changes what is scheduled first; `here` names a device on which this process makes all shards itself. Raises ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
     raise.
     """
     began = time.monotonic()
@@ -91,7 +92,10 @@ def generate(
         random.Random(spec.seed).shuffle(pending)
     if pending:
         adapter = None if lora is None or digest is None else Adapter(lora, digest)
-        _make(spec, store, checkpoint, adapter, pending, budget, reporter)
+        if here is None:
+            _make(spec, store, checkpoint, adapter, pending, budget, reporter)
+        else:
+            _make_here(Order(store.url, spec, checkpoint, adapter, here, secrets.token_hex(4), 1), pending, budget)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -123,6 +127,14 @@ def _make(
                 watch.add(record)
                 budget.add(record.planned, [entry.reason for entry in record.quarantined])
     attempts.clear(store)
+
+
+def _make_here(what: Order, pending: list[int], budget: Budget) -> None:
+    """Make the pending shards in this process, one after another."""
+    worker = build_worker(what)
+    for k in pending:
+        record = worker.make(k)
+        budget.add(record.planned, [entry.reason for entry in record.quarantined])
 
 
 def _rows(pending: Sequence[int]) -> list[dict[str, str]]:

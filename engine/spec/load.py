@@ -16,7 +16,7 @@ from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
 
-NOT_IDENTITY = ("resources",)
+NOT_IDENTITY = ("resources", "ablation")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
 ADDED: dict[str, Any] = {"match": None}
 PATHS = (

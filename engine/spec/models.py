@@ -353,6 +353,30 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
 Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**63)]
 
 
+ARMS: dict[str, dict[str, Any]] = {
+    "base": {"match": None},
+    "lora": {"match.mmd": "none"},
+    "residual": {"match.mmd": "residual"},
+    "residual_per_class": {"match.mmd": "residual_per_class"},
+    "kernel_latent": {"match.mmd": "kernel_latent"},
+    "kernel_feature": {"match.mmd": "kernel_feature"},
+}
+
+
+class AblationSpec(Spec):
+    """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds, paired."""
+
+    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
+    reference: Name = "lora"
+    arms: dict[Name, dict[str, Any]] = ARMS
+
+    @model_validator(mode="after")
+    def _reference_is_an_arm(self) -> AblationSpec:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference} is none of the arms {', '.join(self.arms)}")
+        return self
+
+
 class RunSpec(Spec):
     """A whole run; its identity is the hash of everything but `resources`."""
 
@@ -368,4 +392,5 @@ class RunSpec(Spec):
     conditions: ConditionsSpec = ConditionsSpec()
     generate: GenerateSpec = GenerateSpec()
     judge: JudgeSpec = JudgeSpec()
+    ablation: AblationSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()

@@ -1,0 +1,184 @@
+"""One trial of a study in one process: train, condition, fine-tune, draw and judge as a run does, without starting actors for it."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cluster.progress import PlainReporter, Reporter
+from engine.conditions import job as conditions
+from engine.conditions import pool, table
+from engine.errors import ConfigError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec, digest, plain, validate
+from engine.storage.run import claim
+from engine.storage.store import Store, open_store
+from engine.training.judge import Arm, Data
+from engine.training.judge_data import Arrays
+
+MODEL_MARKER = "model/mimeo.json"
+Scores = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all trials of a study have in common: its output, the real images, and what the judges see of them."""
+
+    url: str
+    catalog: Catalog
+    train: Arrays
+    test: Arrays
+
+
+def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
+    """The recipe with dotted keys set to other values, a seed of its own and no study; ConfigError in one line."""
+    data = plain(spec) | {"seed": seed, "ablation": None}
+    for dotted, value in changes.items():
+        section = data
+        *above, last = dotted.split(".")
+        for name in above:
+            found = section.setdefault(name, {})
+            if found is None:
+                found = section[name] = {}
+            if not isinstance(found, dict):
+                raise ConfigError(f"ablation.arms: {dotted}", f"{name} is no section", "correct the key")
+            section = found
+        section[last] = value
+    return validate(data)
+
+
+def generator_key(spec: RunSpec) -> str:
+    """Names what decides the closed-set generator: arms with equal keys share it."""
+    data = plain(spec)
+    return digest(
+        [spec.seed, data["pretrain"], data["images"], data["conditions"]["prompt"], data["conditions"]["caption"]]
+    )[:12]
+
+
+def train_generator(spec: RunSpec, shared: Shared, device: str) -> str:
+    """Train the closed-set generator of a trial, or find it; returns the path of its directory."""
+    from engine.training.pretrain.run import made_from
+    from engine.training.pretrain.worker import Job, Training, training_set
+
+    store = _store(shared, f"seed-{spec.seed}/generator-{generator_key(spec)}")
+    if not store.exists(MODEL_MARKER):
+        captions = _captions(spec, shared, store)
+        job = Job(spec, store, made_from(spec, shared.catalog, captions))
+        images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
+        Training(job, _place(device), images).run()
+    return str(store.local("model"))
+
+
+def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Scores:
+    """Everything after the generator's training, in the trial's own output; accuracies of its judges by training set.
+
+    What is there already is kept, so a trial that was cut short goes on.
+    """
+    import torch
+
+    from engine.diffusion import checkpoint as checkpoints
+    from engine.generation import job as generation
+    from engine.training.matching.precheck import lora_of, model_of
+
+    torch.set_num_threads(spec.resources.threads)
+    store, out = _store(shared, f"seed-{spec.seed}/{name}"), _quiet()
+    claim(store, spec)
+    _copy_catalog(shared, store)
+    model = spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
+    base = checkpoints.inspect(model, spec.images.size)
+    _captions(spec, shared, store)
+    conditions.features(spec, shared.catalog, base.path, store, out, run=pool.here)
+    known = table.load(store, spec)
+    if spec.match is not None:
+        _match(spec, store, base, shared.catalog, known, device)
+    tuned = model_of(spec, store)
+    if tuned is not None:
+        base = checkpoints.inspect(model.model_copy(update={"checkpoint": str(tuned)}), spec.images.size)
+    generation.generate(spec, store, base, known, shared.catalog, out, lora=lora_of(spec, store), here=device)
+    return _judge(spec, store, shared, device, out)
+
+
+def judge_real(spec: RunSpec, shared: Shared, device: str) -> list[float]:
+    """Accuracies of the judges that are trained on the real images alone."""
+    return _accuracies(spec, Arm("real"), _data(shared, None), device)
+
+
+def _match(spec: RunSpec, store: Store, base: Any, catalog: Catalog, known: table.Conditions, device: str) -> None:
+    from engine.diffusion import checkpoint as checkpoints
+    from engine.diffusion import families
+    from engine.training.matching import data
+    from engine.training.matching.precheck import MARKER
+    from engine.training.matching.run import check_model, made_from
+    from engine.training.matching.worker import Job, Matching
+
+    if store.exists(MARKER) or spec.match is None:
+        return
+    check_model(spec, base)
+    rows = catalog.split("train")
+    pipeline = checkpoints.load(base, device, "float32")
+    encoding = data.Encoding(pipeline, flip=data.flips(spec))
+    own = spec.match.visual_token != "none"
+    place = families.of(pipeline).encoder(pipeline).place(known.features.shape[1]) if own else None
+    inputs = data.computed(spec, rows, known, encoding, place)
+    job = Job(spec, store, base, made_from(spec, base, catalog, known))
+    Matching(job, _place(device), rows, known, inputs).run()
+
+
+def _judge(spec: RunSpec, store: Store, shared: Shared, device: str, out: Reporter) -> Scores:
+    from engine.training.judge import arms
+    from engine.training.judge_data import synthetic_images
+
+    n = len(shared.train.labels)
+    wanted = [arm for arm in arms(spec.judge) if arm.multiple and arm.multiple * n <= spec.generate.count]
+    with out.task("judge: images", spec.generate.count) as task:
+        synthetic = synthetic_images(spec, store, spec.generate.count, task)
+    data = _data(shared, synthetic)
+    return {arm.key: _accuracies(spec, arm, data, device) for arm in wanted}
+
+
+def _accuracies(spec: RunSpec, arm: Arm, data: Data, device: str) -> list[float]:
+    from engine.training.judge import judge_one
+
+    outcomes = [judge_one(arm, seed, spec.judge, data, device) for seed in range(spec.judge.seeds)]
+    assert all(math.isfinite(outcome.accuracy) for outcome in outcomes)
+    return [outcome.accuracy for outcome in outcomes]
+
+
+def _data(shared: Shared, synthetic: Arrays | None) -> Data:
+    return Data(shared.train, shared.test, synthetic, len(shared.train.labels), len(shared.catalog.class_names))
+
+
+def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
+    conditions.caption(spec, shared.catalog, store, _quiet(), run=pool.here)
+    return table.load_captions(store)
+
+
+def _copy_catalog(shared: Shared, store: Store) -> None:
+    """The trial's output is a whole one: it holds its catalog as any run does."""
+    whole = open_store(shared.url)
+    for entry in sorted(whole.list("catalog/"), key=lambda entry: entry.name.endswith("_done.json")):
+        if not store.exists(entry.name):
+            store.create(entry.name, whole.read(entry.name))
+
+
+def _store(shared: Shared, name: str) -> Store:
+    return open_store(f"{shared.url}/trials/{name}")
+
+
+def _quiet() -> Reporter:
+    return PlainReporter(io.StringIO())
+
+
+def _torch_device(device: str) -> Any:
+    import torch
+
+    return torch.device(device)
+
+
+def _place(device: str) -> Any:
+    from engine.training.setup import Place
+
+    return Place(0, 1, _torch_device(device))

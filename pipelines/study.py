@@ -1,0 +1,49 @@
+"""`mimeo study`: questions that take many runs, answered with paired statistics."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from pipelines.context import open_run
+from pipelines.options import Output, Recipe, Set
+
+app = typer.Typer(
+    name="study", help="Questions that take many runs, answered with paired statistics.", no_args_is_help=True
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Questions that take many runs, answered with paired statistics."""
+
+
+@app.command()
+def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+    """Which part of the method helps: arms over several generator seeds, trained as such, compared in pairs."""
+    from rich.console import Console
+
+    from engine.cluster.session import session
+    from engine.images import catalog
+    from engine.report.ablation import markdown, table
+    from engine.study import ablation as studies
+
+    with open_run(recipe, set_, output, "study ablation", studies.check) as run:
+        run.reporter.note("starting Ray ...")
+        with session(run.spec.resources):
+            made = catalog.build(run.spec, run.store, run.reporter)
+            result = studies.ablation(run.spec, made, run.store, run.reporter)
+        run.store.replace("results/ablation.md", markdown(result).encode())
+    console = Console()
+    for kind in result["training_sets"]:
+        console.print(table(result, kind))
+    console.print(json.dumps({"results": f"{run.store.url}/results/ablation.json"}), soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["study", *sys.argv[1:]]))
