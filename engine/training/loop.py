@@ -96,11 +96,13 @@ class Loop:
         save: Callable[[], None],
         out_of_time: Callable[[], bool],
         tell: Callable[[int, float], None],
+        look: Callable[[int], bool] = lambda step: False,
     ) -> bool:
         """Train to the stage's end (True) or until the time is up (False); `save` is called at both and every so many steps.
 
         Raises DataError at a loss or gradient that is not finite, with the checkpoint before it left as the newest.
-        `out_of_time` counts on rank 0; the others follow it.
+        `out_of_time` counts on rank 0; the others follow it. `tell` comes about every second, at checkpoints, and after steps that
+        `look` marks (the same on all ranks).
         """
         module = self._wrapped().train()
         seen, next_look, begun = self.step, self.step + 1, time.monotonic()
@@ -108,7 +110,7 @@ class Loop:
             self._pending.append(self._train_step(module))
             self.step += 1
             whole = self.step == self.stage.steps or self.step % checkpoint_every == 0
-            if self.step < next_look and not whole:
+            if self.step < next_look and not whole and not look(self.step):
                 continue
             self._check()
             tell(self.step, self.losses[-1])

@@ -51,7 +51,7 @@ def targets_of(denoiser: nn.Module, match: MatchSpec) -> list[str]:
     if not known or (unknown and not isinstance(match.targets, str)):
         what = f"the model has no linear or convolution layer named {' or '.join(unknown)}"
         last = sorted({name.rpartition(".")[2] for name in names if not name.rpartition(".")[2].isdigit()})
-        raise ConfigError("match.targets", what, f"it has {', '.join(last[:12])}")
+        raise ConfigError("match.targets", what, f"it has {', '.join(last[:24])}")
     return known
 
 
@@ -65,7 +65,9 @@ def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
         return denoiser.requires_grad_(True)
     from peft import LoraConfig
 
-    denoiser.to(getattr(torch, match.dtype))
+    if match.dtype != "float32":
+        with quiet():
+            denoiser.to(getattr(torch, match.dtype))
     alpha = match.rank if match.alpha is None else match.alpha
     config = LoraConfig(
         r=match.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets_of(denoiser, match)

@@ -40,7 +40,6 @@ class Watch:
         self._spec, self._match, self._store = spec, spec.match, store
         self._pipeline, self._denoiser = pipeline, denoiser
         self._conditions, self._place, self._board = conditions, place, board
-        self._shown: set[int] = set()
         self._writer: Any = None
         folder = store.local(TENSORBOARD)
         if place.rank == 0 and spec.resources.tensorboard and folder is not None:
@@ -64,12 +63,11 @@ class Watch:
                     self._writer.add_scalar(f"squared_error/noise_level_{number}", value, step)
             self._writer.flush()
         every = self._match.sample_every
-        if every is not None and step // every > max(self._shown, default=0) // every and step < stage.steps:
+        if every is not None and step % every == 0 and step < stage.steps:
             self.samples(step)
 
     def samples(self, step: int) -> None:
         """Draw the validation samples with the weights as they are and keep them as one strip: match/samples-STEP.png."""
-        self._shown.add(step)
         if not self._match.samples:
             return
         training, generate = self._denoiser.training, self._spec.generate.model_copy(update={"strength": 1.0})

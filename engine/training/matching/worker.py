@@ -88,6 +88,7 @@ class Matching:
             save=lambda: self._save(loop),
             out_of_time=lambda: job.deadline is not None and time.time() >= job.deadline,
             tell=lambda step, loss: self.watch.tell(self.stage, step, loss),
+            look=lambda step: match.sample_every is not None and step % match.sample_every == 0,
         )
         if not done:
             where = f"step {loop.step} of {match.steps}"

@@ -1,0 +1,84 @@
+"""What a fine-tune changes: stock diffusers loads the LoRA and draws as the tuned network does; odd targets are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+
+from engine.diffusion import checkpoint as checkpoints
+from engine.diffusion import lora as loras
+from engine.errors import ConfigError
+from engine.spec.models import MatchSpec, ModelSpec
+from engine.training.matching import adapter
+from tests.support.outputs import Output
+
+
+def _tuned(ready: Output, match: MatchSpec, folder: Path) -> Any:
+    """A denoiser whose trained parameters are moved, written to `folder`."""
+    pipeline = checkpoints.load(ready.checkpoint, "cpu", "float32")
+    adapter.attach(pipeline.unet, match, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in adapter.trained(pipeline.unet):
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.1
+    adapter.save(folder, pipeline.unet, match, ready.checkpoint, adapter.family_of(ready.checkpoint))
+    return pipeline.unet
+
+
+def _predict(unet: Any) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(4)
+    noisy = torch.randn(2, unet.config.in_channels, 4, 4, generator=generator)
+    states = torch.randn(2, 5, unet.config.cross_attention_dim, generator=generator)
+    with torch.no_grad():
+        return unet(noisy, torch.tensor([10, 700]), encoder_hidden_states=states).sample
+
+
+@pytest.mark.parametrize("targets", ["attention", "conv", "attention+conv", ("to_q", "conv1")])
+def test_stock_diffusers_loads_the_lora(ready: Output, tmp_path: Path, targets: Any) -> None:
+    tuned = _tuned(ready, MatchSpec(rank=3, alpha=6.0, targets=targets), tmp_path)
+    stock: Any = StableDiffusionPipeline.from_pretrained(ready.checkpoint.path, local_files_only=True)
+    before = _predict(stock.unet)
+    stock.load_lora_weights(tmp_path)
+    torch.testing.assert_close(_predict(stock.unet), _predict(tuned), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(_predict(tuned), before, atol=1e-3)
+    found = loras.check(tmp_path / "pytorch_lora_weights.safetensors", ready.checkpoint)
+    assert found.rank == 3
+    assert found.parameters == sum(parameter.numel() for parameter in adapter.trained(tuned))
+
+
+def test_a_full_fine_tune_is_a_checkpoint_of_its_own(ready: Output, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    tuned = _tuned(ready, MatchSpec(adapter="full"), folder)
+    assert len(adapter.trained(tuned)) == len(list(tuned.parameters()))
+    checked = checkpoints.inspect(ModelSpec(checkpoint=str(folder)), 8)
+    assert checked.digest != ready.checkpoint.digest
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", local_files_only=True)
+    torch.testing.assert_close(_predict(unet), _predict(tuned), rtol=0, atol=0)
+
+
+def test_first_weights_depend_on_the_seed_alone(ready: Output) -> None:
+    def first(seed: int) -> torch.Tensor:
+        unet = checkpoints.load(ready.checkpoint, "cpu", "float32").unet
+        torch.manual_seed(torch.seed())
+        adapter.attach(unet, MatchSpec(rank=2), seed)
+        return torch.cat([parameter.detach().flatten() for parameter in adapter.trained(unet)])
+
+    assert torch.equal(first(1), first(1))
+    assert not torch.equal(first(1), first(2))
+
+
+def test_a_new_adapter_changes_nothing_yet(ready: Output) -> None:
+    unet = checkpoints.load(ready.checkpoint, "cpu", "float32").unet
+    before = _predict(unet)
+    adapter.attach(unet, MatchSpec(rank=2, targets="attention+conv"), 0)
+    torch.testing.assert_close(_predict(unet), before)
+
+
+@pytest.mark.parametrize("targets", [("to_q", "to_z"), ("nothing",), ("down_blocks",)])
+def test_unknown_targets_are_refused_in_one_line(ready: Output, targets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match=f"named {targets[-1]}; it has .*to_q") as caught:
+        adapter.check_targets(ready.checkpoint, MatchSpec(targets=targets))
+    assert "\n" not in str(caught.value)
