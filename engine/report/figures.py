@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -109,6 +109,24 @@ def curve(name: str, label: str, steps: Sequence[float], losses: Sequence[float]
 
     end = f"from {values[0]:.3g} to {smooth[-1]:.3g} over {steps[-1]:,} steps"
     return _svg(draw, (3.4, 2.4), name, f"Training loss of the {name}, {end}.")
+
+
+def lines(name: str, label: str, steps: Sequence[float], series: Mapping[str, Sequence[float | None]]) -> Markup:
+    """Several quantities over optimiser steps, told apart by shade and label; None leaves a gap."""
+    shades = [1.0 - 0.75 * k / max(1, len(series) - 1) for k in range(len(series))]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for (title, values), shade in zip(series.items(), shades, strict=True):
+            known = [float("nan") if value is None else value for value in values]
+            axes.plot(steps, known, color=PALETTE["synthetic"], alpha=shade, linewidth=1.6, label=title, marker=".")
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(label)
+        axes.grid(color=PALETTE["line"], linewidth=0.7)
+        figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+
+    return _svg(draw, (4.2, 3.0), name, f"{label} over optimiser steps: {', '.join(series)}.")
 
 
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str, description: str) -> Markup:

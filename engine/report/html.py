@@ -15,7 +15,7 @@ from markupsafe import Markup
 from engine.errors import DataError
 from engine.evaluation.summary import arm_images, arm_label, bracket, percent
 from engine.images.catalog import QUARANTINED
-from engine.report import card, figures, gallery
+from engine.report import card, figures, gallery, matching
 from engine.report.advice import advise
 from engine.report.facts import Facts, gather, without_folders
 from engine.report.gallery import Row
@@ -38,11 +38,11 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    store.replace(REPORT, render(facts, rows, fault).encode())
+    store.replace(REPORT, render(facts, rows, fault, matching.context(store, facts)).encode())
 
 
-def render(facts: Facts, rows: list[Row], fault: str = "") -> str:
-    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it."""
+def render(facts: Facts, rows: list[Row], fault: str = "", more: dict[str, Any] | None = None) -> str:
+    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `more` is the fine-tune's part."""
     environment = Environment(
         loader=PackageLoader("engine", "report"),
         autoescape=True,
@@ -65,6 +65,7 @@ def render(facts: Facts, rows: list[Row], fault: str = "") -> str:
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
+        **(more or {"matching": None}),
     )
 
 

@@ -1,0 +1,61 @@
+"""The report's section on the fine-tune: what it was, both terms of its loss, errors by noise level, validation samples."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from engine.report import figures, gallery
+from engine.report.facts import Facts
+from engine.storage.store import Store
+
+_STRIP = re.compile(r"match/samples-(\d+)\.png")
+LEVELS = ("0 to 20 % noise", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
+MOST = 6
+
+
+def context(store: Store, facts: Facts) -> dict[str, Any]:
+    """What the template needs: `matching` is None for a run without a fine-tune."""
+    match, found = facts.spec.match, facts.curves.get("match")
+    if match is None or found is None:
+        return {"matching": None}
+    kind = f"LoRA of rank {match.rank} on {_targets(match.targets)}" if match.adapter == "lora" else "all weights"
+    term = "no MMD term" if match.mmd == "none" else f"MMD term {match.mmd} with weight {match.mmd_weight:g}"
+    shown = [
+        figures.lines("levels", "squared error", found["phase_step"], dict(zip(LEVELS, _by_level(found), strict=True)))
+    ]
+    if match.mmd != "none":
+        terms = {"denoising": found["denoising"], f"{match.mmd}, not weighted": found["mmd"]}
+        shown.append(figures.lines("terms", "term of the loss", found["phase_step"], terms))
+    note = (
+        f"{kind}; {term}; {found['steps']:,} steps of {match.batch * match.accumulate} images on the training split "
+        "alone. Errors are those of the predicted noise or velocity, not weighted, as means over twentieths of the training."
+    )
+    return {"matching": {"note": note, "figures": shown, "strips": _strips(store)}}
+
+
+def _targets(targets: str | tuple[str, ...]) -> str:
+    return targets if isinstance(targets, str) else ", ".join(targets)
+
+
+def _by_level(found: dict[str, Any]) -> list[list[float | None]]:
+    return [list(values) for values in zip(*found["levels"], strict=True)]
+
+
+def _strips(store: Store) -> list[dict[str, Any]]:
+    """Validation samples of the newest steps, the same prompts and seeds in each."""
+    names = sorted(entry.name for entry in store.list("match/samples-"))
+    out = []
+    for name in names[-MOST:]:
+        found = _STRIP.fullmatch(name)
+        if found is None:
+            continue
+        strip = np.asarray(Image.open(io.BytesIO(store.read(name))).convert("RGB"))
+        side = strip.shape[0]
+        tiles = [strip[:, left : left + side] for left in range(0, strip.shape[1], side)]
+        out.append({"step": f"step {int(found[1]):,}", "tiles": [gallery.data_uri(np.array(tile)) for tile in tiles]})
+    return out
