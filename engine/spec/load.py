@@ -18,7 +18,12 @@ from engine.spec.models import RunSpec
 
 NOT_IDENTITY = ("resources",)
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
-ADDED: dict[str, Any] = {"match": None}
+ADDED: dict[str, Any] = {
+    "match": None,
+    "conditions.features.normalise": False,
+    "generate.guidance_on": "both",
+    "generate.quality_suffix": "",
+}
 PATHS = (
     "source.path",
     "source.test_path",

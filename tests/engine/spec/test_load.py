@@ -40,6 +40,8 @@ def test_numbers_as_people_write_them() -> None:
         ("generate.guidance_scale=.nan", "finite"),
         ("generate.guidance_scale=.inf", "finite"),
         ("generate.strength=0.5", "set pairing"),
+        ("generate={guidance_on: image, visual_token: none}", "guidance_on image drops the visual token"),
+        ("generate.guidance_on=none", "'both', 'text' or 'image'"),
         ("generate.format=gif", "'png', 'jpg' or 'webp'"),
         ("split.train=1.5", "fraction between 0 and 1"),
         ("source.kind=imagenet", "digits, folder"),
@@ -70,14 +72,22 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     spec = specs.load(QUICKSTART)
     data = spec.model_dump(mode="json")
     del data["resources"], data["generate"]["gate"]["max_quarantined"]
-    assert data.pop("match") is None  # came later: no part of the identity while it is not used
+    assert data.pop("match") is None  # these came later: no part of the identity while they are not used
+    assert data["conditions"]["features"].pop("normalise") is False
+    assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
     assert specs.spec_hash(spec) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["resources.actors=4", "resources.batch_size=1"])) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["generate.gate.max_quarantined=0.5"])) == by_hand
-    assert specs.spec_hash(specs.load(QUICKSTART, ["generate.guidance_scale=3"])) != by_hand
+    for other in (
+        "generate.guidance_scale=3",
+        "generate.guidance_on=text",
+        "generate.quality_suffix=', best quality'",
+        "conditions.features.normalise=true",
+    ):
+        assert specs.spec_hash(specs.load(QUICKSTART, [other])) != by_hand
 
 
 def test_identity_of_the_packaged_quickstart_is_for_ever() -> None:
