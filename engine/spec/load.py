@@ -20,6 +20,7 @@ NOT_IDENTITY = ("resources",)
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
 ADDED: dict[str, Any] = {
     "match": None,
+    "conditions.caption.instruction": None,
     "conditions.features.normalise": False,
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",

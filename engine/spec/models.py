@@ -232,14 +232,17 @@ class MatchSpec(Spec):
 class CaptionSpec(Spec):
     """Where captions come from: the class name alone, image moments (digits), or a captioning model through transformers."""
 
-    kind: Literal["class", "moments", "blip"] = "class"
+    kind: Literal["class", "moments", "blip", "model"] = "class"
     path: str | None = None
+    instruction: Annotated[str, Field(pattern=r"\S")] | None = None
     max_new_tokens: Count = 20
 
     @model_validator(mode="after")
     def _needs_path(self) -> CaptionSpec:
-        if self.kind == "blip" and not self.path:
-            raise ValueError("kind blip needs path: a local directory of a BLIP-class model")
+        if self.kind in ("blip", "model") and not self.path:
+            raise ValueError(f"kind {self.kind} needs path: a local directory of a captioning model")
+        if self.kind != "model" and self.instruction is not None:
+            raise ValueError(f"kind {self.kind} takes no instruction: leave it out, or use kind model")
         return self
 
 

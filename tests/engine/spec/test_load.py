@@ -41,6 +41,9 @@ def test_numbers_as_people_write_them() -> None:
         ("generate.guidance_scale=.inf", "finite"),
         ("generate.strength=0.5", "set pairing"),
         ("generate={guidance_on: image, visual_token: none}", "guidance_on image drops the visual token"),
+        ("conditions.caption={kind: model}", "kind model needs path"),
+        ("conditions.caption={kind: blip, path: x, instruction: y}", "kind blip takes no instruction"),
+        ("conditions.caption={kind: model, path: x, instruction: ' '}", "instruction"),
         ("generate.guidance_on=none", "'both', 'text' or 'image'"),
         ("generate.format=gif", "'png', 'jpg' or 'webp'"),
         ("split.train=1.5", "fraction between 0 and 1"),
@@ -73,6 +76,7 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     data = spec.model_dump(mode="json")
     del data["resources"], data["generate"]["gate"]["max_quarantined"]
     assert data.pop("match") is None  # these came later: no part of the identity while they are not used
+    assert data["conditions"]["caption"].pop("instruction") is None
     assert data["conditions"]["features"].pop("normalise") is False
     assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
     by_hand = hashlib.sha256(
