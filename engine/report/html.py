@@ -17,6 +17,7 @@ from engine.evaluation.summary import arm_images, arm_label, bracket, percent
 from engine.images.catalog import QUARANTINED
 from engine.report import card, figures, gallery
 from engine.report.advice import advise
+from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
 from engine.report.gallery import Row
 from engine.report.words import headline, run_facts, subtitle
@@ -38,10 +39,10 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    store.replace(REPORT, render(facts, rows, fault).encode())
+    store.replace(REPORT, render(facts, rows, fault, review(store, facts)).encode())
 
 
-def render(facts: Facts, rows: list[Row], fault: str = "") -> str:
+def render(facts: Facts, rows: list[Row], fault: str = "", captions: Review | None = None) -> str:
     """The page as text; `rows` are the gallery's, `fault` says why images are missing from it."""
     environment = Environment(
         loader=PackageLoader("engine", "report"),
@@ -61,6 +62,7 @@ def render(facts: Facts, rows: list[Row], fault: str = "") -> str:
         run_facts=run_facts(facts),
         recipe_text=yaml.safe_dump(without_folders(facts.spec), sort_keys=False, allow_unicode=True),
         quarantines=_quarantines(facts),
+        captions=captions,
         **_accuracy(facts),
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
