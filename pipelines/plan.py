@@ -50,10 +50,11 @@ def train_labels(spec: RunSpec, store: Store | None) -> tuple[np.ndarray, tuple[
 def examples(spec: RunSpec, store: Store | None, plan: Plan, names: tuple[str, ...]) -> list[str]:
     """Three prompts of the plan; captions appear once `mimeo condition` has made them."""
     template, rows = spec.conditions.prompt, plan.rows(0, min(3, plan.count))
+    suffix = spec.generate.quality_suffix
     if store is not None and store.exists(CAPTIONS):
         made = load_captions(store).prompts(template)
-        return [made[anchor] for anchor in rows.anchor]
-    return [prompts.fill(template, names[label], "<caption>") for label in rows.label]
+        return [made[anchor] + suffix for anchor in rows.anchor]
+    return [prompts.fill(template, names[label], "<caption>") + suffix for label in rows.label]
 
 
 def _measured(store: Store | None) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""Captions of images by interchangeable strategies: the class alone, image moments, or a BLIP-class model."""
+"""Captions of images by interchangeable strategies: the class alone, image moments, or a captioning model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Captioner:
     """Captions of further images, with what was fitted on the training split (`load_captions(store).fitted`)."""
 
     def __init__(self, spec: CaptionSpec, fitted: dict[str, Any], device: str = "cpu") -> None:
-        """Loads the model of `blip`; ConfigError when it cannot be used."""
+        """Loads the captioning model, if the strategy has one; ConfigError when it cannot be used."""
         self._strategy = STRATEGIES[spec.kind]
         self._observe = self._strategy.observer(spec, device)
         self._fitted = fitted
@@ -109,22 +109,30 @@ def say_terciles(facts: Facts, fitted: dict[str, Any]) -> list[str]:
     return [" ".join(words) for words in zip(*columns, strict=True)]
 
 
-def _blip_observer(spec: CaptionSpec, device: str) -> Observer:
-    from engine.conditions.blip import Blip
+def _load_model(spec: CaptionSpec, device: str) -> Observer:
+    from engine.conditions.captionmodel import CaptionModel
 
-    return Blip(spec, device)
+    return CaptionModel(spec, device)
 
 
-def _blip_files(spec: CaptionSpec) -> list[Path]:
-    from engine.conditions.blip import precheck
+def _model_files(spec: CaptionSpec) -> list[Path]:
+    from engine.conditions.captionmodel import precheck
 
     return precheck(spec)
 
 
+MODEL = Strategy(
+    _load_model,
+    fit=lambda facts: {"cut": sum(fact["cut"] for fact in facts)},
+    say=lambda facts, fitted: [fact["caption"] for fact in facts],
+    needs_model=True,
+    files=_model_files,
+)
 STRATEGIES = {
     "class": Strategy(lambda spec, device: lambda pixels: [""] * len(pixels), needs_images=False),
     "moments": Strategy(lambda spec, device: moments, fit_terciles, say_terciles),
-    "blip": Strategy(_blip_observer, needs_model=True, files=_blip_files),
+    "blip": MODEL,
+    "model": MODEL,
 }
 
 

@@ -20,7 +20,7 @@ from engine.conditions.table import class_statistics
 from engine.errors import DataError
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
-from engine.spec import RunSpec
+from engine.spec import RunSpec, identity
 from engine.storage.store import Store
 
 VERSION = 1  # raised when captions or features of the same inputs change
@@ -47,7 +47,7 @@ def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, r
     rows = _train(catalog)
     made_from = {
         "version": VERSION,
-        "captions": section.model_dump(mode="json", exclude={"path"}),
+        "captions": {k: v for k, v in identity(spec)["conditions"]["caption"].items() if k != "path"},
         "images": spec.images.model_dump(mode="json") if strategy.needs_images else None,
         "catalog": catalog.digest,
         "model": localmodel.digest(strategy.files(section)),

@@ -40,8 +40,8 @@ class Captions:
 class Conditions:
     """Everything that a sample can be conditioned on; rows are the N training images in key order.
 
-    `features` (N,D) are projected CLIP features, not normalised (D is 0 where the run uses none); `class_means` (K,D) has NaN in
-    the rows of classes without training images.
+    `features` (N,D) are projected CLIP features, of length 1 under `conditions.features.normalise`, else as CLIP gives them (D is 0
+    where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images.
     """
 
     keys: tuple[str, ...]
@@ -89,8 +89,15 @@ class Conditions:
 
 
 def load_captions(store: Store) -> Captions:
-    """What the caption stage has written; DataError when it is absent or broken."""
+    """What the caption stage has written; DataError when it is absent or broken, or captions are missing in it."""
     table, about = stored.read(store, CAPTIONS)
+    again = "remove conditions/ and run again"
+    for name in ("key", "label", "caption"):
+        missing = table[name].null_count if name in table.column_names else len(table)
+        if missing or not len(table):
+            raise DataError(CAPTIONS, f"has no {name} for {missing:,} of {len(table):,} images", again)
+    if not {"class_names", "fitted"} <= about.keys():
+        raise DataError(CAPTIONS, "does not say what it was made from", again)
     return Captions(
         keys=tuple(table["key"].to_pylist()),
         labels=table["label"].to_numpy().astype(np.int32),
@@ -106,10 +113,12 @@ def load(store: Store, spec: RunSpec) -> Conditions:
     table, _ = stored.read(store, FEATURES)
     classes, _ = stored.read(store, CLASSES)
     if tuple(table["key"].to_pylist()) != captions.keys or tuple(classes["name"].to_pylist()) != captions.class_names:
-        raise DataError(
-            FEATURES, f"belongs to other images or classes than {CAPTIONS}", "remove conditions/ and run again"
-        )
+        what = f"belongs to other images or classes than {CAPTIONS} ({len(table):,} and {len(captions.keys):,} images)"
+        raise DataError(FEATURES, what, "remove conditions/ and run again")
     features = stored.as_matrix(table["feature"])
+    if spec.conditions.features.normalise:
+        features = unit(features)
+        classes = class_statistics(features, captions.labels, captions.class_names)
     missing = np.full(features.shape[1], np.nan, np.float32)
     means = [missing if mean is None else np.asarray(mean, np.float32) for mean in classes["mean"].to_pylist()]
     return Conditions(
@@ -121,6 +130,12 @@ def load(store: Store, spec: RunSpec) -> Conditions:
         class_means=np.stack(means),
         class_names=captions.class_names,
     )
+
+
+def unit(features: Features) -> Features:
+    """Features (N,D), each divided by its length; a zero one stays zero."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    return (features / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
 def class_statistics(values: NDArray[np.float32], labels: NDArray[np.int32], names: Sequence[str]) -> pa.Table:

@@ -148,14 +148,19 @@ class Sampler:
             "output_type": "latent",
         }
         if self._generate.guidance_scale > 1:
-            negative = self._encoder.encode(self._generate.negative_prompt)
-            arguments["negative_prompt_embeds"] = negative.expand_as(embeds)
+            arguments["negative_prompt_embeds"] = self._unconditional(requests)
         if self._from_image:
             arguments |= {"image": self._initial(requests).to(embeds), "strength": self._generate.strength}
         else:
             size = self._latent_shape[-1] * self.pipeline.vae_scale_factor
             arguments |= {"height": size, "width": size}
         return self._decode(self.pipeline(**arguments).images)
+
+    def _unconditional(self, requests: list[Request]) -> torch.Tensor:
+        """The other side of the guidance: without the conditions that `guidance_on` names, with those that it does not."""
+        negative, on = self._generate.negative_prompt, self._generate.guidance_on
+        prompts = [request.prompt if on == "image" else negative for request in requests]
+        return self._encoder.embed(prompts, [request.token if on == "text" else None for request in requests])
 
     def _initial(self, requests: list[Request]) -> torch.Tensor:
         latents = [request.init_latents for request in requests if request.init_latents is not None]

@@ -92,7 +92,10 @@ class Plan:
         return seeds(np.asarray(index).astype(np.uint64), attempt, self._key)
 
     def facts(self, start: int, stop: int, keys: Sequence[str], prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """What is planned for samples start..stop-1 in words; `keys` and `prompts` belong to the N training images."""
+        """What is planned for samples start..stop-1 in words; `keys` and `prompts` belong to the N training images.
+
+        A sample's prompt is what it is drawn with: its anchor's, and the quality suffix.
+        """
         rows, generate = self.rows(start, stop), self.spec.generate
         shared = {"visual_token": generate.visual_token, "pairing": generate.pairing, "strength": generate.strength}
         columns = zip(
@@ -104,7 +107,7 @@ class Plan:
                 "index": index,
                 "label": label,
                 "class": self.class_names[label],
-                "prompt": prompts[anchor],
+                "prompt": prompts[anchor] + generate.quality_suffix,
                 "anchor": keys[anchor],
                 "token": keys[token] if token >= 0 else None,
                 "init": keys[init] if init >= 0 else None,

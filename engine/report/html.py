@@ -17,6 +17,7 @@ from engine.evaluation.summary import arm_images, arm_label, bracket, percent
 from engine.images.catalog import QUARANTINED
 from engine.report import card, figures, gallery, matching
 from engine.report.advice import advise
+from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
 from engine.report.gallery import Row
 from engine.report.words import headline, run_facts, subtitle
@@ -38,11 +39,17 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    store.replace(REPORT, render(facts, rows, fault, matching.context(store, facts)).encode())
+    store.replace(REPORT, render(facts, rows, fault, review(store, facts), matching.context(store, facts)).encode())
 
 
-def render(facts: Facts, rows: list[Row], fault: str = "", more: dict[str, Any] | None = None) -> str:
-    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `more` is the fine-tune's part."""
+def render(
+    facts: Facts,
+    rows: list[Row],
+    fault: str = "",
+    captions: Review | None = None,
+    match: dict[str, Any] | None = None,
+) -> str:
+    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `match` is the fine-tune's part."""
     environment = Environment(
         loader=PackageLoader("engine", "report"),
         autoescape=True,
@@ -61,11 +68,12 @@ def render(facts: Facts, rows: list[Row], fault: str = "", more: dict[str, Any] 
         run_facts=run_facts(facts),
         recipe_text=yaml.safe_dump(without_folders(facts.spec), sort_keys=False, allow_unicode=True),
         quarantines=_quarantines(facts),
+        captions=captions,
         **_accuracy(facts),
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
-        **(more or {"matching": None}),
+        **(match or {"matching": None}),
     )
 
 

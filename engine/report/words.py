@@ -6,6 +6,8 @@ from typing import Any
 
 from engine.evaluation.summary import bracket, percent
 from engine.report.facts import Facts
+from engine.spec import RunSpec
+from engine.spec.models import GenerateSpec
 
 
 def subtitle(facts: Facts) -> str:
@@ -88,11 +90,11 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
         ("checkpoint digest", str(facts.plan.get("checkpoint", "not noted"))),
         (
             "sampling",
-            f"{generate.scheduler}, {generate.num_inference_steps} steps, guidance {generate.guidance_scale:g}, {start}",
+            f"{generate.scheduler}, {generate.num_inference_steps} steps, {_guidance(generate)}, {start}",
         ),
         (
             "conditions",
-            f"prompt {spec.conditions.prompt!r}, captions {spec.conditions.caption.kind}, visual token {generate.visual_token}",
+            f"prompt {spec.conditions.prompt!r}{_suffix(generate)}, captions {spec.conditions.caption.kind}, {_token(spec)}",
         ),
         (
             "synthetic set",
@@ -104,6 +106,21 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
     if facts.seconds:
         rows.append(("seconds by stage", ", ".join(f"{name} {value:,.0f}" for name, value in facts.seconds.items())))
     return rows
+
+
+def _guidance(generate: GenerateSpec) -> str:
+    on = "" if generate.guidance_on == "both" else f" on the {generate.guidance_on} only"
+    return f"guidance {generate.guidance_scale:g}{on}"
+
+
+def _suffix(generate: GenerateSpec) -> str:
+    return f" and suffix {generate.quality_suffix!r}" if generate.quality_suffix else ""
+
+
+def _token(spec: RunSpec) -> str:
+    token = spec.generate.visual_token
+    normalised = spec.conditions.features.normalise and token != "none"
+    return f"visual token {token}{' (normalised)' if normalised else ''}"
 
 
 def _generator(facts: Facts) -> str:

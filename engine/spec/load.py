@@ -18,7 +18,13 @@ from engine.spec.models import RunSpec
 
 NOT_IDENTITY = ("resources", "ablation")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
-ADDED: dict[str, Any] = {"match": None}
+ADDED: dict[str, Any] = {
+    "match": None,
+    "conditions.caption.instruction": None,
+    "conditions.features.normalise": False,
+    "generate.guidance_on": "both",
+    "generate.quality_suffix": "",
+}
 PATHS = (
     "source.path",
     "source.test_path",

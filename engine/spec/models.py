@@ -232,14 +232,17 @@ class MatchSpec(Spec):
 class CaptionSpec(Spec):
     """Where captions come from: the class name alone, image moments (digits), or a captioning model through transformers."""
 
-    kind: Literal["class", "moments", "blip"] = "class"
+    kind: Literal["class", "moments", "blip", "model"] = "class"
     path: str | None = None
+    instruction: Annotated[str, Field(pattern=r"\S")] | None = None
     max_new_tokens: Count = 20
 
     @model_validator(mode="after")
     def _needs_path(self) -> CaptionSpec:
-        if self.kind == "blip" and not self.path:
-            raise ValueError("kind blip needs path: a local directory of a BLIP-class model")
+        if self.kind in ("blip", "model") and not self.path:
+            raise ValueError(f"kind {self.kind} needs path: a local directory of a captioning model")
+        if self.kind != "model" and self.instruction is not None:
+            raise ValueError(f"kind {self.kind} takes no instruction: leave it out, or use kind model")
         return self
 
 
@@ -249,6 +252,7 @@ class FeatureSpec(Spec):
     backend: Literal["checkpoint", "transformers", "open_clip"] = "checkpoint"
     path: str | None = None
     model: str | None = None
+    normalise: bool = False
 
     @model_validator(mode="after")
     def _needs_path(self) -> FeatureSpec:
@@ -297,7 +301,9 @@ class GenerateSpec(Spec):
     scheduler: str = "dpmsolver++"
     num_inference_steps: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[Number, Field(ge=0, le=50)] = 2.0
+    guidance_on: Literal["both", "text", "image"] = "both"
     negative_prompt: str = ""
+    quality_suffix: str = ""
     visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
     pairing: Literal["own", "class", "none"] = "none"
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
@@ -309,6 +315,8 @@ class GenerateSpec(Spec):
     def _consistent(self) -> GenerateSpec:
         if self.strength < 1 and self.pairing == "none":
             raise ValueError("strength below 1 starts from a real image: set pairing to own or class")
+        if self.guidance_on == "image" and self.visual_token == "none":
+            raise ValueError("guidance_on image drops the visual token, and visual_token is none: use text or both")
         if -(-self.count // self.shard_size) > 10**8:
             raise ValueError(f"count {self.count} makes more than 100,000,000 shards: raise shard_size")
         return self

@@ -64,6 +64,7 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
     settings = plain(spec)
     settings["pretrain"].pop("checkpoint_every")
+    normalise = {"normalise": True} if spec.conditions.features.normalise else {}
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -72,6 +73,7 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
         "prompt": spec.conditions.prompt,
         "images": settings["images"],
         "pretrain": settings["pretrain"],
+        **normalise,
     }
 
 

@@ -35,9 +35,10 @@ def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any)
     encoder = PromptEncoder(tokenizer, clip.text_model)
     prompts = [*dict.fromkeys(prompt for prompt in setting.images.prompts if prompt), ""]
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
+    tokens = torch.stack([_features(clip.eval(), variant) for variant in variants])
     cache = Cache(
         latents=latents * scaling_factor,
-        tokens=torch.stack([_features(clip.eval(), variant) for variant in variants]),
+        tokens=nn.functional.normalize(tokens, dim=-1) if setting.spec.conditions.features.normalise else tokens,
         told={"states": torch.stack([encoder.encode(prompt) for prompt in prompts])},
         told_rows=torch.tensor([numbers[p] for p in setting.images.prompts], device=images.device),
         labels=setting.images.labels,

@@ -1,5 +1,7 @@
 """The condition stages on real digits through Ray, against the same work done plainly."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +10,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.cluster.progress import PlainReporter, Reporter, Task
-from engine.conditions import featuremodel, job
-from engine.conditions.blip import Blip
+from engine.conditions import featuremodel, job, stored
+from engine.conditions.captionmodel import CaptionModel
 from engine.conditions.captions import Captioner, fit_terciles, moments
 from engine.conditions.features import FeatureExtractor
+from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load, load_captions
 from engine.errors import ConfigError, DataError
 from engine.images import catalog as catalogs
@@ -19,7 +22,7 @@ from engine.images.catalog import Catalog
 from engine.images.reader import Reader
 from engine.spec import RunSpec
 from engine.storage.store import Store, open_store
-from tests.support import clips
+from tests.support import captioners, clips
 
 QUIET = PlainReporter()
 
@@ -101,12 +104,29 @@ def test_class_captions_need_no_ray_and_are_empty(catalog: Catalog, store: Store
     assert reporter.names == []
 
 
-def test_blip_captions_come_through_the_pool(catalog: Catalog, store: Store, tmp_path: Path) -> None:
-    clips.write_blip(tmp_path / "blip")
-    spec = run_spec({"kind": "blip", "path": str(tmp_path / "blip"), "max_new_tokens": 3})
+@pytest.mark.parametrize(("kind", "write"), [("blip", clips.write_blip), ("model", captioners.write_qwen)])
+def test_captions_of_models_come_through_the_pool(
+    catalog: Catalog, store: Store, tmp_path: Path, kind: str, write: Callable[[Path], object]
+) -> None:
+    write(tmp_path / "model")
+    spec = run_spec({"kind": kind, "path": str(tmp_path / "model"), "max_new_tokens": 3})
     job.caption(spec, catalog, store, QUIET)
-    pixels = Reader(spec).pixels(catalog.split("train").slice(0, 20))
-    assert list(load_captions(store).captions[:20]) == Blip(spec.conditions.caption)(pixels)
+    said = CaptionModel(spec.conditions.caption)(Reader(spec).pixels(catalog.split("train")))
+    found = load_captions(store)
+    assert list(found.captions) == [fact["caption"] for fact in said]
+    assert found.fitted == {"cut": sum(fact["cut"] for fact in said)}
+
+
+def test_made_from_of_older_captions_stays_the_same(catalog: Catalog, store: Store) -> None:
+    """A key that came later is left out at its default, so that captions of older versions are not made again."""
+    job.caption(SPEC, catalog, store, QUIET)
+    assert stored.facts(store, CAPTIONS)["made_from"] == {
+        "version": 1,
+        "captions": {"kind": "moments", "max_new_tokens": 20},
+        "images": SPEC.images.model_dump(mode="json"),
+        "catalog": catalog.digest,
+        "model": hashlib.sha256().hexdigest(),
+    }
 
 
 def test_features_from_first_to_last(catalog: Catalog, store: Store, checkpoint: Path, tmp_path: Path) -> None:

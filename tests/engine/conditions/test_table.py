@@ -10,7 +10,7 @@ from engine.conditions import stored
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
 from engine.conditions.table import Conditions, class_statistics, load, load_captions
 from engine.errors import DataError
-from engine.spec import RunSpec
+from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 
 NAMES = ("cat", "sea_lion", "empty", "lone")
@@ -22,9 +22,14 @@ def features(width: int = 5) -> np.ndarray:
     return np.random.default_rng(4).normal(2, 3, (len(LABELS), width)).astype(np.float32)
 
 
-def write(store: Store, values: np.ndarray, keys: list[str] | None = None) -> None:
+def captions_table() -> pa.Table:
     names = [f"k{i}" for i in range(len(LABELS))]
-    table = pa.table({"key": names, "label": LABELS, "caption": [f"c{i}" if i else "" for i in range(len(LABELS))]})
+    return pa.table({"key": names, "label": LABELS, "caption": [f"c{i}" if i else "" for i in range(len(LABELS))]})
+
+
+def write(store: Store, values: np.ndarray, keys: list[str] | None = None, captions: pa.Table | None = None) -> None:
+    names = [f"k{i}" for i in range(len(LABELS))]
+    table = captions_table() if captions is None else captions
     stored.publish(store, CAPTIONS, table, {}, fitted={"a": 1}, class_names=list(NAMES))
     stored.publish(store, FEATURES, pa.table({"key": keys or names, "feature": stored.as_lists(values)}), {})
     stored.publish(store, CLASSES, class_statistics(values, LABELS, NAMES), {})
@@ -74,6 +79,48 @@ def test_class_statistics_are_numpys() -> None:
     assert table[2]["mean"] is None
     assert table[2]["std"] is None
     assert table[3]["std"] == [0.0] * 5
+
+
+def test_normalised_features_have_length_one_and_so_do_those_behind_the_means(tmp_path: Path) -> None:
+    store, values = open_store(str(tmp_path)), features()
+    values[4] = 0
+    write(store, values)
+    before = store.read(FEATURES)
+    plain = load(store, SPEC)
+    spec = validate({"name": "x", "source": {"kind": "digits"}, "conditions": {"features": {"normalise": True}}})
+    made = load(store, spec)
+    expected = np.stack([v / np.sqrt((v.astype(float) ** 2).sum()) if v.any() else v for v in values])
+    np.testing.assert_allclose(made.features, expected, rtol=1e-6)
+    assert not made.features[4].any()
+    for label in (0, 1, 3):
+        np.testing.assert_allclose(made.class_mean(label), expected[label == LABELS].mean(axis=0), rtol=1e-5)
+    with pytest.raises(DataError, match="empty: has no training image"):
+        made.class_mean(2)
+    np.testing.assert_allclose(made.class_gaussian(3, 1), expected[5], rtol=1e-6)
+    assert made.digest() != plain.digest()
+    assert store.read(FEATURES) == before
+    np.testing.assert_array_equal(plain.features, values)
+
+
+@pytest.mark.parametrize(
+    ("captions", "says"),
+    [
+        (captions_table().slice(0, 8), "belongs to other images or classes than .* \\(9 and 8 images\\)"),
+        (captions_table().slice(0, 0), "has no key for 0 of 0 images"),
+        (captions_table().drop_columns("caption"), "has no caption for 9 of 9 images"),
+        (
+            captions_table().set_column(2, "caption", pa.array(["a", None, "b", None, *"cdefg"])),
+            "has no caption for 2 of 9 images",
+        ),
+    ],
+)
+def test_missing_captions_are_one_line(tmp_path: Path, captions: pa.Table, says: str) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features(), captions=captions)
+    with pytest.raises(DataError, match=says) as caught:
+        load(store, SPEC)
+    assert "\n" not in str(caught.value)
+    assert "remove conditions/ and run again" in str(caught.value)
 
 
 def test_class_mean(conditions: Conditions) -> None:

@@ -56,6 +56,21 @@ def expected_token(kind: str, row: int, anchor: int, seed: int) -> np.ndarray | 
     return {"own": FEATURES[anchor], "class": FEATURES[row], "class_mean": FEATURES[label == LABELS].mean(0)}.get(kind)
 
 
+def test_the_quality_suffix_is_drawn_with_and_planned() -> None:
+    plan, asked = ask(make_spec(quality_suffix=", best quality"))
+    planned = [fact["prompt"] for fact in plan.facts(0, 12, CONDITIONS.keys, CONDITIONS.prompts)]
+    anchors = plan.rows(0, 12).anchor
+    assert planned == [f"prompt {anchor}, best quality" for anchor in anchors]
+    assert [request.prompt for request in asked] == [planned[position] for position in (1, 4, 7, 11)]
+    digests = {
+        Plan(make_spec(quality_suffix=suffix), LABELS, CONDITIONS.class_names).digest(
+            0, 12, CONDITIONS.keys, CONDITIONS.prompts
+        )
+        for suffix in ("", ", best quality")
+    }
+    assert len(digests) == 2
+
+
 @pytest.mark.parametrize("kind", ["own", "class", "class_mean", "class_gaussian", "none"])
 def test_visual_tokens(kind: str) -> None:
     plan, asked = ask(make_spec(visual_token=kind))

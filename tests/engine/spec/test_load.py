@@ -40,6 +40,11 @@ def test_numbers_as_people_write_them() -> None:
         ("generate.guidance_scale=.nan", "finite"),
         ("generate.guidance_scale=.inf", "finite"),
         ("generate.strength=0.5", "set pairing"),
+        ("generate={guidance_on: image, visual_token: none}", "guidance_on image drops the visual token"),
+        ("conditions.caption={kind: model}", "kind model needs path"),
+        ("conditions.caption={kind: blip, path: x, instruction: y}", "kind blip takes no instruction"),
+        ("conditions.caption={kind: model, path: x, instruction: ' '}", "instruction"),
+        ("generate.guidance_on=none", "'both', 'text' or 'image'"),
         ("generate.format=gif", "'png', 'jpg' or 'webp'"),
         ("split.train=1.5", "fraction between 0 and 1"),
         ("source.kind=imagenet", "digits, folder"),
@@ -71,14 +76,30 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     data = spec.model_dump(mode="json")
     del data["resources"], data["generate"]["gate"]["max_quarantined"]
     assert data.pop("ablation") is None
-    assert data.pop("match") is None  # came later: no part of the identity while it is not used
+    assert data.pop("match") is None  # these came later: no part of the identity while they are not used
+    assert data["conditions"]["caption"].pop("instruction") is None
+    assert data["conditions"]["features"].pop("normalise") is False
+    assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
     assert specs.spec_hash(spec) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["resources.actors=4", "resources.batch_size=1"])) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["generate.gate.max_quarantined=0.5"])) == by_hand
-    assert specs.spec_hash(specs.load(QUICKSTART, ["generate.guidance_scale=3"])) != by_hand
+    for other in (
+        "generate.guidance_scale=3",
+        "generate.guidance_on=text",
+        "generate.quality_suffix=', best quality'",
+        "conditions.features.normalise=true",
+    ):
+        assert specs.spec_hash(specs.load(QUICKSTART, [other])) != by_hand
+
+
+def test_identity_of_the_packaged_quickstart_is_for_ever() -> None:
+    """Outputs that were begun with it stay valid: a new key is added to `ADDED` with the value that changes nothing."""
+    spec = specs.load(QUICKSTART)
+    assert specs.spec_hash(spec) == "e44e01c452ef9d4d1cf12bf23005d928ffcbbda298bacbf4d8a038b89e4ddb28"
+    assert f"{specs.sample_key(spec):016x}" == "84591fa22c0ddf2a"
 
 
 def test_sample_key_ignores_length_and_place_but_not_content() -> None:

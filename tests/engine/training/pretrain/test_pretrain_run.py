@@ -11,6 +11,7 @@ from diffusers import StableDiffusionPipeline
 from engine.cluster.progress import PlainReporter
 from engine.conditions.table import load_captions
 from engine.errors import ConfigError, DataError
+from engine.spec import validate
 from engine.spec.models import ResourcesSpec
 from engine.storage.store import open_store
 from engine.training.pretrain import pretrain
@@ -53,6 +54,15 @@ def test_the_stock_pipeline_draws_from_it(trained: Trained) -> None:
     pipeline: Any = StableDiffusionPipeline.from_pretrained(trained.model, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a 3, ", num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 3)
+
+
+def test_normalised_features_make_another_model_and_their_default_the_same(trained: Trained) -> None:
+    captions = load_captions(trained.store)
+    data = trained.spec.model_dump()
+    data["conditions"]["features"]["normalise"] = True
+    before = made_from(trained.spec, trained.catalog, captions)
+    assert made_from(validate(data), trained.catalog, captions) == {**before, "normalise": True}
+    assert set(before) == {"version", "seed", "catalog", "captions", "prompt", "images", "pretrain"}
 
 
 def test_a_model_of_other_settings_is_refused(trained: Trained) -> None:

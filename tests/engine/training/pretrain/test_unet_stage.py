@@ -14,6 +14,7 @@ from engine.diffusion.conditioning import PromptEncoder
 from engine.diffusion.process import Diffusion
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
+from engine.spec.models import ConditionsSpec
 from engine.training.cache import Cache
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.pretrain.clip import ClipStage
@@ -68,6 +69,18 @@ def test_flips_are_variants_with_features_of_their_own() -> None:
         features = clip.get_image_features(pixel_values=mirrored).pooler_output
     assert torch.allclose(cache.tokens[1], features, atol=1e-5)
     assert not torch.allclose(cache.tokens[0], cache.tokens[1], atol=1e-3)
+
+
+def test_normalised_features_have_length_one() -> None:
+    setting, tokenizer, clip, vae = _parts()
+    spec = setting.spec.model_copy(
+        update={"conditions": ConditionsSpec.model_validate({"features": {"normalise": True}})}
+    )
+    plain, _ = build_cache(setting, tokenizer, clip, vae)
+    made, _ = build_cache(replace(setting, spec=spec), tokenizer, clip, vae)
+    lengths = plain.tokens.norm(dim=-1, keepdim=True)
+    assert torch.allclose(made.tokens, plain.tokens / lengths, atol=1e-6)
+    assert (lengths - 1).abs().min() > 1e-3
 
 
 class _Oracle(nn.Module):
