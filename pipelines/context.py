@@ -61,7 +61,7 @@ def check_models(spec: RunSpec) -> None:
     from engine.conditions import job as conditions
 
     if spec.model.checkpoint is None:
-        conditions.precheck(spec, cross_attention_dim=spec.pretrain.clip.hidden)
+        conditions.precheck(spec, widths=[spec.pretrain.clip.hidden])
         return
     from engine.diffusion import checkpoint
     from engine.generation import job
