@@ -94,7 +94,7 @@ class StableDiffusion3(StableDiffusionXl):
 
     name = "Stable Diffusion 3"
     denoiser = "transformer"
-    pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ()
     flow = True

@@ -80,7 +80,7 @@ class StableDiffusionXl(StableDiffusion):
     """The family of `StableDiffusionXLPipeline`, without refiners."""
 
     name = "Stable Diffusion XL"
-    pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
+    pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ("force_zeros_for_empty_prompt",)
     adapters: Adapters = Stock("StableDiffusionXLPipeline", ("unet", "text_encoder", "text_encoder_2"), blocks=True)
