@@ -210,7 +210,7 @@ def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dic
 
 def _curves(facts: Facts) -> dict[str, Any]:
     stages = (facts.pretrain or {}).get("stages", {})
-    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net"}
+    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net", "dit": "DiT"}
     curves = [
         {
             "title": titles.get(name, name),

@@ -14,11 +14,15 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
-from engine.spec.models import RunSpec
+from engine.spec.models import DitSpec, RunSpec
 
 NOT_IDENTITY = ("resources",)
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
-ADDED: dict[str, Any] = {"match": None}
+ADDED: dict[str, Any] = {
+    "match": None,
+    "pretrain.denoiser": "unet",
+    "pretrain.dit": DitSpec().model_dump(mode="json"),
+}
 PATHS = (
     "source.path",
     "source.test_path",

@@ -169,12 +169,31 @@ class UNetSpec(Spec):
     drop_image: Probability = 0.1
 
 
+class DitSpec(Spec):
+    """The closed-set transformer that is told a class: sizes and training of `diffusers.DiTTransformer2DModel`."""
+
+    hidden: Count = 64
+    layers: Count = 4
+    heads: Count = 4
+    patch: Count = 1
+    steps: Count = 400
+    batch: Count = 64
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.995
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    drop_condition: Probability = 0.1
+
+
 class PretrainSpec(Spec):
-    """The closed-set generator: trained from scratch on the training split only."""
+    """The closed-set generator: trained from scratch on the training split only; `denoiser` says which of two it has."""
 
     clip: ClipSpec = ClipSpec()
     vae: VaeSpec = VaeSpec()
+    denoiser: Literal["unet", "dit"] = "unet"
     unet: UNetSpec = UNetSpec()
+    dit: DitSpec = DitSpec()
     text_length: Annotated[int, BeforeValidator(_integral), Field(ge=4, le=77)] = 16
     augment: Literal["none", "flip", "affine"] = "affine"
     checkpoint_every: Count = 200
@@ -360,3 +379,12 @@ class RunSpec(Spec):
     generate: GenerateSpec = GenerateSpec()
     judge: JudgeSpec = JudgeSpec()
     resources: ResourcesSpec = ResourcesSpec()
+
+    @model_validator(mode="after")
+    def _classes_only(self) -> RunSpec:
+        asked = self.generate
+        told_text = asked.visual_token != "none" or asked.negative_prompt
+        if self.model.checkpoint is None and self.pretrain.denoiser == "dit" and told_text:
+            what = "pretrain.denoiser dit makes a generator that is told classes only"
+            raise ValueError(f"{what}: set generate.visual_token to none, and no generate.negative_prompt")
+        return self

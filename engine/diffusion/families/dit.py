@@ -89,13 +89,10 @@ class Dit:
             raise ConfigError("generate.negative_prompt", what, "leave it out")
 
     def build(self, components: dict[str, Any]) -> Any:
-        """Classes are never dropped at random: what is dropped in training is asked for by the null class."""
+        """Classes are never dropped at random."""
         from diffusers import DiTPipeline
-        from diffusers.models.embeddings import LabelEmbedding
 
-        for module in components["transformer"].modules():
-            if isinstance(module, LabelEmbedding):
-                module.dropout_prob = 0.0
+        without_dropout(components["transformer"])
         return DiTPipeline(**components)
 
     def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
@@ -127,3 +124,12 @@ class Dit:
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """With peft's configuration as metadata; diffusers has no loader for it, `engine.diffusion.lora` has."""
         self.adapters.save(folder, name, denoiser)
+
+
+def without_dropout(transformer: Any) -> None:
+    """Switch off the embedding's own dropping of classes, which draws from the global generator: the null class is asked for instead."""
+    from diffusers.models.embeddings import LabelEmbedding
+
+    for module in transformer.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0

@@ -12,6 +12,7 @@ import pyarrow as pa
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.conditions.table import Captions, load_captions
+from engine.diffusion.families.dit import CLASSES
 from engine.diffusion.tiny import models
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
@@ -35,7 +36,7 @@ class Pretrained:
 def pretrain(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
 ) -> Pretrained:
-    """Train CLIP, then VAE, then U-Net from scratch on the training split, in one Ray Train run; write `model/`.
+    """Train CLIP, then VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
 
     Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
     newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
@@ -63,6 +64,8 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
     settings = plain(spec)
     settings["pretrain"].pop("checkpoint_every")
+    for part in {"unet": ("denoiser", "dit"), "dit": ("unet",)}[spec.pretrain.denoiser]:
+        settings["pretrain"].pop(part)  # what is not used; a U-Net's settings are those of before there was a choice
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -86,8 +89,11 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         raise DataError("split.train", "holds no image", "raise it")
     if tuple(rows["key"].to_pylist()) != captions.keys:
         raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
+    if spec.pretrain.denoiser == "dit" and len(captions.class_names) > CLASSES:
+        what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
+        raise ConfigError("pretrain.denoiser", what, "set it to unet")
     workers = spec.resources.train_workers
-    for name in ("clip", "vae", "unet"):
+    for name in ("clip", "vae", spec.pretrain.denoiser):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:
             what = f"{workers} workers cannot share pretrain.{name}.batch {batch} evenly"

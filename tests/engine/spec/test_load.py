@@ -70,7 +70,9 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     spec = specs.load(QUICKSTART)
     data = spec.model_dump(mode="json")
     del data["resources"], data["generate"]["gate"]["max_quarantined"]
-    assert data.pop("match") is None  # came later: no part of the identity while it is not used
+    assert data.pop("match") is None  # came later, as the next two: no part of the identity while they are not used
+    assert data["pretrain"].pop("denoiser") == "unet"
+    del data["pretrain"]["dit"]
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
@@ -78,6 +80,15 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     assert specs.spec_hash(specs.load(QUICKSTART, ["resources.actors=4", "resources.batch_size=1"])) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["generate.gate.max_quarantined=0.5"])) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["generate.guidance_scale=3"])) != by_hand
+
+
+def test_a_transformer_is_another_run_and_refuses_what_it_cannot_be_told() -> None:
+    dit = ["pretrain.denoiser=dit", "generate.visual_token=none"]
+    hashes = {specs.spec_hash(specs.load(QUICKSTART, more)) for more in (dit, dit[1:], [*dit, "pretrain.dit.steps=9"])}
+    assert len(hashes) == 3
+    for wrong in (dit[:1], [*dit, "generate.negative_prompt=bold"]):
+        with pytest.raises(ConfigError, match=r"told classes only: set generate\.visual_token to none"):
+            specs.load(QUICKSTART, wrong)
 
 
 def test_sample_key_ignores_length_and_place_but_not_content() -> None:
