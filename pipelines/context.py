@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine import spec as specs
 from engine.cluster.progress import Reporter, reporter
-from engine.diffusion.schedulers import check_name
+from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError
 from engine.images.catalog import precheck
 from engine.spec import RunSpec
@@ -63,7 +63,8 @@ def check_models(spec: RunSpec) -> None:
     from engine.conditions import job as conditions
 
     if spec.model.checkpoint is None:
-        conditions.precheck(spec, cross_attention_dim=spec.pretrain.clip.hidden)
+        check_kind(spec.generate.scheduler, False, "the closed-set generator")
+        conditions.precheck(spec, widths=[spec.pretrain.clip.hidden])
         return
     from engine.diffusion import checkpoint
     from engine.generation import job

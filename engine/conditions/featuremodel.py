@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,18 +76,23 @@ def needed(spec: RunSpec) -> bool:
     return match or spec.generate.visual_token != "none" or spec.generate.gate.min_clip_score is not None
 
 
-def check_use(spec: RunSpec, model: FeatureModel, cross_attention_dim: int | None) -> None:
+def check_use(spec: RunSpec, model: FeatureModel, widths: Collection[int] | None) -> None:
     """Raise ConfigError when the model cannot do what the run asks of it.
 
-    A visual token takes the place of a text token, so its width must be the checkpoint's `cross_attention_dim`; a threshold on
-    CLIP scores needs the text tower.
+    A visual token takes the place of a text token, so its width must be one of those that the checkpoint has a place for
+    (`widths`; None: not known yet); a threshold on CLIP scores needs the text tower.
     """
-    token = spec.generate.visual_token
-    if token != "none" and cross_attention_dim is not None and model.dim != cross_attention_dim:
-        what = f"image features are {model.dim} wide, the checkpoint's cross_attention_dim is {cross_attention_dim}"
-        raise ConfigError(
-            KEY, what, f"use a CLIP of projection width {cross_attention_dim}, or generate.visual_token: none"
-        )
+    tokens = {"generate.visual_token": spec.generate.visual_token}
+    tokens |= {"match.visual_token": spec.match.visual_token} if spec.match is not None else {}
+    used = {key: token for key, token in tokens.items() if token != "none"}
+    if used and widths is not None and model.dim not in widths:
+        key, token = next(iter(used.items()))
+        fitting = " or ".join(map(str, sorted(widths)))
+        if not widths:
+            what = f"is {token}, but the checkpoint is told classes only, no image features"
+            raise ConfigError(key, what, f"set {key} to none")
+        what = f"image features are {model.dim} wide, the checkpoint's text tokens {fitting}"
+        raise ConfigError(KEY, what, f"use a CLIP of projection width {fitting}, or {key}: none")
     if spec.generate.gate.min_clip_score is not None and not model.has_text:
         what = "is set, and the feature model has no text tower or no tokenizer"
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,15 @@ VERSION = 1  # raised when captions or features of the same inputs change
 READ = 64 * 1024 * 1024
 
 
-def precheck(spec: RunSpec, checkpoint: Path | None = None, cross_attention_dim: int | None = None) -> None:
+def precheck(spec: RunSpec, checkpoint: Path | None = None, widths: Collection[int] | None = None) -> None:
     """Raise ConfigError, in one line and before Ray or a GPU is used, when the recipe's conditions cannot be computed.
 
-    `checkpoint` is the generator's directory, None while it is not trained yet (then its own CLIP is not checked).
+    `checkpoint` is the generator's directory, None while it is not trained yet (then its own CLIP is not checked); `widths` are
+    those of image features that fit it.
     """
     captions.precheck(spec.conditions.caption)
     if checkpoint is not None or spec.conditions.features.backend != "checkpoint":
-        featuremodel.check_use(spec, _feature_model(spec, checkpoint), cross_attention_dim)
+        featuremodel.check_use(spec, _feature_model(spec, checkpoint), widths)
 
 
 def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, run: pool.Run = pool.run) -> None:

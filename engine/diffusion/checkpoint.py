@@ -1,41 +1,41 @@
-"""A Stable Diffusion checkpoint: checked whole on the CPU before it is trusted, then loaded as a stock diffusers pipeline."""
+"""A checkpoint of any family: checked whole on the CPU before it is trusted, then loaded as a stock diffusers pipeline."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from engine.diffusion import layout, schedulers, weights
+from engine.diffusion.families import FAMILIES
+from engine.diffusion.families.base import Places
 from engine.diffusion.hub import locate
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
-
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-SPECIAL_INPUTS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that has passed every check, at one image size.
 
-    `latent_size` and `image_size` are sides in pixels; `digest` is the sha256 over `files`, which has the sha256 of each
-    weight and configuration file by relative path; `feature_dim` is the width of the image encoder's projection.
+    `family` is the pipeline's class as the index names it; `latent_size` and `image_size` are sides in pixels. `places`: which
+    widths of image features fit, and where they stand in the text's `states` (none where the family reads no text);
+    `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows. `digest` is the sha256 over
+    `files`, which has the sha256 of each weight and configuration file by relative path; `feature_dim` is the width of the
+    image encoder's projection.
     """
 
     path: Path
+    family: str
     image_size: int
     latent_channels: int
     latent_size: int
-    cross_attention_dim: int
+    places: Places
     text_length: int
     prediction_type: str
     has_image_encoder: bool
@@ -43,6 +43,7 @@ class Checkpoint:
     digest: str
     files: dict[str, str] = field(repr=False)
     parameters: int
+    classes: int | None = None
 
 
 def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
@@ -52,60 +53,71 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     find all the weights that the models need.
     """
     folder = locate(model.checkpoint, model.revision)
-    components = layout.read_index(folder)
-    layout.refuse_code(folder, components)
-    configs = {name: layout.read_json(layout.config_file(folder, name)) for name in sorted(components - {"tokenizer"})}
-    sizes = _geometry(folder, configs, image_size)
-    found = {name: layout.find_weights(folder, name) for name in layout.STEMS if name in components}
+    index = layout.read_index(folder)
+    layout.refuse_code(folder, index.components)
+    tokenizers = index.named("tokenizer")
+    described = sorted(index.components.difference(tokenizers))
+    configs = {name: layout.read_json(layout.config_file(folder, name)) for name in [*described, *tokenizers]}
+    facts = _facts(folder, index, configs, image_size)
+    found = {name: layout.find_weights(folder, name) for name in index.named("model", "beside")}
     headers = {name: [weights.read_header(path) for path in part.files] for name, part in found.items()}
-    tokenizer = layout.tokenizer_files(folder)
+    texts = [path for name in tokenizers for path in layout.tokenizer_files(folder, name)]
     files = [path for part in found.values() for path in part.files]
     for path in files:
         weights.check_finite(path)
     indexes = [part.index for part in found.values() if part.index]
-    digests = _digests(folder, [*files, *tokenizer, *indexes, *(layout.config_file(folder, name) for name in configs)])
+    indexes += [folder / "model_index.json"] if index.family.settings else []
+    digests = _digests(folder, [*files, *texts, *indexes, *(layout.config_file(folder, name) for name in described)])
     digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
     _check_complete(folder, tuple(found), digest)
-    parts = [header for name in ("unet", "vae", "text_encoder") for header in headers[name]]
+    parts = [header for name in index.named("model") for header in headers[name]]
     return Checkpoint(
         path=folder,
+        family=index.pipeline,
         image_size=image_size,
         digest=digest,
         files=digests,
         parameters=sum(tensor.size for header in parts for tensor in header.values()),
-        **sizes,
+        **facts,
     )
 
 
 def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> None:
-    """Refuse a sampling that the checkpoint's scheduler configuration cannot do (ConfigError)."""
+    """Refuse a sampling that the family or the checkpoint's scheduler configuration cannot do (ConfigError)."""
+    family = FAMILIES[checkpoint.family]
+    schedulers.check_kind(generate.scheduler, family.flow, family.name)
+    family.check_generate(generate)
     config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
     schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
 
 
-def load(checkpoint: Checkpoint, device: str, dtype: str) -> StableDiffusionPipeline:
+def check_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
+    """Refuse more classes than a class-conditional checkpoint knows (ConfigError)."""
+    if checkpoint.classes is not None and len(class_names) > checkpoint.classes:
+        what = f"knows {checkpoint.classes} classes, the training images have {len(class_names)}"
+        raise ConfigError("model.checkpoint", what, "use a checkpoint that reads text")
+
+
+def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     """The stock pipeline on `device` ("cpu", "cuda", "cuda:1") in `dtype` (float32, bfloat16, float16).
 
     Its default image size is the checkpoint's. Classes are fixed here, never taken from the directory; there is no safety
     checker, no image encoder and no progress bar.
     """
-    import diffusers
     import torch
 
+    index = layout.read_index(checkpoint.path)
+    family, folder = index.family, checkpoint.path
     with quiet():
-        models = {
-            name: _load_model(checkpoint.path, name, getattr(torch, dtype))[0].to(device).eval().requires_grad_(False)
-            for name in ("vae", "unet", "text_encoder")
+        components: dict[str, Any] = {
+            name: _load_model(folder, name, getattr(torch, dtype))[0].to(device).eval().requires_grad_(False)
+            for name in index.named("model")
         }
-        pipeline = diffusers.StableDiffusionPipeline(
-            **models,
-            tokenizer=_load_tokenizer(checkpoint.path),
-            scheduler=_load_scheduler(checkpoint.path),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipeline.unet.register_to_config(sample_size=checkpoint.latent_size)
+        denoiser = components[family.denoiser]
+        denoiser.register_to_config(sample_size=checkpoint.latent_size)
+        components |= {name: _load_tokenizer(folder, name) for name in index.named("tokenizer")}
+        pipeline = family.build({**components, "scheduler": _load_scheduler(folder), **index.settings})
+    denoiser.register_to_config(sample_size=checkpoint.latent_size)  # constructors reset that of old directories
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -114,17 +126,12 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
     return {str(path.relative_to(folder)): weights.sha256(path) for path in sorted(files)}
 
 
-def _geometry(folder: Path, configs: dict[str, dict[str, Any]], image_size: int) -> dict[str, Any]:
-    """The sizes of a Checkpoint; ConfigError where the components do not fit each other or the image size."""
+def _facts(folder: Path, index: layout.Index, configs: dict[str, dict[str, Any]], image_size: int) -> dict[str, Any]:
+    """What the configurations say of a Checkpoint; ConfigError where components fit neither each other nor the image size."""
+    encoder = configs.get("image_encoder")
     try:
-        _check_fit(folder, configs)
-        vae, text, encoder = configs["vae"], configs["text_encoder"], configs.get("image_encoder")
         return {
-            "latent_channels": int(vae.get("latent_channels", 4)),
-            "latent_size": _latent_size(configs["unet"], vae, image_size),
-            "cross_attention_dim": int(text.get("hidden_size", 512)),
-            "text_length": _text_length(folder, text),
-            "prediction_type": configs["scheduler"].get("prediction_type", "epsilon"),
+            **index.family.facts(folder, configs, image_size),
             "has_image_encoder": encoder is not None,
             "feature_dim": int(encoder.get("projection_dim", 512)) if encoder is not None else None,
         }
@@ -132,79 +139,55 @@ def _geometry(folder: Path, configs: dict[str, dict[str, Any]], image_size: int)
         raise ConfigError(str(folder), f"has configuration files with odd values ({error})") from error
 
 
-def _check_fit(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """Refuse components that were not made for each other, or that stock Stable Diffusion pipelines cannot run."""
-    unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
-    channels, taken = vae.get("latent_channels", 4), (unet.get("in_channels", 4), unet.get("out_channels", 4))
-    if taken != (channels, channels):
-        what = f"the U-Net takes {taken[0]} channels and gives {taken[1]}, the VAE's latents have {channels}"
-        raise ConfigError(str(folder), what, "inpainting and other special U-Nets are not for this")
-    special = next((key for key in SPECIAL_INPUTS if unet.get(key)), None)
-    if special:
-        what = f"needs inputs that Stable Diffusion 1 and 2 do not have ({special})"
-        raise ConfigError(str(folder / "unet"), what, "use a Stable Diffusion 1 or 2 checkpoint")
-    reads, writes = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
-    if reads != writes:
-        what = f"the U-Net reads text tokens of width {reads}, the text encoder writes {writes}"
-        raise ConfigError(str(folder), what, "use components that were made for each other")
-    prediction = configs["scheduler"].get("prediction_type", "epsilon")
-    if prediction not in PREDICTION_TYPES:
-        what = f"predicts {prediction!r}, which is neither of {', '.join(PREDICTION_TYPES)}"
-        raise ConfigError(str(folder / "scheduler"), what, "use a Stable Diffusion 1 or 2 checkpoint")
-
-
-def _latent_size(unet: dict[str, Any], vae: dict[str, Any], image_size: int) -> int:
-    """The side of the latents; stock pipelines take multiples of 8, and U-Nets odd sides down to one pixel at the bottom."""
-    scale = 2 ** (len(vae.get("block_out_channels", (64,))) - 1)
-    smallest = scale * 2 ** (len(unet.get("block_out_channels", (320, 640, 1280, 1280))) - 1)
-    step = max(scale, 8)
-    if image_size % step or image_size < smallest:
-        what = f"{image_size} pixels do not fit the checkpoint, which halves them {smallest.bit_length() - 1} times"
-        raise ConfigError("images.size", what, f"use a multiple of {step} from {max(step, smallest)} on")
-    return image_size // scale
-
-
-def _text_length(folder: Path, text: dict[str, Any]) -> int:
-    positions = text.get("max_position_embeddings", 77)
-    declared = layout.read_json(folder / "tokenizer" / "tokenizer_config.json").get("model_max_length", positions)
-    return min(int(declared), int(positions))
-
-
 def _load_model(folder: Path, component: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
     """A component and what its loader says about missing and unexpected weights."""
-    import diffusers
-    import transformers
+    import torch
 
-    classes: dict[str, Any] = {
-        "vae": diffusers.AutoencoderKL,
-        "unet": diffusers.UNet2DConditionModel,
-        "text_encoder": transformers.CLIPTextModel,
-        "image_encoder": transformers.CLIPVisionModelWithProjection,
-    }
-    model, info = classes[component].from_pretrained(
-        folder,
-        subfolder=component,
-        variant=layout.find_weights(folder, component).variant,
-        use_safetensors=True,
-        local_files_only=True,
-        output_loading_info=True,
-        dtype=dtype,
-    )
+    before = torch.get_default_dtype()
+    try:
+        model, info = _class(folder, component).from_pretrained(
+            folder,
+            subfolder=component,
+            variant=layout.find_weights(folder, component).variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
+        )
+    finally:
+        torch.set_default_dtype(before)  # which the loaders leave changed when they fail
     return model, info
 
 
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
+def _class(folder: Path, component: str) -> Any:
+    """The class that a component is loaded as: the family's, whatever the directory says."""
+    import diffusers
+    import transformers
 
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    part = layout.read_index(folder).family.parts[component]
+    return getattr({"diffusers": diffusers, "transformers": transformers}[part.library], part.classes[0])
+
+
+def empty(folder: Path, component: str) -> Any:
+    """A component of a checked directory without numbers, on the meta device."""
+    import torch
+
+    kind, config = _class(folder, component), layout.read_json(layout.config_file(folder, component))
+    with quiet(), torch.device("meta"):
+        return kind(kind.config_class.from_dict(config)) if hasattr(kind, "config_class") else kind.from_config(config)
+
+
+def _load_tokenizer(folder: Path, component: str) -> Any:
+    return _class(folder, component).from_pretrained(folder / component, local_files_only=True)
 
 
 def _load_scheduler(folder: Path) -> Any:
     import diffusers
 
     config = layout.read_json(layout.config_file(folder, "scheduler"))
+    allowed = layout.read_index(folder).family.parts["scheduler"].classes
     name = config.get("_class_name")
-    return getattr(diffusers, name if name in schedulers.CLASSES else "DDIMScheduler").from_config(config)
+    return getattr(diffusers, name if name in allowed else allowed[0]).from_config(config)
 
 
 @cache
@@ -213,30 +196,33 @@ def _check_complete(folder: Path, components: tuple[str, ...], digest: str) -> N
     import torch
 
     for component in components:
+        of_text = component.startswith("text_encoder")
         try:
-            with quiet():
-                model, info = _load_model(folder, component, torch.float32)
+            with (
+                quiet()
+            ):  # only names, shapes and values matter here, and those of a T5 in float32 would not fit everywhere
+                model, info = _load_model(folder, component, torch.bfloat16)
         except Exception as error:  # a configuration with odd values fails anywhere in the libraries
             raise ConfigError(str(folder / component), f"cannot be loaded ({_first_line(error)})") from error
         missing = sorted(map(str, info["missing_keys"]))
-        strange = [] if component.endswith("encoder") else sorted(map(str, info["unexpected_keys"]))
+        strange = [] if of_text or component == "image_encoder" else sorted(map(str, info["unexpected_keys"]))
         if missing or strange:
             kind, names = ("lacks", missing) if missing else ("has unknown", strange)
             what = f"{kind} {len(names)} weights of its model, such as {names[0]}"
             raise ConfigError(str(folder / component), what, "copy or download the whole checkpoint again")
-        if component == "text_encoder":
-            _check_vocabulary(folder, model.config.vocab_size)
+        if of_text:
+            _check_vocabulary(folder, component.replace("text_encoder", "tokenizer"), model.config.vocab_size)
 
 
-def _check_vocabulary(folder: Path, vocab_size: int) -> None:
+def _check_vocabulary(folder: Path, component: str, vocab_size: int) -> None:
     try:
         with quiet():
-            tokenizer = _load_tokenizer(folder)
+            tokenizer = _load_tokenizer(folder, component)
     except Exception as error:  # the tokenizers library raises bare Exception for a broken file
-        raise ConfigError(str(folder / "tokenizer"), f"cannot be loaded ({_first_line(error)})") from error
+        raise ConfigError(str(folder / component), f"cannot be loaded ({_first_line(error)})") from error
     if len(tokenizer) > vocab_size:
         what = f"has {len(tokenizer)} tokens, the text encoder knows {vocab_size}"
-        raise ConfigError(str(folder / "tokenizer"), what, "use components that were made for each other")
+        raise ConfigError(str(folder / component), what, "use components that were made for each other")
 
 
 def _first_line(error: Exception) -> str:

@@ -43,7 +43,7 @@ def locate(checkpoint: str | None, revision: str | None) -> Path:
 
 def _snapshot(repository: str, revision: str) -> Path:
     """The cached snapshot; half-precision duplicates are fetched only where there is no plain file."""
-    folder = _download(repository, revision, ("*.fp16.*", *_UNWANTED))
+    folder = _download(repository, revision, ("*.fp16.*", "*.fp16-*", *_UNWANTED))
     parts = [folder / name for name in STEMS if (folder / name).is_dir()]
     if not all(any(part.glob("*.safetensors")) for part in parts):
         folder = _download(repository, revision, _UNWANTED)

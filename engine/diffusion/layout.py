@@ -7,42 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.diffusion.schedulers import CLASSES as SCHEDULER_CLASSES
+from engine.diffusion.families import ALL, FAMILIES
+from engine.diffusion.families.base import Family
 from engine.diffusion.weights import PICKLED
 from engine.errors import ConfigError
 
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-# What a Stable Diffusion directory may name; the safety checker is allowed because it is never loaded.
-ALLOWED: dict[str, tuple[str, ...]] = {
-    "vae": ("AutoencoderKL",),
-    "unet": ("UNet2DConditionModel",),
-    "text_encoder": ("CLIPTextModel",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "scheduler": SCHEDULER_CLASSES,
-    "image_encoder": ("CLIPVisionModelWithProjection",),
-    "feature_extractor": (
-        "CLIPImageProcessor",
-        "CLIPImageProcessorFast",
-        "CLIPImageProcessorPil",
-        "CLIPFeatureExtractor",
-    ),
-    "safety_checker": ("StableDiffusionSafetyChecker",),
-}
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-REQUIRED = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
-OPTIONAL = ("image_encoder", "feature_extractor")
 STEMS = {
-    "vae": "diffusion_pytorch_model",
-    "unet": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "image_encoder": "model",
+    name: "diffusion_pytorch_model" if part.library == "diffusers" else "model"
+    for family in ALL
+    for name, part in family.parts.items()
+    if part.has_weights
 }
 VARIANTS = (None, "fp16", "bf16", "fp32")
 MAX_JSON_BYTES = 16 * 2**20
 _CONVERT = (
     "convert it on a machine where you trust the file: "
-    "StableDiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
+    "DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
 )
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a directory says that it is: its pipeline's class, its family, the components that are used, plain settings."""
+
+    pipeline: str
+    family: Family
+    components: frozenset[str]
+    settings: dict[str, Any]
+
+    def named(self, *kinds: str) -> list[str]:
+        """The used components of these kinds, in the family's order."""
+        return [name for name, part in self.family.parts.items() if name in self.components and part.kind in kinds]
 
 
 @dataclass(frozen=True)
@@ -72,36 +68,46 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config_file(folder: Path, component: str) -> Path:
-    """Where a component other than the tokenizer has its configuration."""
+    """Where a component has its configuration."""
     names = {"scheduler": "scheduler_config.json", "feature_extractor": "preprocessor_config.json"}
-    return folder / component / names.get(component, "config.json")
+    name = "tokenizer_config.json" if component.startswith("tokenizer") else "config.json"
+    return folder / component / names.get(component, name)
 
 
-def read_index(folder: Path) -> set[str]:
-    """The components that `model_index.json` names; ConfigError for other pipelines and for classes not allowed."""
+def read_index(folder: Path) -> Index:
+    """What `model_index.json` names; ConfigError for pipelines of no known family and for classes not allowed."""
     if not (folder / "model_index.json").is_file():
         raise ConfigError(str(folder), "is not a diffusers directory (no model_index.json)", _convert_hint(folder))
     index = read_json(folder / "model_index.json")
-    where = str(folder / "model_index.json")
-    if index.get("_class_name") not in PIPELINES:
-        what = f"is for {index.get('_class_name')!r}, not for Stable Diffusion"
-        raise ConfigError(where, what, f"give a directory for {PIPELINES[0]}")
-    named = {name: value for name, value in index.items() if isinstance(value, list)}
-    present = set()
-    for name, value in named.items():
-        if len(value) == 2 and value[1] is None:
-            continue
-        if len(value) != 2 or value[0] not in LIBRARIES or value[1] not in ALLOWED.get(name, ()):
-            what = f"names {'.'.join(map(str, value))} as {name}: custom or unknown code is never loaded"
-            raise ConfigError(where, what, "use a plain Stable Diffusion checkpoint")
-        present.add(name)
-    for name in REQUIRED:
-        if name not in present or not (folder / name).is_dir():
+    where, kind = str(folder / "model_index.json"), index.get("_class_name")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        what = f"is for {kind!r}, not for Stable Diffusion 1, 2, XL or 3, nor for DiT"
+        raise ConfigError(where, what, f"give a directory for {', '.join(family.pipelines[0] for family in ALL)}")
+    family = FAMILIES[kind]
+    present = {
+        name for name, value in index.items() if isinstance(value, list) and _is_named(where, family, name, value)
+    }
+    for name, part in family.parts.items():
+        needed = part.required if name not in present else part.kind in ("model", "tokenizer", "scheduler")
+        if needed and part.kind != "ignored" and (name not in present or not (folder / name).is_dir()):
             raise ConfigError(str(folder / name), "is missing", "copy or download the whole checkpoint again")
-    return {name for name in present if name in REQUIRED or (name in OPTIONAL and (folder / name).is_dir())}
+    used = {name for name in present if family.parts[name].kind != "ignored"}
+    settings = {name: index[name] for name in family.settings if name in index}
+    return Index(kind, family, frozenset(name for name in used if (folder / name).is_dir()), settings)
 
 
-def refuse_code(folder: Path, components: set[str]) -> None:
+def _is_named(where: str, family: Family, name: str, value: list[Any]) -> bool:
+    """Whether an entry names a class; ConfigError where it is none that the family allows."""
+    if len(value) == 2 and value[1] is None:
+        return False
+    allowed = family.parts[name].classes if name in family.parts else ()
+    if len(value) != 2 or value[0] not in LIBRARIES or value[1] not in allowed:
+        what = f"names {'.'.join(map(str, value))} as {name}: custom or unknown code is never loaded"
+        raise ConfigError(where, what, f"use a plain {family.name} checkpoint")
+    return True
+
+
+def refuse_code(folder: Path, components: frozenset[str]) -> None:
     """Refuse Python files and `auto_map` entries in the folders that are used (ConfigError); they would not run anyway."""
     for name in sorted(components):
         for path in sorted((folder / name).iterdir()):
@@ -129,11 +135,11 @@ def find_weights(folder: Path, component: str) -> Weights:
     raise ConfigError(str(place), f"has no weights ({stem}.safetensors)", "copy or download the whole checkpoint again")
 
 
-def tokenizer_files(folder: Path) -> tuple[Path, ...]:
+def tokenizer_files(folder: Path, component: str = "tokenizer") -> tuple[Path, ...]:
     """The tokenizer's files, either `tokenizer.json` or `vocab.json` with `merges.txt`; ConfigError where some are missing."""
-    place = folder / "tokenizer"
-    config, whole = place / "tokenizer_config.json", place / "tokenizer.json"
-    parts = (whole,) if whole.exists() else (place / "vocab.json", place / "merges.txt")
+    place, config = folder / component, config_file(folder, component)
+    whole, bpe = place / "tokenizer.json", (place / "vocab.json", place / "merges.txt")
+    parts = (whole,) if whole.exists() or component == "tokenizer_3" else bpe  # T5's has no vocab.json
     for path in (config, *parts):
         if not path.is_file():
             raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again")

@@ -1,4 +1,4 @@
-"""LoRA adapters: checked key by key against the checkpoint before a GPU is used, then attached by diffusers and peft."""
+"""LoRA adapters: checked key by key against the checkpoint before a GPU is used, then attached as its family does it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.diffusion import layout, weights
-from engine.diffusion.checkpoint import Checkpoint, quiet
+from engine.diffusion import families, weights
+from engine.diffusion.checkpoint import Checkpoint, empty, quiet
+from engine.diffusion.families.adapters import Adapters, Content
+from engine.diffusion.families.base import Family
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import StableDiffusionPipeline
 
-ADAPTER = "mimeo"
 WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 _KEY = re.compile(r"(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-_REPEATED = re.compile(r".*\.(?:transformer_blocks|attentions|resnets|downsamplers|upsamplers|layers)\.\d+\.")
+_REPEATED = re.compile(r"(?:.*\.)?(?:transformer_blocks|attentions|resnets|downsamplers|upsamplers|layers)\.\d+\.")
 _UNSUPPORTED = ("dora_scale", "lora_magnitude_vector", "hada_", "lokr_")
-_LOCAL: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
 _OTHER = "use a LoRA that was trained on this checkpoint's family"
 
 
@@ -30,7 +29,7 @@ class LoraInfo:
     """A LoRA file that fits a checkpoint: how many modules it changes, its largest rank, its numbers, its sha256."""
 
     path: Path
-    unet_modules: int
+    denoiser_modules: int
     text_modules: int
     rank: int
     parameters: int
@@ -45,19 +44,10 @@ class _Pair:
     up: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Content:
-    """What diffusers reads in a file: tensors by its own names, alphas, and the metadata that peft wrote."""
-
-    tensors: dict[str, torch.Tensor]
-    alphas: dict[str, float] | None
-    metadata: dict[str, Any] | None
-
-
 def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
     """Refuse, without a GPU, a LoRA that would not be used whole (ConfigError, one line).
 
-    Refused: pickles, broken files, NaN; keys that no module of the U-Net or text encoder consumes (other families), other
+    Refused: pickles, broken files, NaN; keys that no module of the denoiser or a text encoder consumes (other families), other
     widths, one of the two matrices missing, some modules of a kind covered and others not, up matrices that are all zero.
     """
     path = Path(lora).expanduser()
@@ -67,9 +57,11 @@ def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
         raise ConfigError("model.lora", f"{path} is not a .safetensors file", "name one")
     weights.read_header(path)
     weights.check_finite(path)
-    content = _read(path)
-    models = _empty_models(checkpoint)
-    pairs = {name: _pairs(path, name, content, model) for name, model in models.items()}
+    family = families.FAMILIES[checkpoint.family]
+    parts = family.adapters.parts
+    models = {part: empty(checkpoint.path, part) for part in parts}
+    content = _read(path, family, models)
+    pairs = {part: _pairs(path, part, content, model) for part, model in models.items()}
     strangers = [key for key in content.tensors if key.partition(".")[0] not in models]
     if strangers:
         what = f"has {len(strangers)} of {len(content.tensors)} keys for other models, such as {strangers[0]}"
@@ -77,40 +69,31 @@ def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
     found = [pair for named in pairs.values() for pair in named.values()]
     if not any(bool(pair.up.any()) for pair in found):
         raise ConfigError(str(path), "changes nothing: every up matrix is zero", "train the LoRA first")
-    _dry_run(path, content, models)
+    _dry_run(path, family.adapters, content, models)
     return LoraInfo(
         path=path,
-        unet_modules=len(pairs["unet"]),
-        text_modules=len(pairs["text_encoder"]),
+        denoiser_modules=len(pairs[parts[0]]),
+        text_modules=sum(len(pairs[part]) for part in parts[1:]),
         rank=max(pair.down.shape[0] for pair in found),
         parameters=sum(pair.down.numel() + pair.up.numel() for pair in found),
         sha256=weights.sha256(path),
     )
 
 
-def attach(pipeline: StableDiffusionPipeline, lora: Path | str, scale: float) -> None:
-    """Add the adapter at `scale` to the pipeline's U-Net and, if it has a part for it, the text encoder.
+def attach(pipeline: Any, lora: Path | str, scale: float) -> None:
+    """Add the adapter at `scale` to the pipeline's denoiser and, if it has parts for them, the text encoders.
 
     The product is added to the weights, so that sampling costs nothing more; in bfloat16, whose steps can be larger than
     the change, the adapter stays a computation of its own.
     """
-    import torch
-
-    path = Path(lora).expanduser()
+    adapters = families.of(pipeline).adapters
     with quiet():
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=ADAPTER, **_LOCAL)
-        if pipeline.unet.dtype == torch.bfloat16:
-            pipeline.set_adapters([ADAPTER], [scale])
-        else:
-            pipeline.fuse_lora(components=list(pipeline.get_list_adapters()), lora_scale=scale)
-            pipeline.unload_lora_weights()
-    pipeline.unet.requires_grad_(False)
-    pipeline.text_encoder.requires_grad_(False)
+        adapters.attach(pipeline, Path(lora).expanduser(), scale)
+    for part in adapters.parts:
+        getattr(pipeline, part).requires_grad_(False)
 
 
-def _read(path: Path) -> _Content:
-    from diffusers import StableDiffusionPipeline
-
+def _read(path: Path, family: Family, models: dict[str, Any]) -> Content:
     names = weights.read_header(path)
     unsupported = next((key for key in names if any(mark in key for mark in _UNSUPPORTED)), None)
     if unsupported:
@@ -119,31 +102,17 @@ def _read(path: Path) -> _Content:
         )
     try:
         with quiet():
-            tensors, alphas, metadata = StableDiffusionPipeline.lora_state_dict(
-                str(path.parent), weight_name=path.name, return_lora_metadata=True, **_LOCAL
-            )
+            content = family.adapters.read(path, models)
     except Exception as error:  # the converters of other trainers' formats raise whatever they stumble over
-        what = f"is not a Stable Diffusion LoRA that diffusers can read ({' '.join(str(error).split())[:160]})"
+        what = f"is not a {family.name} LoRA that diffusers can read ({' '.join(str(error).split())[:160]})"
         raise ConfigError(str(path), what, _OTHER) from error
-    if len(tensors) + len(alphas or {}) != len(names):
-        what = f"has {len(names)} keys, of which diffusers reads {len(tensors) + len(alphas or {})}"
-        raise ConfigError(str(path), what, _OTHER)
-    return _Content(tensors, alphas, metadata)
+    read = len(content.tensors) + len(content.alphas or {})
+    if read != len(names):
+        raise ConfigError(str(path), f"has {len(names)} keys, of which diffusers reads {read}", _OTHER)
+    return content
 
 
-def _empty_models(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The U-Net and the text encoder without numbers, on the meta device."""
-    import torch
-    from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = layout.read_json(checkpoint.path / "unet" / "config.json")
-    text_config = CLIPTextConfig.from_dict(layout.read_json(checkpoint.path / "text_encoder" / "config.json"))
-    with quiet(), torch.device("meta"):
-        return {"unet": UNet2DConditionModel.from_config(config), "text_encoder": CLIPTextModel(text_config)}
-
-
-def _pairs(path: Path, component: str, content: _Content, model: Any) -> dict[str, _Pair]:
+def _pairs(path: Path, component: str, content: Content, model: Any) -> dict[str, _Pair]:
     """The module pairs of a component, checked against the model's modules."""
     sides: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
     for key, tensor in _peft_names(path, component, content, model).items():
@@ -167,7 +136,7 @@ def _pairs(path: Path, component: str, content: _Content, model: Any) -> dict[st
     return pairs
 
 
-def _peft_names(path: Path, component: str, content: _Content, model: Any) -> dict[str, torch.Tensor]:
+def _peft_names(path: Path, component: str, content: Content, model: Any) -> dict[str, torch.Tensor]:
     """The tensors of a component by peft's names, converted as diffusers' loaders do."""
     from diffusers.utils import (
         convert_state_dict_to_diffusers,
@@ -179,7 +148,7 @@ def _peft_names(path: Path, component: str, content: _Content, model: Any) -> di
     tensors = {key.removeprefix(prefix): value for key, value in content.tensors.items() if key.startswith(prefix)}
     if not tensors:
         return {}
-    if component == "unet":
+    if not component.startswith("text_encoder"):
         return tensors if "lora_A" in next(iter(tensors)) else convert_unet_state_dict_to_peft(tensors)
     try:
         renamed = convert_state_dict_to_peft(convert_state_dict_to_diffusers(tensors))
@@ -215,26 +184,13 @@ def _check_coverage(path: Path, component: str, pairs: dict[str, _Pair], modules
             raise ConfigError(str(path), what, "keys were lost: copy or train the file again")
 
 
-def _dry_run(path: Path, content: _Content, models: dict[str, Any]) -> None:
+def _dry_run(path: Path, adapters: Adapters, content: Content, models: dict[str, Any]) -> None:
     """Attach to the empty models and count what arrived: the metadata in the file may say other things than its keys."""
-    from diffusers import StableDiffusionPipeline
-
-    loaders = {
-        "unet": StableDiffusionPipeline.load_lora_into_unet,
-        "text_encoder": StableDiffusionPipeline.load_lora_into_text_encoder,
-    }
     arrived = 0
     for name, model in models.items():
         try:
             with quiet():
-                loaders[name](
-                    dict(content.tensors),
-                    content.alphas,
-                    model,
-                    adapter_name=ADAPTER,
-                    metadata=content.metadata,
-                    low_cpu_mem_usage=True,
-                )
+                adapters.put(content, name, model)
         except Exception as error:  # peft and diffusers raise many kinds for a configuration that does not fit
             what = f"cannot be attached ({' '.join(str(error).split())[:160]})"
             raise ConfigError(str(path), what, _OTHER) from error

@@ -8,12 +8,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.utils.torch_utils import randn_tensor
 
-from engine.diffusion import schedulers
-from engine.diffusion.conditioning import PromptEncoder
+from engine.diffusion import families, schedulers
+from engine.diffusion.families.base import Condition, Family, from_latents, tell
 from engine.errors import ClusterError, DataError, MimeoError
 from engine.spec.models import GenerateSpec
 
@@ -26,13 +24,14 @@ class Request:
     """One sample to draw.
 
     `token`: (D,) float32 CLIP image feature or None; `init_latents`: (C, h, w) float32 scaled VAE latent, read when
-    strength is below 1.
+    strength is below 1; `label`: the number of the class, read where the generator knows classes only.
     """
 
     prompt: str
     seed: int
     token: np.ndarray | None = None
     init_latents: np.ndarray | None = None
+    label: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,6 @@ class OutOfMemory(Exception):
     """A batch that the device's memory does not hold."""
 
 
-class LatentImg2ImgPipeline(StableDiffusionImg2ImgPipeline):
-    """The stock img2img whose `image` is a scaled latent whatever its channels (stock takes only 4 for a latent)."""
-
-    def prepare_latents(
-        self,
-        image: torch.Tensor,
-        timestep: torch.Tensor,
-        batch_size: int,
-        num_images_per_prompt: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        generator: list[torch.Generator] | None = None,
-    ) -> torch.Tensor:
-        """`image` (N, C, h, w) noised to `timestep`."""
-        latents = image.to(device=device, dtype=dtype)
-        noise = randn_tensor(latents.shape, generator=generator, device=device, dtype=dtype)
-        return self.scheduler.add_noise(latents, noise, timestep)
-
-
 class Sampler:
     """Turns requests into pictures with the pipeline's own `__call__`; takes the pipeline over.
 
@@ -73,15 +53,17 @@ class Sampler:
     change nothing but the last bits of the arithmetic.
     """
 
-    def __init__(self, pipeline: StableDiffusionPipeline, generate: GenerateSpec) -> None:
-        config = pipeline.scheduler.config
+    def __init__(self, pipeline: Any, generate: GenerateSpec) -> None:
+        self._family, config = families.of(pipeline), pipeline.scheduler.config
+        schedulers.check_kind(generate.scheduler, self._family.flow, self._family.name)
         schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
         self._generate = generate
         self._from_image = generate.strength < 1
-        self.pipeline = _rebuild(pipeline, schedulers.make(generate.scheduler, config), self._from_image)
-        self._vae, unet = self.pipeline.vae, self.pipeline.unet
-        self._latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        self._encoder = PromptEncoder(self.pipeline.tokenizer, self.pipeline.text_encoder)
+        scheduler = schedulers.make(generate.scheduler, config)
+        self.pipeline = _rebuild(self._family, pipeline, scheduler, self._from_image)
+        self._vae, taken = self.pipeline.vae, getattr(self.pipeline, self._family.denoiser).config
+        self._latent_shape = (taken.in_channels, taken.sample_size, taken.sample_size)
+        self._encoder = self._family.encoder(self.pipeline)
         self._limit: int | None = None
 
     @property
@@ -139,28 +121,33 @@ class Sampler:
         return self._bisect(requests[:middle]) + self._bisect(requests[middle:])
 
     def _batch(self, requests: list[Request]) -> list[Drawn]:
-        embeds = self._encoder.embed([r.prompt for r in requests], [r.token for r in requests])
+        condition = tell(
+            self._encoder, [r.prompt for r in requests], [r.label for r in requests], [r.token for r in requests]
+        )
+        without = self._unconditional(requests) if self._generate.guidance_scale > 1 else None
+        side = None if self._from_image else self._latent_shape[-1] * _scale(self._vae)
         arguments: dict[str, Any] = {
-            "prompt_embeds": embeds,
+            **self._family.ask(condition, without, side),
             "guidance_scale": self._generate.guidance_scale,
             "num_inference_steps": self._generate.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
             "output_type": "latent",
         }
-        if self._generate.guidance_scale > 1:
-            arguments["negative_prompt_embeds"] = self._unconditional(requests)
         if self._from_image:
-            arguments |= {"image": self._initial(requests).to(embeds), "strength": self._generate.strength}
-        else:
-            size = self._latent_shape[-1] * self.pipeline.vae_scale_factor
-            arguments |= {"height": size, "width": size}
+            initial = self._initial(requests).to(self._vae.device, self._vae.dtype)
+            arguments |= {"image": initial, "strength": self._generate.strength}
         return self._decode(self.pipeline(**arguments).images)
 
-    def _unconditional(self, requests: list[Request]) -> torch.Tensor:
+    def _unconditional(self, requests: list[Request]) -> Condition:
         """The other side of the guidance: without the conditions that `guidance_on` names, with those that it does not."""
         negative, on = self._generate.negative_prompt, self._generate.guidance_on
-        prompts = [request.prompt if on == "image" else negative for request in requests]
-        return self._encoder.embed(prompts, [request.token if on == "text" else None for request in requests])
+        keeps = on == "image"
+        return tell(
+            self._encoder,
+            [request.prompt if keeps else negative for request in requests],
+            [request.label if keeps else None for request in requests],
+            [request.token if on == "text" else None for request in requests],
+        )
 
     def _initial(self, requests: list[Request]) -> torch.Tensor:
         latents = [request.init_latents for request in requests if request.init_latents is not None]
@@ -170,7 +157,7 @@ class Sampler:
 
     def _decode(self, latents: torch.Tensor) -> list[Drawn]:
         finite = _finite_rows(latents)
-        decoded = self._vae.decode(latents / self._vae.config.scaling_factor, return_dict=False)[0].float()
+        decoded = from_latents(self._vae, latents).float()
         good = _finite_rows(decoded)
         if latents.dtype == torch.float16:
             again = finite & ~good
@@ -185,8 +172,7 @@ class Sampler:
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
         self._vae.to(torch.float32)
         try:
-            scaled = latents.float() / self._vae.config.scaling_factor
-            return self._vae.decode(scaled, return_dict=False)[0]
+            return from_latents(self._vae, latents.float())
         finally:
             self._vae.to(latents.dtype)
 
@@ -194,7 +180,7 @@ class Sampler:
         images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2)
         images = (images.float() / 127.5 - 1).to(self._vae.dtype)
         try:
-            latents = self._vae.encode(images).latent_dist.mode().float() * self._vae.config.scaling_factor
+            latents = self._vae.encode(images).latent_dist.mode().float()
         except (RuntimeError, MemoryError) as error:
             _raise_if_out_of_memory(error, len(pixels))
             raise
@@ -204,23 +190,26 @@ class Sampler:
                 "the VAE encodes a real image to numbers that are not finite",
                 "set model.dtype to float32",
             )
-        return latents.cpu().numpy()
+        config = self._vae.config
+        return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).cpu().numpy()
 
 
-def _rebuild(pipeline: StableDiffusionPipeline, scheduler: Any, from_image: bool) -> Any:
-    """The stock pipeline for the mode, of the same models; keeps the latent size that the constructor may reset."""
-    size = pipeline.unet.config.sample_size
-    kind = LatentImg2ImgPipeline if from_image else StableDiffusionPipeline
-    components = pipeline.components | {"scheduler": scheduler, "safety_checker": None}
-    rebuilt = kind(**components, requires_safety_checker=False)
-    rebuilt.unet.register_to_config(sample_size=size)
+def _rebuild(family: Family, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    """The family's pipeline for the mode, of the same models; keeps the latent size that the constructor may reset."""
+    denoiser = getattr(pipeline, family.denoiser)
+    size = denoiser.config.sample_size
+    rebuilt = family.for_sampling(pipeline, scheduler, from_image)
+    denoiser.register_to_config(sample_size=size)
     if from_image:
         channels = pipeline.vae.config.latent_channels
-        rebuilt.image_processor = VaeImageProcessor(
-            vae_scale_factor=rebuilt.vae_scale_factor, vae_latent_channels=channels
-        )
+        rebuilt.image_processor = VaeImageProcessor(vae_scale_factor=_scale(pipeline.vae), vae_latent_channels=channels)
     rebuilt.set_progress_bar_config(disable=True)
     return rebuilt
+
+
+def _scale(vae: Any) -> int:
+    """Pixels along the side of a latent pixel."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
 
 
 def _finite_rows(values: torch.Tensor) -> torch.Tensor:

@@ -75,9 +75,12 @@ def generate(
     raise.
     """
     began = time.monotonic()
+    from engine.diffusion.checkpoint import check_classes
+
     plan = Plan(spec, conditions.labels, conditions.class_names)
     facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
     digest = check(spec, checkpoint, lora)
+    check_classes(checkpoint, conditions.class_names)
     _begin(store, _plan_json(spec, facts, checkpoint, digest, conditions, catalog))
     pending = records.pending(store, facts)
 
@@ -213,7 +216,7 @@ def check(spec: RunSpec, checkpoint: Checkpoint, lora: Path | None = None) -> st
     from engine.diffusion.checkpoint import check_generate
 
     check_generate(checkpoint, spec.generate)
-    conditions_job.precheck(spec, checkpoint.path, checkpoint.cross_attention_dim)
+    conditions_job.precheck(spec, checkpoint.path, checkpoint.places)
     if lora is None:
         return None
     from engine.diffusion import lora as loras

@@ -83,9 +83,11 @@ def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
     text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(arm)}) although more samples no longer help"
     guidance = facts.spec.generate.guidance_scale
     if facts.spec.model.checkpoint is None:
-        steps = facts.spec.pretrain.unet.steps
-        command = _run(facts, "longer", pretrain__unet__steps=2 * steps)
-        return Advice("Train the generator longer", f"{text}; its U-Net saw {steps:,} steps.", command)
+        part, pretrain = facts.spec.pretrain.denoiser, facts.spec.pretrain
+        steps = {"unet": pretrain.unet.steps, "dit": pretrain.dit.steps}[part]
+        command = _run(facts, "longer", **{f"pretrain__{part}__steps": 2 * steps})
+        name = {"unet": "U-Net", "dit": "DiT"}[part]
+        return Advice("Train the generator longer", f"{text}; its {name} saw {steps:,} steps.", command)
     return Advice(
         "Improve the generator",
         f"{text}. Fine-tune it on the training images, or try another guidance than {guidance:g}.",

@@ -218,7 +218,7 @@ def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dic
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
-    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net", "match": "Matching fine-tune"}
+    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net", "dit": "DiT", "match": "Matching fine-tune"}
     curves = [
         {
             "title": titles.get(name, name),

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
+from engine.spec.training import DitSpec
 
 NOT_IDENTITY = ("resources", "ablation")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
@@ -24,6 +25,8 @@ ADDED: dict[str, Any] = {
     "conditions.features.normalise": False,
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
+    "pretrain.denoiser": "unet",
+    "pretrain.dit": DitSpec().model_dump(mode="json"),
 }
 PATHS = (
     "source.path",

@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-MAX_COUNT = 10**12
-
-
-def _integral(value: Any) -> Any:
-    """Accept 1e9 and 1000.0 as integers; refuse booleans, fractions and text."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a whole number")
-    if isinstance(value, float):
-        if not math.isfinite(value) or value != int(value):
-            raise ValueError("must be a whole number")
-        return int(value)
-    return value
-
-
-def _number(value: Any) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError("must be a number")
-    return float(value)
-
-
-Int = Annotated[int, BeforeValidator(_integral)]
-Count = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_COUNT)]
-Number = Annotated[float, BeforeValidator(_number)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
-Probability = Fraction
-
-
-class Spec(BaseModel):
-    """Base of every section: frozen, unknown keys refused, no NaN."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=4096)
+from engine.spec.fields import Count, Fraction, Number, Spec, _integral, _number
+from engine.spec.training import MatchSpec, PretrainSpec
 
 
 class DigitsSource(Spec):
@@ -126,60 +96,6 @@ class SplitSpec(Spec):
         return int(value) if value > 1 else value
 
 
-class ClipSpec(Spec):
-    """The closed-set CLIP: sizes and training of `transformers.CLIPModel`."""
-
-    hidden: Count = 64
-    layers: Count = 2
-    heads: Count = 4
-    patch: Count = 2
-    steps: Count = 300
-    batch: Count = 96
-    lr: Annotated[Number, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.05
-
-
-class VaeSpec(Spec):
-    """The closed-set VAE: sizes and training of `diffusers.AutoencoderKL`."""
-
-    blocks: tuple[Count, ...] = (16, 32)
-    layers: Count = 1
-    latent_channels: Count = 4
-    groups: Count = 8
-    steps: Count = 800
-    batch: Count = 48
-    lr: Annotated[Number, Field(gt=0)] = 4e-3
-    kl_weight: Annotated[Number, Field(ge=0)] = 1e-5
-
-
-class UNetSpec(Spec):
-    """The closed-set U-Net: sizes and training of `diffusers.UNet2DConditionModel`."""
-
-    blocks: tuple[Count, ...] = (64, 128)
-    layers: Count = 1
-    head_dim: Count = 16
-    steps: Count = 400
-    batch: Count = 64
-    lr: Annotated[Number, Field(gt=0)] = 2e-3
-    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
-    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.995
-    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
-    drop_condition: Probability = 0.1
-    drop_image: Probability = 0.1
-
-
-class PretrainSpec(Spec):
-    """The closed-set generator: trained from scratch on the training split only."""
-
-    clip: ClipSpec = ClipSpec()
-    vae: VaeSpec = VaeSpec()
-    unet: UNetSpec = UNetSpec()
-    text_length: Annotated[int, BeforeValidator(_integral), Field(ge=4, le=77)] = 16
-    augment: Literal["none", "flip", "affine"] = "affine"
-    checkpoint_every: Count = 200
-
-
 class ModelSpec(Spec):
     """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes."""
 
@@ -188,45 +104,6 @@ class ModelSpec(Spec):
     lora: str | None = None
     lora_scale: Annotated[Number, Field(gt=0, le=10)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-
-class MatchSpec(Spec):
-    """Distribution matching (arXiv 2310.10402): a fine-tune on the training split with an MMD term beside the denoising loss."""
-
-    adapter: Literal["lora", "full"] = "lora"
-    rank: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1024)] = 4
-    alpha: Annotated[Number, Field(gt=0)] | None = None
-    targets: Literal["attention", "conv", "attention+conv"] | tuple[str, ...] = "attention"
-    mmd: Literal["residual", "residual_per_class", "kernel_latent", "kernel_feature", "none"] = "residual"
-    mmd_weight: Annotated[Number, Field(ge=0)] = 0.192
-    steps: Count = 1000
-    batch: Count = 8
-    accumulate: Count = 1
-    lr: Annotated[Number, Field(gt=0)] = 1e-4
-    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
-    warmup: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
-    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
-    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
-    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
-    drop_condition: Probability = 0.1
-    drop_image: Probability = 0.1
-    visual_token: Literal["own", "none"] = "own"
-    augment: Literal["none", "flip"] = "none"
-    precompute: bool = True
-    gradient_checkpointing: bool = False
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_every: Count = 200
-    samples: Annotated[int, BeforeValidator(_integral), Field(ge=0, le=64)] = 8
-    sample_every: Count | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> MatchSpec:
-        if self.mmd != "none" and self.batch < 2:
-            raise ValueError(f"batch {self.batch} is no distribution: mmd {self.mmd} needs at least 2 images")
-        if not self.targets:
-            raise ValueError("targets must name at least one kind of module")
-        return self
 
 
 class CaptionSpec(Spec):
@@ -402,3 +279,17 @@ class RunSpec(Spec):
     judge: JudgeSpec = JudgeSpec()
     ablation: AblationSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
+
+    @model_validator(mode="after")
+    def _classes_only(self) -> RunSpec:
+        asked = self.generate
+        told_text = asked.visual_token != "none" or asked.negative_prompt
+        if self.model.checkpoint is None and self.pretrain.denoiser == "dit" and told_text:
+            what = "pretrain.denoiser dit makes a generator that is told classes only"
+            raise ValueError(f"{what}: set generate.visual_token to none, and no generate.negative_prompt")
+        matched = self.match is not None and self.match.visual_token != "none"
+        if self.model.checkpoint is None and self.pretrain.denoiser == "dit" and matched:
+            raise ValueError(
+                "pretrain.denoiser dit makes a generator that is told classes only: set match.visual_token to none"
+            )
+        return self

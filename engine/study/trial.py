@@ -53,9 +53,7 @@ def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
 def generator_key(spec: RunSpec) -> str:
     """Names what decides the closed-set generator: arms with equal keys share it."""
     data = plain(spec)
-    return digest(
-        [spec.seed, data["pretrain"], data["images"], data["conditions"]["prompt"], data["conditions"]["caption"]]
-    )[:12]
+    return digest([spec.seed, data["pretrain"], data["images"], data["conditions"]])[:12]
 
 
 def train_generator(spec: RunSpec, shared: Shared, device: str) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from engine.diffusion.families.base import Family
+from engine.diffusion.families.dit import Dit
 from engine.diffusion.families.sd import StableDiffusion
+from engine.diffusion.families.sd3 import StableDiffusion3
+from engine.diffusion.families.xl import StableDiffusionXl
 
-FAMILIES: dict[str, Family] = {
-    "StableDiffusionPipeline": StableDiffusion(),
-    "StableDiffusionImg2ImgPipeline": StableDiffusion(),
-}
+ALL: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXl(), StableDiffusion3(), Dit())
+FAMILIES: dict[str, Family] = {pipeline: family for family in ALL for pipeline in family.pipelines}
 
 
 def of(pipeline: object) -> Family:
     """The family of a loaded pipeline."""
-    return FAMILIES[type(pipeline).__name__]
+    return next(FAMILIES[kind.__name__] for kind in type(pipeline).__mro__ if kind.__name__ in FAMILIES)

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from engine.diffusion.families import checks
+from engine.diffusion.families import parts as known
+from engine.diffusion.families.adapters import Adapters, Stock
+from engine.diffusion.families.base import Condition, Configs, find_place, places
+from engine.diffusion.families.parts import Part
+from engine.errors import ConfigError
+from engine.spec.models import GenerateSpec
 
-from engine.diffusion.conditioning import PromptEncoder, check_feature_dim
-from engine.diffusion.families.base import Condition
-from engine.diffusion.process import Diffusion, Process
+if TYPE_CHECKING:
+    import torch
+
+    from engine.diffusion.conditioning import PromptEncoder
+    from engine.diffusion.process import Process
+
+SPECIAL_INPUTS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
+PARTS = {
+    "vae": known.VAE,
+    "unet": known.UNET,
+    "text_encoder": known.CLIP_TEXT,
+    "tokenizer": known.CLIP_TOKENIZER,
+    "scheduler": known.DIFFUSION_SCHEDULER,
+    "image_encoder": known.CLIP_VISION,
+    "feature_extractor": known.IMAGE_PROCESSOR,
+    "safety_checker": Part("ignored", ("StableDiffusionSafetyChecker",)),
+}
 
 
 class SdEncoder:
@@ -17,6 +38,7 @@ class SdEncoder:
 
     def __init__(self, prompts: PromptEncoder) -> None:
         self._prompts = prompts
+        self._places = places([prompts.width], prompts.length - 1)
 
     @property
     def cut_prompts(self) -> int:
@@ -29,8 +51,7 @@ class SdEncoder:
 
     def place(self, width: int) -> tuple[int, int]:
         """The whole last token."""
-        check_feature_dim(width, self._prompts.width)
-        return self._prompts.length - 1, 0
+        return find_place(self._places, width)
 
 
 class StableDiffusion:
@@ -38,28 +59,74 @@ class StableDiffusion:
 
     name = "Stable Diffusion 1 or 2"
     denoiser = "unet"
+    pipelines: tuple[str, ...] = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    parts: Mapping[str, Part] = PARTS
+    settings: tuple[str, ...] = ()
+    flow = False
+    adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
+
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+        """Refuses special U-Nets (inpainting, class embeddings) and text encoders of another width."""
+        unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
+        taken = (unet.get("in_channels", 4), unet.get("out_channels", 4))
+        channels = checks.latent_channels(folder, "U-Net", taken, vae)
+        special = next((key for key in SPECIAL_INPUTS if unet.get(key)), None)
+        if special:
+            what = f"needs inputs that Stable Diffusion 1 and 2 do not have ({special})"
+            raise ConfigError(str(folder / "unet"), what, f"use a {self.name} checkpoint")
+        width = int(text.get("hidden_size", 512))
+        checks.reads(folder, "U-Net", unet.get("cross_attention_dim", 1280), width)
+        prediction = checks.prediction_type(folder, configs["scheduler"], self.name)
+        length = checks.text_length(text, configs["tokenizer"])
+        return {
+            "latent_channels": channels,
+            "latent_size": checks.unet_latent_size(unet, vae, image_size),
+            "places": places([width], length - 1),
+            "text_length": length,
+            "prediction_type": prediction,
+        }
+
+    def check_generate(self, generate: GenerateSpec) -> None:
+        """Everything can be asked."""
+
+    def build(self, components: dict[str, Any]) -> Any:
+        """Without safety checker."""
+        from diffusers import StableDiffusionPipeline
+
+        extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        return StableDiffusionPipeline(**components | extra)
+
+    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+        """The stock pipelines, img2img from latents of any number of channels."""
+        from engine.diffusion.families import pipelines
+
+        kind = pipelines.LatentImg2Img if from_image else pipelines.StableDiffusionPipeline
+        components = pipeline.components | {"scheduler": scheduler, "safety_checker": None}
+        return kind(**components, requires_safety_checker=False)
+
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+        """`prompt_embeds` and `negative_prompt_embeds`."""
+        asked: dict[str, Any] = {} if side is None else {"height": side, "width": side}
+        asked["prompt_embeds"] = condition["states"]
+        return asked if without is None else asked | {"negative_prompt_embeds": without["states"]}
 
     def encoder(self, pipeline: Any) -> SdEncoder:
         """The encoder of a loaded pipeline."""
+        from engine.diffusion.conditioning import PromptEncoder
+
         return SdEncoder(PromptEncoder(pipeline.tokenizer, pipeline.text_encoder))
 
     def process(self, scheduler_config: Any, device: torch.device | str = "cpu") -> Process:
         """DDPM's, with the checkpoint's noise schedule and prediction type."""
+        from engine.diffusion.process import Diffusion
+
         return Diffusion.of(scheduler_config, device)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The U-Net's output."""
-        return denoiser(noisy, times, encoder_hidden_states=condition["states"]).sample
+        predicted: torch.Tensor = denoiser(noisy, times, encoder_hidden_states=condition["states"]).sample
+        return predicted
 
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
-        """With peft's names, which the stock loader takes for any mix of modules, and its configuration as metadata."""
-        from diffusers import StableDiffusionPipeline
-        from peft.utils import get_peft_model_state_dict
-
-        StableDiffusionPipeline.save_lora_weights(
-            folder,
-            unet_lora_layers=get_peft_model_state_dict(denoiser),
-            weight_name=name,
-            safe_serialization=True,
-            unet_lora_adapter_metadata=denoiser.peft_config["default"].to_dict(),
-        )
+        """With peft's names and its configuration as metadata."""
+        self.adapters.save(folder, name, denoiser)

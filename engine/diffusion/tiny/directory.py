@@ -1,4 +1,4 @@
-"""Writes the trained closed-set stack as one directory that stock `StableDiffusionPipeline.from_pretrained` opens."""
+"""Writes the trained closed-set stack as one directory that stock `DiffusionPipeline.from_pretrained` opens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiTPipeline, StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from engine.diffusion.tiny.tokenizer import save_tokenizer
@@ -17,13 +17,18 @@ MEAN = STD = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Stack:
-    """The trained CLIPModel, AutoencoderKL (with its scaling factor), UNet2DConditionModel (averaged) and scheduler."""
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged) and scheduler."""
 
     tokenizer: CLIPTokenizer
     clip: Any
     vae: Any
-    unet: Any
+    denoiser: Any
     scheduler: Any
+
+    @property
+    def denoiser_name(self) -> str:
+        """`unet` or `dit`, as the recipe says."""
+        return {"UNet2DConditionModel": "unet", "DiTTransformer2DModel": "dit"}[type(self.denoiser).__name__]
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -38,8 +43,20 @@ def feature_extractor(image_size: int) -> CLIPImageProcessor:
 
 
 def save(stack: Stack, folder: Path) -> None:
-    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for scores."""
+    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores."""
     stack.clip.save_pretrained(folder / "clip")
+    {"unet": _save_unet, "dit": _save_dit}[stack.denoiser_name](stack, folder)
+
+
+def _save_dit(stack: Stack, folder: Path) -> None:
+    """A DiTPipeline knows no text: the CLIP's tokenizer lies with it, its image processor beside."""
+    pipeline: Any = DiTPipeline(transformer=stack.denoiser, vae=stack.vae, scheduler=stack.scheduler)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_tokenizer(stack.tokenizer, folder / "clip")
+    feature_extractor(stack.vae.config.sample_size).save_pretrained(folder / "feature_extractor")
+
+
+def _save_unet(stack: Stack, folder: Path) -> None:
     text_encoder = CLIPTextModel(stack.clip.config.text_config)
     text_encoder.load_state_dict(stack.clip.text_model.state_dict())
     image_encoder = CLIPVisionModelWithProjection(stack.clip.config.vision_config)
@@ -49,7 +66,7 @@ def save(stack: Stack, folder: Path) -> None:
         vae=stack.vae,
         text_encoder=text_encoder.eval(),
         tokenizer=stack.tokenizer,
-        unet=stack.unet,
+        unet=stack.denoiser,
         scheduler=stack.scheduler,
         image_encoder=image_encoder.eval(),
         feature_extractor=feature_extractor(stack.vae.config.sample_size),

@@ -6,11 +6,12 @@ from math import gcd
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
+from engine.diffusion.families.dit import CLASSES, without_dropout
 from engine.errors import ConfigError
-from engine.spec.models import ClipSpec, PretrainSpec, UNetSpec, VaeSpec
+from engine.spec.training import ClipSpec, DitSpec, PretrainSpec, UNetSpec, VaeSpec
 
 RGB = 3
 MLP_RATIO = 4
@@ -25,8 +26,7 @@ def latent_size(spec: VaeSpec, image_size: int) -> int:
 
 def check(spec: PretrainSpec, image_size: int) -> None:
     """Refuse sizes that do not fit together (ConfigError naming the key), before any data is read."""
-    clip, vae, unet = spec.clip, spec.vae, spec.unet
-    side = latent_size(vae, image_size)
+    clip, vae = spec.clip, spec.vae
     rules = [
         (clip.hidden % clip.heads == 0, "clip.hidden", f"{clip.hidden} is not a multiple of clip.heads {clip.heads}"),
         (image_size % clip.patch == 0, "clip.patch", f"{clip.patch} does not divide images.size {image_size}"),
@@ -36,16 +36,32 @@ def check(spec: PretrainSpec, image_size: int) -> None:
             "vae.blocks",
             f"are too many to halve {image_size} px that often",
         ),
-        (side % 2 ** (len(unet.blocks) - 1) == 0, "unet.blocks", f"are too many to halve latents of {side} that often"),
-        (
-            all(b % unet.head_dim == 0 for b in unet.blocks),
-            "unet.blocks",
-            f"must be multiples of head_dim {unet.head_dim}",
-        ),
+        *{"unet": _unet_rules, "dit": _dit_rules}[spec.denoiser](spec, latent_size(vae, image_size)),
     ]
     for holds, key, what in rules:
         if not holds:
             raise ConfigError(f"pretrain.{key}", what, "correct the recipe or --set")
+
+
+def _unet_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:
+    blocks, head = spec.unet.blocks, spec.unet.head_dim
+    return [
+        (side % 2 ** (len(blocks) - 1) == 0, "unet.blocks", f"are too many to halve latents of {side} that often"),
+        (all(b % head == 0 for b in blocks), "unet.blocks", f"must be multiples of head_dim {head}"),
+    ]
+
+
+def _dit_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:
+    dit = spec.dit
+    return [
+        (dit.hidden % dit.heads == 0, "dit.hidden", f"{dit.hidden} is not a multiple of dit.heads {dit.heads}"),
+        (
+            dit.hidden % 4 == 0,
+            "dit.hidden",
+            f"{dit.hidden} is not a multiple of 4, as positions in two dimensions need",
+        ),
+        (side % dit.patch == 0, "dit.patch", f"{dit.patch} does not divide latents of {side}"),
+    ]
 
 
 def build_clip(spec: ClipSpec, tokenizer: CLIPTokenizer, image_size: int) -> CLIPModel:
@@ -104,7 +120,29 @@ def build_unet(spec: UNetSpec, vae: VaeSpec, image_size: int, cross_attention_di
     )
 
 
-def build_scheduler(spec: UNetSpec) -> DDIMScheduler:
+def build_dit(spec: DitSpec, vae: VaeSpec, image_size: int) -> DiTTransformer2DModel:
+    """A DiT over the VAE's latents without learnt variance, whose blocks begin as the identity (arXiv 2212.09748, adaLN-Zero).
+
+    It has the 1,000 classes and the null class that DiTPipeline counts on; classes are dropped by the null class alone.
+    """
+    dit: Any = DiTTransformer2DModel(
+        num_attention_heads=spec.heads,
+        attention_head_dim=spec.hidden // spec.heads,
+        in_channels=vae.latent_channels,
+        out_channels=vae.latent_channels,
+        num_layers=spec.layers,
+        sample_size=latent_size(vae, image_size),
+        patch_size=spec.patch,
+        num_embeds_ada_norm=CLASSES,
+    )
+    for layer in (*(block.norm1.linear for block in dit.transformer_blocks), dit.proj_out_1, dit.proj_out_2):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    without_dropout(dit)
+    return dit  # type: ignore[no-any-return]
+
+
+def build_scheduler(spec: UNetSpec | DitSpec) -> DDIMScheduler:
     """Stable Diffusion's schedule (scaled-linear betas, 0.00085 to 0.012 over 1,000 steps) for this prediction type."""
     return DDIMScheduler(
         num_train_timesteps=TRAIN_TIMESTEPS,

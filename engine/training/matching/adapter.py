@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.diffusion import layout
-from engine.diffusion.checkpoint import Checkpoint, quiet
+from engine.diffusion.checkpoint import Checkpoint, empty, quiet
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Family
 from engine.errors import ConfigError
-from engine.spec.models import MatchSpec
+from engine.spec.training import MatchSpec
 from engine.training import draws
 from engine.training.matching.precheck import WEIGHTS
 
@@ -25,13 +24,13 @@ PRESETS = {"attention": ATTENTION, "conv": CONV, "attention+conv": ATTENTION + C
 
 def family_of(checkpoint: Checkpoint) -> Family:
     """The family that a checked directory belongs to."""
-    return FAMILIES[layout.read_json(checkpoint.path / "model_index.json")["_class_name"]]
+    return FAMILIES[checkpoint.family]
 
 
 def check_targets(checkpoint: Checkpoint, match: MatchSpec) -> None:
     """Refuse targets that the checkpoint's denoiser does not have (ConfigError), from its configuration alone."""
     if match.adapter == "lora":
-        targets_of(_empty_denoiser(checkpoint), match)
+        targets_of(empty(checkpoint.path, family_of(checkpoint).denoiser), match)
 
 
 def targets_of(denoiser: nn.Module, match: MatchSpec) -> list[str]:
@@ -94,14 +93,3 @@ def save(folder: Path, denoiser: Any, match: MatchSpec, checkpoint: Checkpoint, 
     shutil.copytree(checkpoint.path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "mimeo.json"))
     shutil.rmtree(folder / family.denoiser)
     denoiser.save_pretrained(folder / family.denoiser, safe_serialization=True)
-
-
-def _empty_denoiser(checkpoint: Checkpoint) -> nn.Module:
-    """The denoiser without numbers, on the meta device."""
-    import diffusers
-
-    family = family_of(checkpoint)
-    name = layout.read_json(checkpoint.path / "model_index.json")[family.denoiser][1]
-    config = layout.read_json(checkpoint.path / family.denoiser / "config.json")
-    with quiet(), torch.device("meta"):
-        return getattr(diffusers, name).from_config(config)

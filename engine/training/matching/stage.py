@@ -9,7 +9,7 @@ from torch import nn
 
 from engine.diffusion.families.base import Family
 from engine.diffusion.process import Process
-from engine.spec.models import MatchSpec
+from engine.spec.training import MatchSpec
 from engine.training import draws
 from engine.training.cache import Inputs
 from engine.training.ema import Ema

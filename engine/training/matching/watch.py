@@ -94,8 +94,9 @@ class Watch:
         return [
             Request(
                 prompt=conditions.prompts[row],
+                label=label,
                 seed=draws.derive(self._spec.seed, "match", "sample", number),
                 token=conditions.features[row] if own else None,
             )
-            for number, (_, _, row) in enumerate(sorted(order)[: self._match.samples])
+            for number, (_, label, row) in enumerate(sorted(order)[: self._match.samples])
         ]

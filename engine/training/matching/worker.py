@@ -15,7 +15,7 @@ from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import families
 from engine.diffusion.checkpoint import Checkpoint
 from engine.spec import RunSpec
-from engine.spec.models import MatchSpec
+from engine.spec.training import MatchSpec
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
 from engine.training.cache import Inputs

@@ -46,7 +46,7 @@ def _create(store: Store, name: str, data: bytes | Path) -> None:
 
 
 def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[str, str]) -> dict[str, Any]:
-    models = {"clip": stack.clip, "vae": stack.vae, "unet": stack.unet}
+    models = {"clip": stack.clip, "vae": stack.vae, stack.denoiser_name: stack.denoiser}
     return {
         "kind": "closed-set generator, trained from scratch on the training split alone",
         "made_from": made_from,

@@ -13,6 +13,7 @@ import pyarrow as pa
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.conditions.table import Captions, load_captions
+from engine.diffusion.families.dit import CLASSES
 from engine.diffusion.tiny import models
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
@@ -36,7 +37,7 @@ class Pretrained:
 def pretrain(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
 ) -> Pretrained:
-    """Train CLIP, then VAE, then U-Net from scratch on the training split, in one Ray Train run; write `model/`.
+    """Train CLIP, then VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
 
     Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
     newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
@@ -65,6 +66,8 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     settings = plain(spec)
     settings["pretrain"].pop("checkpoint_every")
     normalise = {"normalise": True} if spec.conditions.features.normalise else {}
+    for part in {"unet": ("denoiser", "dit"), "dit": ("unet",)}[spec.pretrain.denoiser]:
+        settings["pretrain"].pop(part)  # what is not used; a U-Net's settings are those of before there was a choice
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -89,8 +92,12 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         raise DataError("split.train", "holds no image", "raise it")
     if tuple(rows["key"].to_pylist()) != captions.keys:
         raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
+    if spec.pretrain.denoiser == "dit" and len(captions.class_names) > CLASSES:
+        what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
+        raise ConfigError("pretrain.denoiser", what, "set it to unet")
     most = spec.resources.train_workers
-    for name, workers in product(("clip", "vae", "unet"), range(spec.resources.train_workers_min or most, most + 1)):
+    parts = ("clip", "vae", spec.pretrain.denoiser)
+    for name, workers in product(parts, range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:
             what = f"{workers} workers cannot share pretrain.{name}.batch {batch} evenly"

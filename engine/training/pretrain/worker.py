@@ -20,15 +20,18 @@ from engine.storage.store import Store
 from engine.training import checkpoint, setup
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop, Stage
-from engine.training.pretrain import publish
+from engine.training.pretrain import dit, publish, unet
 from engine.training.pretrain.clip import ClipStage
 from engine.training.pretrain.stage import Setting, TrainingSet
-from engine.training.pretrain.unet import UNetStage, build_cache
 from engine.training.pretrain.vae import VaeStage
 from engine.training.resume import resume
 from engine.training.setup import Config, Place
 
 CHECKPOINTS = "checkpoints/pretrain"
+DENOISERS: dict[str, tuple[Any, Any]] = {
+    "unet": (unet.build_cache, unet.UNetStage),
+    "dit": (dit.build_cache, dit.DitStage),
+}
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,14 @@ class Training:
         vae = VaeStage(self.setting)
         if not self._train(vae):
             return self._stopped(vae)
+        build_cache, make = DENOISERS[self.job.spec.pretrain.denoiser]
         cache, scaling_factor = build_cache(self.setting, self.tokenizer, clip.model, vae.model)
-        unet = UNetStage(self.setting, cache)
-        if not self._train(unet):
-            return self._stopped(unet)
+        denoiser = make(self.setting, cache)
+        if not self._train(denoiser):
+            return self._stopped(denoiser)
         if self.place.rank == 0:
             vae.model.register_to_config(scaling_factor=scaling_factor)
-            stack = Stack(self.tokenizer, clip.model, vae.model, unet.model, unet.scheduler)
+            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler)
             publish.publish(self.job.store, stack, self.finished, self.job.made_from, len(self.setting.images))
         return {"done": True, "message": "model/ is whole"}
 

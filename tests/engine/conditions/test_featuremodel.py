@@ -140,23 +140,28 @@ def test_checkpoint_without_an_image_encoder(tmp_path: Path) -> None:
     assert resolve(FeatureSpec(), tmp_path, needed=False) == NONE
 
 
-def test_width_must_be_that_of_the_cross_attention(source: Path) -> None:
+def test_width_must_be_one_that_has_a_place(source: Path) -> None:
     model = transformers(source / "clip")
     with pytest.raises(ConfigError) as caught:
-        check_use(run_spec(), model, 768)
+        check_use(run_spec(), model, [768])
     assert str(caught.value) == (
-        "conditions.features: image features are 24 wide, the checkpoint's cross_attention_dim is 768; "
+        "conditions.features: image features are 24 wide, the checkpoint's text tokens 768; "
         "use a CLIP of projection width 768, or generate.visual_token: none"
     )
-    check_use(run_spec(), model, 24)
-    check_use(run_spec(visual_token="none"), model, 768)
+    check_use(run_spec(), model, {24: (76, 0), 768: (76, 24)})
+    check_use(run_spec(visual_token="none"), model, [768])
+    check_use(run_spec(), model, None)
+    with pytest.raises(ConfigError, match=r"768 or 1280; use a CLIP of projection width 768 or 1280"):
+        check_use(run_spec(), model, [1280, 768])
+    with pytest.raises(ConfigError, match=r"classes only.*; set generate\.visual_token to none"):
+        check_use(run_spec(), model, {})
 
 
 def test_clip_scores_need_the_text_tower(source: Path) -> None:
     scored = run_spec(gate={"min_clip_score": 0.1})
-    check_use(scored, transformers(source / "clip"), 24)
+    check_use(scored, transformers(source / "clip"), [24])
     with pytest.raises(ConfigError, match=r"min_clip_score: is set, and the feature model has no text tower"):
-        check_use(scored, resolve(FeatureSpec(), source / "vision"), 24)
+        check_use(scored, resolve(FeatureSpec(), source / "vision"), [24])
 
 
 def test_checks_import_no_model_code(source: Path) -> None:

@@ -10,6 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from engine.diffusion.conditioning import PromptEncoder
+from engine.diffusion.families.base import tell
+from engine.diffusion.families.sd import SdEncoder
 from engine.errors import ConfigError
 
 PROMPTS = ["", "photo of digit one", "a thin digit, slanted left " * 9, "été 数字 ①"]
@@ -23,6 +25,10 @@ def stock(request: pytest.FixtureRequest, folders: dict[str, Path]) -> StableDif
 @pytest.fixture
 def encoder(stock: StableDiffusionPipeline) -> PromptEncoder:
     return PromptEncoder(stock.tokenizer, stock.text_encoder)
+
+
+def embed(encoder: PromptEncoder, prompts: list[str], tokens: list[np.ndarray | None]) -> torch.Tensor:
+    return tell(SdEncoder(encoder), prompts, [None] * len(prompts), tokens)["states"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -58,7 +64,7 @@ def test_the_cache_changes_no_bit_whatever_was_encoded_between(encoder: PromptEn
 
 def test_only_the_last_token_is_overwritten_and_only_where_there_is_one(encoder: PromptEncoder) -> None:
     token = np.random.default_rng(0).normal(size=encoder.width).astype(np.float32) * 9
-    embeds = encoder.embed(["one", "one", "two"], [token, None, -token])
+    embeds = embed(encoder, ["one", "one", "two"], [token, None, -token])
     one, two = encoder.encode("one"), encoder.encode("two")
     assert embeds.shape == (3, encoder.length, encoder.width)
     assert torch.equal(embeds[:, :-1], torch.stack([one, one, two])[:, :-1])
@@ -70,14 +76,14 @@ def test_only_the_last_token_is_overwritten_and_only_where_there_is_one(encoder:
 
 def test_cut_prompts_are_counted_once_while_they_are_remembered(encoder: PromptEncoder) -> None:
     room = encoder.length - 2
-    encoder.embed(["one " * room, "one"], [None, None])
+    embed(encoder, ["one " * room, "one"], [None, None])
     assert encoder.cut_prompts == 0
-    encoder.embed(["one " * (room + 1), "two " * 500, "two " * 500], [None] * 3)
+    embed(encoder, ["one " * (room + 1), "two " * 500, "two " * 500], [None] * 3)
     assert encoder.cut_prompts == 2
 
 
 def test_a_token_of_another_width_and_one_that_is_not_finite_are_refused(encoder: PromptEncoder) -> None:
     with pytest.raises(ConfigError, match=f"have 7 numbers, the checkpoint's text tokens {encoder.width}"):
-        encoder.embed(["one"], [np.ones(7, np.float32)])
+        embed(encoder, ["one"], [np.ones(7, np.float32)])
     with pytest.raises(ValueError, match="not finite"):
-        encoder.embed(["one"], [np.full(encoder.width, np.nan, np.float32)])
+        embed(encoder, ["one"], [np.full(encoder.width, np.nan, np.float32)])

@@ -46,13 +46,13 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> No
 
 def test_facts_of_each_family(inspected: dict[str, Checkpoint]) -> None:
     facts = {
-        name: (c.latent_channels, c.latent_size, c.cross_attention_dim, c.text_length, c.prediction_type, c.feature_dim)
+        name: (c.latent_channels, c.latent_size, c.places, c.text_length, c.prediction_type, c.feature_dim)
         for name, c in inspected.items()
     }
     assert facts == {
-        "digits": (4, 4, 64, 16, "epsilon", 64),
-        "sd15": (4, 8, 48, 77, "epsilon", None),
-        "sd21": (4, 8, 64, 77, "v_prediction", None),
+        "digits": (4, 4, {64: (15, 0)}, 16, "epsilon", 64),
+        "sd15": (4, 8, {48: (76, 0)}, 77, "epsilon", None),
+        "sd21": (4, 8, {64: (76, 0)}, 77, "v_prediction", None),
     }
     assert [c.has_image_encoder for c in inspected.values()] == [True, False, False]
 

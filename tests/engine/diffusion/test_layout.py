@@ -12,6 +12,7 @@ from engine.diffusion import layout
 from engine.errors import ConfigError
 
 STEM = "diffusion_pytorch_model"
+REQUIRED = {"vae", "unet", "text_encoder", "tokenizer", "scheduler"}
 
 
 @pytest.fixture
@@ -25,19 +26,19 @@ def change_index(folder: Path, **entries: object) -> None:
 
 
 def test_components_are_those_that_the_index_names(folders: dict[str, Path]) -> None:
-    assert layout.read_index(folders["sd15"]) == set(layout.REQUIRED)
-    assert layout.read_index(folders["digits"]) == {*layout.REQUIRED, *layout.OPTIONAL}
+    assert layout.read_index(folders["sd15"]).components == REQUIRED
+    assert layout.read_index(folders["digits"]).components == REQUIRED | {"image_encoder", "feature_extractor"}
 
 
 def test_a_published_index_with_a_safety_checker_is_read(copy: Path) -> None:
     change_index(copy, safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
-    assert layout.read_index(copy) == set(layout.REQUIRED)
+    assert layout.read_index(copy).components == REQUIRED
 
 
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ({"_class_name": "StableDiffusionXLPipeline"}, "StableDiffusionXLPipeline"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "text_encoder_2: is missing"),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "not for Stable Diffusion"),
         ({"_class_name": ["my_pipeline", "Mine"]}, "not for Stable Diffusion"),
         ({"unet": ["my_unet", "MyUNet"]}, "custom or unknown code"),

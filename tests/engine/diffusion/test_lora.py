@@ -37,7 +37,7 @@ def test_a_fitting_lora_passes_and_its_facts_are_those_of_the_file(
     info = lora.check(loras[family], inspected[family])
     tensors = load_file(loras[family])
     assert info.parameters == sum(tensor.numel() for tensor in tensors.values())
-    assert 2 * (info.unet_modules + info.text_modules) == len(tensors)
+    assert 2 * (info.denoiser_modules + info.text_modules) == len(tensors)
     assert info.text_modules == 4 * {"digits": 2, "sd15": 2, "sd21": 3}[family]
     assert info.rank == 4
 
@@ -119,8 +119,8 @@ def test_a_kohya_file_with_alphas_passes_and_changes_the_pictures_as_the_same_at
 ) -> None:
     file = kohya(tmp_path / "kohya.safetensors", loras["digits"])
     assert (
-        lora.check(file, inspected["digits"]).unet_modules
-        == lora.check(loras["digits"], inspected["digits"]).unet_modules
+        lora.check(file, inspected["digits"]).denoiser_modules
+        == lora.check(loras["digits"], inspected["digits"]).denoiser_modules
     )
     half = draw(inspected["digits"], loras["digits"], 0.5)
     assert np.abs(draw(inspected["digits"], file, 1.0) - half).max() <= 1

@@ -54,7 +54,7 @@ print(bool({"torch", "diffusers", "numpy"} & set(sys.modules)))
     assert result.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", schedulers.DIFFUSION)
 def test_noise_schedule_and_prediction_type_are_the_checkpoints(name: str) -> None:
     config = schedulers.make(name, CONFIG).config
     kept = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")}
@@ -92,7 +92,7 @@ def test_steps_that_a_scheduler_cannot_run_are_refused() -> None:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])
-@pytest.mark.parametrize("name", schedulers.NAMES)
+@pytest.mark.parametrize("name", schedulers.DIFFUSION)
 def test_a_sample_is_the_same_in_any_batch(pipeline: Any, name: str, strength: float) -> None:
     """First of three, last of three, alone: noise of each step too must come from the sample's own generator."""
     spec = GenerateSpec(scheduler=name, num_inference_steps=3, strength=strength, pairing="own")

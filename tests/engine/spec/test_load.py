@@ -80,6 +80,8 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     assert data["conditions"]["caption"].pop("instruction") is None
     assert data["conditions"]["features"].pop("normalise") is False
     assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
+    assert data["pretrain"].pop("denoiser") == "unet"
+    del data["pretrain"]["dit"]
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
@@ -100,6 +102,15 @@ def test_identity_of_the_packaged_quickstart_is_for_ever() -> None:
     spec = specs.load(QUICKSTART)
     assert specs.spec_hash(spec) == "e44e01c452ef9d4d1cf12bf23005d928ffcbbda298bacbf4d8a038b89e4ddb28"
     assert f"{specs.sample_key(spec):016x}" == "84591fa22c0ddf2a"
+
+
+def test_a_transformer_is_another_run_and_refuses_what_it_cannot_be_told() -> None:
+    dit = ["pretrain.denoiser=dit", "generate.visual_token=none"]
+    hashes = {specs.spec_hash(specs.load(QUICKSTART, more)) for more in (dit, dit[1:], [*dit, "pretrain.dit.steps=9"])}
+    assert len(hashes) == 3
+    for wrong in (dit[:1], [*dit, "generate.negative_prompt=bold"]):
+        with pytest.raises(ConfigError, match=r"told classes only: set generate\.visual_token to none"):
+            specs.load(QUICKSTART, wrong)
 
 
 def test_sample_key_ignores_length_and_place_but_not_content() -> None:

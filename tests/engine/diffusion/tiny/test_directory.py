@@ -13,7 +13,7 @@ from transformers import CLIPModel, CLIPTokenizer
 
 from engine.diffusion.tiny import directory, models
 from engine.diffusion.tiny.tokenizer import train_tokenizer
-from engine.spec.models import PretrainSpec
+from engine.spec.training import PretrainSpec
 
 SPEC = PretrainSpec.model_validate(
     {"clip": {"hidden": 32}, "vae": {"blocks": [8, 16]}, "unet": {"blocks": [16, 32], "prediction": "v_prediction"}}

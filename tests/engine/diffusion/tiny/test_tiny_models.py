@@ -10,7 +10,7 @@ import torch
 from engine.diffusion.tiny import models
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError
-from engine.spec.models import PretrainSpec
+from engine.spec.training import PretrainSpec
 
 DIGITS = PretrainSpec.model_validate(
     {"clip": {"hidden": 32}, "vae": {"blocks": [8, 16]}, "unet": {"blocks": [16, 32], "head_dim": 8}}

@@ -12,7 +12,8 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import lora as loras
 from engine.errors import ConfigError
-from engine.spec.models import MatchSpec, ModelSpec
+from engine.spec.models import ModelSpec
+from engine.spec.training import MatchSpec
 from engine.training.matching import adapter
 from tests.support.outputs import Output
 

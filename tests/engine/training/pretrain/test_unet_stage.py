@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from engine.diffusion.conditioning import PromptEncoder
+from engine.diffusion.families.base import tell
+from engine.diffusion.families.sd import SdEncoder
 from engine.diffusion.process import Diffusion
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
@@ -44,10 +46,10 @@ def test_conditions_equal_those_of_sampling() -> None:
         pixels = normalise(setting.images.pixels[rows])
         tokens = clip.get_image_features(pixel_values=pixels).pooler_output.numpy()
     prompts = [setting.images.prompts[row] for row in rows.tolist()]
-    expected = PromptEncoder(tokenizer, clip.text_model).embed(
-        [prompts[0], "", prompts[2], ""], [np.asarray(tokens[0]), None, None, None]
-    )
-    assert torch.allclose(got["states"], expected, atol=1e-5)
+    encoder = SdEncoder(PromptEncoder(tokenizer, clip.text_model))
+    asked, seen = [prompts[0], "", prompts[2], ""], [np.asarray(tokens[0]), None, None, None]
+    expected = tell(encoder, asked, [None] * 4, seen)
+    assert torch.allclose(got["states"], expected["states"], atol=1e-5)
     assert np.linalg.norm(tokens[0]) != pytest.approx(1.0, abs=1e-3)
 
 

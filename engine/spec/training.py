@@ -1,0 +1,121 @@
+"""The sections of a recipe that train generators: from scratch, and by distribution matching."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from engine.spec.fields import Count, Number, Probability, Spec, _integral
+
+
+class ClipSpec(Spec):
+    """The closed-set CLIP: sizes and training of `transformers.CLIPModel`."""
+
+    hidden: Count = 64
+    layers: Count = 2
+    heads: Count = 4
+    patch: Count = 2
+    steps: Count = 300
+    batch: Count = 96
+    lr: Annotated[Number, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.05
+
+
+class VaeSpec(Spec):
+    """The closed-set VAE: sizes and training of `diffusers.AutoencoderKL`."""
+
+    blocks: tuple[Count, ...] = (16, 32)
+    layers: Count = 1
+    latent_channels: Count = 4
+    groups: Count = 8
+    steps: Count = 800
+    batch: Count = 48
+    lr: Annotated[Number, Field(gt=0)] = 4e-3
+    kl_weight: Annotated[Number, Field(ge=0)] = 1e-5
+
+
+class UNetSpec(Spec):
+    """The closed-set U-Net: sizes and training of `diffusers.UNet2DConditionModel`."""
+
+    blocks: tuple[Count, ...] = (64, 128)
+    layers: Count = 1
+    head_dim: Count = 16
+    steps: Count = 400
+    batch: Count = 64
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.995
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    drop_condition: Probability = 0.1
+    drop_image: Probability = 0.1
+
+
+class DitSpec(Spec):
+    """The closed-set transformer that is told a class: sizes and training of `diffusers.DiTTransformer2DModel`."""
+
+    hidden: Count = 64
+    layers: Count = 4
+    heads: Count = 4
+    patch: Count = 1
+    steps: Count = 400
+    batch: Count = 64
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.995
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    drop_condition: Probability = 0.1
+
+
+class PretrainSpec(Spec):
+    """The closed-set generator: trained from scratch on the training split only; `denoiser` says which of two it has."""
+
+    clip: ClipSpec = ClipSpec()
+    vae: VaeSpec = VaeSpec()
+    denoiser: Literal["unet", "dit"] = "unet"
+    unet: UNetSpec = UNetSpec()
+    dit: DitSpec = DitSpec()
+    text_length: Annotated[int, BeforeValidator(_integral), Field(ge=4, le=77)] = 16
+    augment: Literal["none", "flip", "affine"] = "affine"
+    checkpoint_every: Count = 200
+
+
+class MatchSpec(Spec):
+    """Distribution matching (arXiv 2310.10402): a fine-tune on the training split with an MMD term beside the denoising loss."""
+
+    adapter: Literal["lora", "full"] = "lora"
+    rank: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1024)] = 4
+    alpha: Annotated[Number, Field(gt=0)] | None = None
+    targets: Literal["attention", "conv", "attention+conv"] | tuple[str, ...] = "attention"
+    mmd: Literal["residual", "residual_per_class", "kernel_latent", "kernel_feature", "none"] = "residual"
+    mmd_weight: Annotated[Number, Field(ge=0)] = 0.192
+    steps: Count = 1000
+    batch: Count = 8
+    accumulate: Count = 1
+    lr: Annotated[Number, Field(gt=0)] = 1e-4
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup: Annotated[int, BeforeValidator(_integral), Field(ge=0)] = 0
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    snr_gamma: Annotated[Number, Field(gt=0)] = 5.0
+    drop_condition: Probability = 0.1
+    drop_image: Probability = 0.1
+    visual_token: Literal["own", "none"] = "own"
+    augment: Literal["none", "flip"] = "none"
+    precompute: bool = True
+    gradient_checkpointing: bool = False
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: Count = 200
+    samples: Annotated[int, BeforeValidator(_integral), Field(ge=0, le=64)] = 8
+    sample_every: Count | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MatchSpec:
+        if self.mmd != "none" and self.batch < 2:
+            raise ValueError(f"batch {self.batch} is no distribution: mmd {self.mmd} needs at least 2 images")
+        if not self.targets:
+            raise ValueError("targets must name at least one kind of module")
+        return self

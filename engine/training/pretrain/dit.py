@@ -1,0 +1,37 @@
+"""The third stage with a DiT, which is told the class of an image and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CLIPTokenizer
+
+from engine.diffusion.families.base import Family
+from engine.diffusion.families.dit import CLASSES, Dit
+from engine.diffusion.tiny.models import build_dit
+from engine.training.cache import Cache
+from engine.training.pretrain.denoiser import DenoiserStage, scaled_latents, variants
+from engine.training.pretrain.stage import Setting
+
+
+def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any) -> tuple[Cache, float]:
+    """Latents and classes of the training images, the null class last, and the VAE's scaling factor."""
+    latents, scaling_factor = scaled_latents(variants(setting), vae)
+    known = torch.arange(len(setting.images.class_prompts), device=latents.device)
+    null = torch.tensor([CLASSES], device=latents.device)
+    labels = setting.images.labels
+    told = {"labels": torch.cat([known, null])}
+    return Cache(labels, None, (-1, 0), latents, told, labels), scaling_factor
+
+
+class DitStage(DenoiserStage):
+    """The transformer's sizes and settings are the recipe's `pretrain.dit`."""
+
+    name = "dit"
+    family: Family = Dit()
+
+    def __init__(self, setting: Setting, cache: Cache) -> None:
+        pretrain, size = setting.spec.pretrain, setting.spec.images.size
+        model = setting.build(self.name, lambda: build_dit(pretrain.dit, pretrain.vae, size))
+        super().__init__(setting, pretrain.dit, cache, model, 0.0)
