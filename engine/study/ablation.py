@@ -18,6 +18,7 @@ from engine.storage.store import Store
 from engine.study.comparison import compare
 from engine.study.statistics import mean_interval, standard_deviation
 from engine.study.trial import Scores, Shared, changed, generator_key, judge_real, run_trial, train_generator
+from engine.training.judge import arms as judged
 from engine.training.judge import check as check_judge
 from engine.training.judge_data import real_images
 
@@ -91,7 +92,7 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
 def summary(spec: RunSpec, scores: Mapping[str, Any], real: list[float]) -> dict[str, Any]:
     """The study's results from its trials' scores: values and intervals of each arm, and comparisons, by training set."""
     asked, plan = section(spec), trials(spec)
-    kinds = list(next(iter(scores.values()))["scores"])
+    kinds = [arm.key for arm in judged(spec.judge) if arm.key in next(iter(scores.values()))["scores"]]
     sets = {}
     for kind in kinds:
         values: dict[str, list[float]] = {arm: [] for arm in asked.arms}
