@@ -62,7 +62,7 @@ def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
     denoiser.requires_grad_(False)
     if match.adapter == "full":
         return denoiser.requires_grad_(True)
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     if match.dtype != "float32":
         with quiet():
@@ -73,7 +73,7 @@ def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
     )
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(draws.derive(seed, "match", "weights"))
-        denoiser.add_adapter(config)
+        inject_adapter_in_model(config, denoiser)
     for parameter in denoiser.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
