@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks.machine import machine
 from engine.cluster.session import session
 from engine.generation import job
 from engine.generation.actor import Order, ShardActor
@@ -214,27 +212,6 @@ def verdict(ratio: float, spread: float, target: float) -> str:
     return "met" if ratio > target else "missed"
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were read on."""
-    import diffusers
-    import ray
-    import torch
-
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "python": platform.python_version(),
-        "versions": {package.__name__: package.__version__ for package in (torch, diffusers, ray)},
-        "commit": commit.stdout.strip(),
-        "command": "python -m benchmarks.generation_overhead",
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as text."""
     head = f"{'case':14} {'batch':>5} {'s/batch':>8} {'engine/s':>9} {'plain/s':>8} {'ratio':>6} {'target':>6} {'to bare':>7} {'gap ms':>6} {'noise':>6}  verdict"
@@ -261,7 +238,7 @@ def main() -> None:
     any_case = next(iter(chosen.values()))
     with session(make_spec({**any_case, "steps": 1}, Path("/none"), 1).resources):
         rows = [measure(name, case, arguments.pairs) for name, case in chosen.items()]
-        facts = machine()
+        facts = machine("generation_overhead")
     print(table(rows))
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")
