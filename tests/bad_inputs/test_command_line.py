@@ -66,6 +66,12 @@ def expect(result: subprocess.CompletedProcess[str], code: int, *says: str) -> N
         (["generate", "quickstart", "--set", "generate.cout=5"], 2, ["did you mean count?"]),
         (["generate", "quickstart", "--set", "generate.count=-5"], 2, ["generate.count", "-5"]),
         (["generate", "quickstart", "--set", "generate.scheduler=dpmsolvr++"], 2, ["dpmsolver++"]),
+        (["generate", "quickstart", "--set", "generate.scheduler=flow_euler"], 2, ["flow matching", "dpmsolver++"]),
+        (
+            ["plan", "quickstart", "--set", "pretrain.denoiser=dit"],
+            2,
+            ["classes only", "generate.visual_token to none"],
+        ),
         (["generate", "quickstart", "--set", "model.checkpoint=/nowhere/model"], 2, ["/nowhere/model"]),
         (["generate", "quickstart", "--set", "model.lora=/nowhere/l.safetensors"], 2, ["/nowhere/l.safetensors"]),
         (["generate", "quickstart", "--set", "split.train=5000"], 3, ["split"]),

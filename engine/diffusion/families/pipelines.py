@@ -93,7 +93,7 @@ class ClassToImage(DiTPipeline):
             if null_labels is not None:
                 given, without = predicted.chunk(2)
                 predicted = without + guidance_scale * (given - without)
-            latents = self.scheduler.step(predicted, t, latents, **options).prev_sample
+            latents = self.scheduler.step(predicted, t, latents, **options).prev_sample.to(latents.dtype)
         return ImagePipelineOutput(images=latents)
 
     def _start(

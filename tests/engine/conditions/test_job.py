@@ -196,8 +196,8 @@ def test_checkpoint_without_encoder_when_no_feature_is_used(catalog: Catalog, st
 
 def test_precheck(checkpoint: Path, tmp_path: Path) -> None:
     job.precheck(SPEC)
-    job.precheck(SPEC, checkpoint, 24)
+    job.precheck(SPEC, checkpoint, [24])
     with pytest.raises(ConfigError, match="24 wide"):
-        job.precheck(SPEC, checkpoint, 768)
+        job.precheck(SPEC, checkpoint, [768])
     with pytest.raises(ConfigError, match=r"conditions.caption.path: .* is not a directory"):
         job.precheck(run_spec({"kind": "blip", "path": str(tmp_path / "none")}))

@@ -63,6 +63,25 @@ def test_noise_schedule_and_prediction_type_are_the_checkpoints(name: str) -> No
     assert not config.get("clip_sample", False)
 
 
+@pytest.mark.parametrize("name", schedulers.FLOW)
+def test_flow_samplers_follow_the_checkpoints_shift(name: str) -> None:
+    """Their first steps begin at noise alone; the noise that stock pipelines hand no generator for stays off."""
+    scheduler: Any = schedulers.make(name, {"shift": 3.0, "num_train_timesteps": 1000, "stochastic_sampling": True})
+    scheduler.set_timesteps(5)
+    assert scheduler.config.shift == 3.0
+    assert scheduler.sigmas[0].item() == pytest.approx(1.0)
+    assert scheduler.timesteps[0].item() == pytest.approx(1000.0)
+    assert name != "flow_euler" or not scheduler.config.stochastic_sampling
+
+
+@pytest.mark.parametrize("flow", [True, False])
+def test_samplers_of_the_other_kind_of_training_are_refused(flow: bool) -> None:
+    for name in schedulers.FLOW if flow else schedulers.DIFFUSION:
+        schedulers.check_kind(name, flow, "this")
+        with pytest.raises(ConfigError, match=r"generate\.scheduler: .*; set generate\.scheduler to (flow_euler|dpm)"):
+            schedulers.check_kind(name, not flow, "this")
+
+
 @pytest.mark.parametrize(
     ("name", "setting"),
     [

@@ -79,6 +79,7 @@ def test_visual_tokens(kind: str) -> None:
         anchor = int(rows.anchor[position])
         seed = int(plan.seeds(rows.index[position : position + 1], 2)[0])
         assert (request.prompt, request.seed, request.init_latents) == (f"prompt {anchor}", seed, None)
+        assert request.label == LABELS[anchor]
         expected = expected_token(kind, int(rows.token_row[position]), anchor, seed)
         if expected is None:
             assert request.token is None

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.diffusion import families
-from engine.diffusion.checkpoint import Checkpoint, check_classes, inspect, load
+from engine.diffusion.checkpoint import Checkpoint, check_classes, empty, inspect, load
 from engine.errors import ConfigError
 from engine.spec.models import ModelSpec
 from tests.support.families import LENGTH, WIDTHS, WRITERS
@@ -95,6 +95,21 @@ def test_zeros_for_an_empty_prompt_are_taken_from_the_index_and_part_of_the_dige
     pipeline = load(after, "cpu", "float32")
     told = families.of(pipeline).encoder(pipeline).encode("", None)
     assert told["states"].any()
+
+
+def test_a_dit_by_its_older_class_name_is_loaded_as_the_same(
+    family_folders: dict[str, Path], checked: dict[str, Checkpoint], tmp_path: Path
+) -> None:
+    """The released DiT directories name the class that diffusers had then, with settings that are no more."""
+    folder = Path(shutil.copytree(family_folders["dit"], tmp_path / "dit"))
+    setting("model_index.json", transformer=["diffusers", "Transformer2DModel"])(folder)
+    old = {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "num_vector_embeds": None}
+    setting("transformer/config.json", **old, use_linear_projection=False)(folder)
+    one, other = (load(found, "cpu", "float32").transformer for found in (at(folder), checked["dit"]))
+    assert type(one) is type(other)
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert type(empty(folder, "transformer")) is type(one)
 
 
 @pytest.mark.parametrize(("kind", "size", "latent"), [("xl", 24, 12), ("sd3", 16, 8), ("dit", 16, 8)])

@@ -144,6 +144,38 @@ def test_a_dit_lora_without_metadata_has_the_rank_as_alpha(
     torch.testing.assert_close(predict(family, full), predict(family, half), rtol=1e-4, atol=1e-5)
 
 
+def kohya(path: Path, source: Path) -> Path:
+    """The same adapter at alpha = rank by the names of the kohya-ss trainer, which counts SDXL's blocks as its first release did."""
+    blocks = {
+        "down_blocks.1.attentions.0": "input_blocks.3.1",
+        "mid_block.attentions.0": "middle_block.1",
+        "up_blocks.0.attentions.0": "output_blocks.0.1",
+        "up_blocks.0.attentions.1": "output_blocks.1.1",
+    }
+    tensors = {}
+    for key, tensor in load_file(source).items():
+        module, _, side = key.removesuffix(".weight").removeprefix("unet.").rpartition(".lora.")
+        for ours, theirs in blocks.items():
+            module = module.replace(ours, theirs)
+        name = "lora_unet_" + module.replace(".", "_")
+        tensors[f"{name}.lora_{side}.weight"] = tensor
+        tensors[f"{name}.alpha"] = torch.tensor(float(4))
+    save_file(tensors, path)
+    return path
+
+
+def test_a_kohya_file_for_sdxl_acts_as_the_same_at_alpha_over_rank(
+    checked: dict[str, Checkpoint], loras: dict[str, Path], tmp_path: Path
+) -> None:
+    file = kohya(tmp_path / "kohya.safetensors", loras["xl"])
+    whole, half = (load(checked["xl"], "cpu", "float32") for _ in range(2))
+    assert lora.check(file, checked["xl"]).denoiser_modules == lora.check(loras["xl"], checked["xl"]).denoiser_modules
+    lora.attach(whole, file, 1.0)
+    lora.attach(half, loras["xl"], 0.5)  # alpha is twice the rank there
+    family = families.of(whole)
+    torch.testing.assert_close(predict(family, whole), predict(family, half), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["xl", "sd3", "dit"])
 def test_in_bfloat16_the_adapter_stays_beside_the_weights_and_acts(
     checked: dict[str, Checkpoint], loras: dict[str, Path], kind: str
