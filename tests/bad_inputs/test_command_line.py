@@ -46,6 +46,7 @@ def recipe(tmp_path: Path, text: str) -> str:
     return str(path)
 
 
+WORKERS = ("--set", "resources.train_workers=200")
 FOLDER = "name: bad\nimages: {size: 16}\nsource: {kind: folder, path: FOLDER}\n"
 
 
@@ -82,6 +83,13 @@ def expect(result: subprocess.CompletedProcess[str], code: int, *says: str) -> N
         (["generate", "quickstart", "--outptu", "x"], 2, ["--outptu"]),
         (["genrate", "quickstart"], 2, ["genrate"]),
         (["plan", "quickstart", "--set", "seed=1.5"], 2, ["whole number"]),
+        (["match", "quickstart"], 2, ["has no match section"]),
+        (["match", "quickstart", "--set", "match.rank=0"], 2, ["match.rank", "got 0"]),
+        (["match", "quickstart", "--set", "match.mmd_weight=.nan"], 2, ["match.mmd_weight", "finite"]),
+        (["match", "quickstart", "--set", "match.batch=1"], 2, ["batch 1", "at least 2 images"]),
+        (["match", "quickstart", "--set", "match.batch=200", *WORKERS], 2, ["200 workers", "100 training images"]),
+        (["study", "ablation", "quickstart", "--set", "ablation.arms.lora={match.mdd: x}"], 2, ["did you mean mmd"]),
+        (["study", "ablatoin", "quickstart"], 2, ["ablatoin"]),
         (["verify", "nowhere"], 3, ["nowhere"]),
         (["status", "nowhere"], 3, ["nowhere"]),
     ],
@@ -93,6 +101,15 @@ def test_one_line_and_exit_code(tmp_path: Path, arguments: list[str], code: int,
     seconds = time.monotonic() - started
     expect(result, code, *says)
     assert seconds < 3 * SECONDS  # three times the promise: a loaded machine must not fail the test
+
+
+def test_unknown_targets_are_known_before_a_model_is_loaded(tmp_path: Path) -> None:
+    from tests.support.checkpoints import write_checkpoint
+
+    model = write_checkpoint(tmp_path / "model")
+    arguments = ["--set", f"model.checkpoint={model}", "--set", "match.targets=[to_q, to_z]"]
+    expect(mimeo("match", "quickstart", *arguments, cwd=tmp_path), 2, "match.targets", "named to_z", "to_q")
+    assert not (tmp_path / "runs/quickstart/spec.yaml").exists()
 
 
 def test_missing_folder(tmp_path: Path) -> None:

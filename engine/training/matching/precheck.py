@@ -27,6 +27,9 @@ def precheck(spec: RunSpec) -> None:
         if match.batch % count:
             what = f"{count} workers cannot share match.batch {match.batch} evenly"
             raise ConfigError("resources.train_workers", what, "choose a number that divides the batch")
+    if isinstance(spec.split.train, int) and workers > spec.split.train:
+        what = f"{workers} workers are more than the {spec.split.train} training images"
+        raise ConfigError("resources.train_workers", what, "ask for fewer")
     if spec.resources.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError("resources.tensorboard", "needs the tensorboard package", "pip install tensorboard")
 

@@ -58,9 +58,7 @@ def match(
     _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
     deadline = None if time_limit is None else time.time() + time_limit
     if spec.match is not None and spec.match.precompute:
-        made = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
-        made |= {"flip": data.flips(spec)}
-        data.precompute(spec, checkpoint, rows, conditions, store, made, reporter)
+        data.precompute(spec, checkpoint, rows, conditions, store, input_facts(spec, inputs), reporter)
     board = Board.create()
     config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
     with follow(board, reporter):
@@ -81,6 +79,13 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
         "conditions": conditions.digest(),
         "images": settings["images"],
         "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+    }
+
+
+def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
+    return {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")} | {
+        "flip": data.flips(spec)
     }
 
 
