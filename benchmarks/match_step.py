@@ -21,7 +21,6 @@ from typing import Any
 
 from benchmarks.machine import machine
 from engine.cluster.session import session
-from engine.diffusion import checkpoint as checkpoints
 from engine.spec import RunSpec, validate
 from engine.spec.models import ResourcesSpec
 from tests.support.checkpoints import write_checkpoint
@@ -84,7 +83,8 @@ class Engine:
         rows = output.catalog.split("train")
         inputs = None
         if cached:
-            pipeline = checkpoints.load(output.checkpoint, device, "float32")
+            assert output.spec.match is not None
+            pipeline = data.pipeline_of(output.checkpoint, device, output.spec.match)
             began = time.perf_counter()
             inputs = data.computed(output.spec, rows, output.conditions, data.Encoding(pipeline, flip=False), None)
             self.seconds_of_cache = time.perf_counter() - began

@@ -23,6 +23,8 @@ def main(url: Url) -> None:
     run = Run(spec, store, PlainReporter())
     table = Table(show_header=False, box=None, pad_edge=False)
     for stage in STAGES:
+        if stage.name == "match" and spec.match is None:
+            continue
         table.add_row(stage.name, "done" if stage.done(run) else "not done")
     for name, value in status(store).lines():
         table.add_row(name, value)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from engine.report import figures, gallery
 from engine.report.facts import Facts
+from engine.report.words import fine_tune
 from engine.storage.store import Store
 
 _STRIP = re.compile(r"match/samples-(\d+)\.png")
@@ -23,8 +24,6 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
     match, found = facts.spec.match, facts.curves.get("match")
     if match is None or found is None:
         return {"matching": None}
-    kind = f"LoRA of rank {match.rank} on {_targets(match.targets)}" if match.adapter == "lora" else "all weights"
-    term = "no MMD term" if match.mmd == "none" else f"MMD term {match.mmd} with weight {match.mmd_weight:g}"
     shown = [
         figures.lines("levels", "squared error", found["phase_step"], dict(zip(LEVELS, _by_level(found), strict=True)))
     ]
@@ -32,14 +31,10 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
         terms = {"denoising": found["denoising"], f"{match.mmd}, not weighted": found["mmd"]}
         shown.append(figures.lines("terms", "term of the loss", found["phase_step"], terms))
     note = (
-        f"{kind}; {term}; {found['steps']:,} steps of {match.batch * match.accumulate} images on the training split "
-        "alone. Errors are those of the predicted noise or velocity, not weighted, as means over twentieths of the training."
+        f"{fine_tune(match)}, on the training split alone. Errors are those of the predicted noise or velocity, not "
+        "weighted, as means over twentieths of the training."
     )
     return {"matching": {"note": note, "figures": shown, "strips": _strips(store)}}
-
-
-def _targets(targets: str | tuple[str, ...]) -> str:
-    return targets if isinstance(targets, str) else ", ".join(targets)
 
 
 def _by_level(found: dict[str, Any]) -> list[list[float | None]]:

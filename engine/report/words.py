@@ -8,6 +8,7 @@ from engine.evaluation.summary import bracket, percent
 from engine.report.facts import Facts
 from engine.spec import RunSpec
 from engine.spec.models import GenerateSpec
+from engine.spec.training import MatchSpec
 
 
 def subtitle(facts: Facts) -> str:
@@ -96,6 +97,7 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
             "conditions",
             f"prompt {spec.conditions.prompt!r}{_suffix(generate)}, captions {spec.conditions.caption.kind}, {_token(spec)}",
         ),
+        *([("fine-tune", fine_tune(spec.match))] if spec.match is not None else []),
         (
             "synthetic set",
             f"{seal.samples:,} samples in {seal.shards:,} shards, {seal.bytes / 1e6:,.1f} MB, {_format(facts)}",
@@ -106,6 +108,14 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
     if facts.seconds:
         rows.append(("seconds by stage", ", ".join(f"{name} {value:,.0f}" for name, value in facts.seconds.items())))
     return rows
+
+
+def fine_tune(match: MatchSpec) -> str:
+    """What was trained by distribution matching, and how."""
+    targets = match.targets if isinstance(match.targets, str) else ", ".join(match.targets)
+    kind = f"LoRA of rank {match.rank} on {targets}" if match.adapter == "lora" else "all weights of the denoiser"
+    term = "no MMD term" if match.mmd == "none" else f"MMD term {match.mmd} with weight {match.mmd_weight:g}"
+    return f"{kind}; {term}; {match.steps:,} steps of {match.batch * match.accumulate} images"
 
 
 def _guidance(generate: GenerateSpec) -> str:

@@ -105,7 +105,6 @@ def judge_real(spec: RunSpec, shared: Shared, device: str) -> list[float]:
 
 
 def _match(spec: RunSpec, store: Store, base: Any, catalog: Catalog, known: table.Conditions, device: str) -> None:
-    from engine.diffusion import checkpoint as checkpoints
     from engine.diffusion import families
     from engine.training.matching import data
     from engine.training.matching.precheck import MARKER
@@ -116,7 +115,7 @@ def _match(spec: RunSpec, store: Store, base: Any, catalog: Catalog, known: tabl
         return
     check_model(spec, base)
     rows = catalog.split("train")
-    pipeline = checkpoints.load(base, device, "float32")
+    pipeline = data.pipeline_of(base, device, spec.match)
     encoding = data.Encoding(pipeline, flip=data.flips(spec))
     own = spec.match.visual_token != "none"
     place = families.of(pipeline).encoder(pipeline).place(known.features.shape[1]) if own else None

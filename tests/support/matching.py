@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from engine.diffusion import checkpoint as checkpoints
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
-from engine.training.cache import Inputs
+from engine.training.cache import Cache, Inputs
 from engine.training.matching import data
 from engine.training.matching.worker import Job, Matching
 from engine.training.setup import Place
@@ -60,11 +59,13 @@ class Parts:
         job = self.job(folder, deadline)
         return Matching(job, place or Place(0, 1, CPU), rows, self.output.conditions, inputs)
 
-    def cache(self) -> Inputs:
+    def cache(self) -> Cache:
         """Inputs computed at once."""
-        pipeline = checkpoints.load(self.output.checkpoint, "cpu", "float32")
+        assert self.spec.match is not None
+        pipeline = data.pipeline_of(self.output.checkpoint, "cpu", self.spec.match)
         encoding = data.Encoding(pipeline, flip=data.flips(self.spec))
-        place = encoding.encoder.place(self.output.conditions.features.shape[1])
+        own = self.spec.match.visual_token != "none"
+        place = encoding.encoder.place(self.output.conditions.features.shape[1]) if own else None
         return data.computed(self.spec, self.output.catalog.split("train"), self.output.conditions, encoding, place)
 
 

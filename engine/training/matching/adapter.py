@@ -57,16 +57,13 @@ def targets_of(denoiser: nn.Module, match: MatchSpec) -> list[str]:
 def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
     """Make the denoiser trainable: its LoRA (first weights decided by the seed), in float32, or all of it.
 
-    Frozen weights are kept in `match.dtype`. Returns the denoiser.
+    Frozen weights stay in the dtype that they have. Returns the denoiser.
     """
     denoiser.requires_grad_(False)
     if match.adapter == "full":
         return denoiser.requires_grad_(True)
     from peft import LoraConfig, inject_adapter_in_model
 
-    if match.dtype != "float32":
-        with quiet():
-            denoiser.to(getattr(torch, match.dtype))
     alpha = match.rank if match.alpha is None else match.alpha
     config = LoraConfig(
         r=match.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets_of(denoiser, match)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from engine.diffusion.tiny.directory import normalise
 from engine.errors import DataError
 from engine.images.reader import Reader
 from engine.spec import RunSpec
+from engine.spec.training import MatchSpec
 from engine.storage.store import Store
 from engine.training.cache import Cache, Inputs
 
@@ -36,8 +36,18 @@ Place = tuple[int, int] | None  # where image features stand among the text toke
 NUMBERS = pa.large_list(pa.float32())
 
 
+def pipeline_of(checkpoint: Checkpoint, device: str, match: MatchSpec) -> Any:
+    """The generator as a fine-tune uses it: in `match.dtype`, the VAE in float32, and so the denoiser where all of it is tuned."""
+    pipeline = checkpoints.load(checkpoint, device, match.dtype)
+    with checkpoints.quiet():
+        pipeline.vae.to(torch.float32)
+        if match.adapter == "full":
+            getattr(pipeline, families.of(pipeline).denoiser).to(torch.float32)
+    return pipeline
+
+
 class Encoding:
-    """Encodes images and prompts of a checkpoint one at a time in float32, so that nothing depends on its neighbours."""
+    """Encodes images and prompts of a generator one at a time, so that nothing depends on its neighbours; float32 results."""
 
     def __init__(self, pipeline: Any, *, flip: bool) -> None:
         self._vae, self._flip = pipeline.vae, flip
@@ -53,8 +63,9 @@ class Encoding:
     def told(self, asked: Sequence[Told]) -> Condition:
         """Conditions of prompts, stacked, on the CPU."""
         found = [self.encoder.encode(*one) for one in asked]
+        stacked = {name: torch.stack([one[name] for one in found]).cpu() for name in found[0]}
         # cloned: what inference mode has made cannot take part in training
-        return {name: torch.stack([one[name] for one in found]).cpu().clone() for name in found[0]}
+        return {name: (v.float() if v.is_floating_point() else v).clone() for name, v in stacked.items()}
 
     def _variants(self, image: torch.Tensor) -> list[torch.Tensor]:
         return [image[None], image[None].flip(3)] if self._flip else [image[None]]
@@ -114,10 +125,11 @@ def precompute(
     store: Store,
     made_from: dict[str, Any],
     progress: Reporter,
+    run: pool.Run = pool.run,
 ) -> None:
     """Write match/inputs.parquet: key, latents and encoded prompts of each training image; nothing to do when it is there.
 
-    Inside a session. A row holds the prompts that its image is the first to have; the first row begins with the empty one.
+    `run` does the work, by default the actor pool of a session. A row holds the prompts that its image is the first to have; the first row begins with the empty one.
     """
     if stored.is_current(store, (INPUTS,), made_from):
         return
@@ -130,9 +142,9 @@ def precompute(
     work = rows.append_column("asked", pa.array([json.dumps(pairs) for pairs in asked]))
     where = pool.device(spec.resources, needs_model=True)
     with progress.task("match: latents and prompts", len(rows)) as task:
-        made = pool.run(partial(input_work, spec, checkpoint, where), work, spec.resources, where, task)
-    shapes = json.loads(made.schema.metadata[b"shapes"])
-    stored.publish(store, INPUTS, made.append_column("key", rows["key"]), made_from, shapes=shapes)
+        made = run(partial(input_work, spec, checkpoint, where), work, spec.resources, where, task)
+    kinds = json.loads(made.schema.metadata[b"kinds"])
+    stored.publish(store, INPUTS, made.append_column("key", rows["key"]), made_from, kinds=kinds)
 
 
 def _firsts(rows: torch.Tensor) -> list[bool]:
@@ -143,7 +155,8 @@ def _firsts(rows: torch.Tensor) -> list[bool]:
 
 def input_work(spec: RunSpec, checkpoint: Checkpoint, device: str) -> pool.Work:
     """What an actor does: catalog rows with the prompts asked of them in, latents and encoded prompts out."""
-    encoding = Encoding(checkpoints.load(checkpoint, device, "float32"), flip=flips(spec))
+    assert spec.match is not None
+    encoding = Encoding(pipeline_of(checkpoint, device, spec.match), flip=flips(spec))
     reader, empty = Reader(spec), encoding.told([EMPTY])
 
     def work(rows: pa.Table) -> pa.Table:
@@ -157,11 +170,15 @@ def input_work(spec: RunSpec, checkpoint: Checkpoint, device: str) -> pool.Work:
             encoding.told(pairs) if pairs else {name: value[:0] for name, value in empty.items()} for pairs in asked
         ]
         columns = {"latents": list(latents)} | {f"told_{name}": [one[name] for one in told] for name in empty}
-        shapes = {name: list(values[0].shape[name != "latents" :]) for name, values in columns.items()}
+        examples = {
+            name: values[0] if name == "latents" else values[0].new_empty(values[0].shape[1:])
+            for name, values in columns.items()
+        }
+        kinds = {name: [list(value.shape), str(value.dtype).removeprefix("torch.")] for name, value in examples.items()}
         arrays = [
             pa.array([value.float().numpy().reshape(-1) for value in values], NUMBERS) for values in columns.values()
         ]
-        return pa.table(arrays, names=list(columns)).replace_schema_metadata({"shapes": json.dumps(shapes)})
+        return pa.table(arrays, names=list(columns)).replace_schema_metadata({"kinds": json.dumps(kinds)})
 
     return work
 
@@ -171,7 +188,7 @@ def load(store: Store, conditions: Conditions, place: Place) -> Cache:
     table, about = stored.read(store, INPUTS)
     if tuple(table["key"].to_pylist()) != conditions.keys:
         raise DataError(INPUTS, "belongs to other images", "remove it and run the same command again")
-    values = {name: _tensor(table[name], shape) for name, shape in about["shapes"].items()}
+    values = {name: _tensor(table[name], *kind) for name, kind in about["kinds"].items()}
     told = {name.removeprefix("told_"): v.roll(-1, 0) for name, v in values.items() if name != "latents"}
     return _cache(values["latents"], told, Prompts.of(conditions), conditions, place)
 
@@ -212,7 +229,7 @@ def _shared(
     return labels, tokens[None].expand(variants, -1, -1), place
 
 
-def _tensor(column: pa.ChunkedArray, shape: Sequence[int]) -> torch.Tensor:
+def _tensor(column: pa.ChunkedArray, shape: Sequence[int], dtype: str) -> torch.Tensor:
     """All numbers of a column of lists as one tensor of rows of a shape."""
     flat = np.concatenate([chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks])
-    return torch.from_numpy(flat.reshape(-1, *shape) if math.prod(shape) else flat)
+    return torch.from_numpy(flat.reshape(-1, *shape)).to(getattr(torch, dtype))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 from engine.errors import ConfigError
@@ -30,8 +29,6 @@ def precheck(spec: RunSpec) -> None:
     if isinstance(spec.split.train, int) and workers > spec.split.train:
         what = f"{workers} workers are more than the {spec.split.train} training images"
         raise ConfigError("resources.train_workers", what, "ask for fewer")
-    if spec.resources.tensorboard and find_spec("tensorboard") is None:
-        raise ConfigError("resources.tensorboard", "needs the tensorboard package", "pip install tensorboard")
 
 
 def check_place(spec: RunSpec, store: Store) -> None:

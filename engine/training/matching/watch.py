@@ -43,7 +43,7 @@ class Watch:
         self._writer: Any = None
         folder = store.local(TENSORBOARD)
         if place.rank == 0 and spec.resources.tensorboard and folder is not None:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboardX import SummaryWriter  # which comes with Ray
 
             self._writer = SummaryWriter(str(folder))
 
@@ -61,10 +61,14 @@ class Watch:
             for number, value in enumerate(levels):
                 if value is not None:
                     self._writer.add_scalar(f"squared_error/noise_level_{number}", value, step)
-            self._writer.flush()
         every = self._match.sample_every
         if every is not None and step % every == 0 and step < stage.steps:
             self.samples(step)
+
+    def close(self) -> None:
+        """Write out what is not written yet."""
+        if self._writer:
+            self._writer.close()
 
     def samples(self, step: int) -> None:
         """Draw the validation samples with the weights as they are and keep them as one strip: match/samples-STEP.png."""

@@ -11,7 +11,6 @@ import pyarrow as pa
 from engine.cluster.board import Board
 from engine.conditions import featuremodel
 from engine.conditions.table import Conditions
-from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import families
 from engine.diffusion.checkpoint import Checkpoint
 from engine.spec import RunSpec
@@ -61,7 +60,7 @@ class Matching:
     ) -> None:
         """`inputs`: what it learns from, where the caller has it in memory; else what `data.precompute` has stored, or live."""
         self.job, self.place, match = job, place, job.match
-        self.pipeline: Any = checkpoints.load(job.checkpoint, str(place.device), "float32")
+        self.pipeline: Any = data.pipeline_of(job.checkpoint, str(place.device), match)
         self.family = families.of(self.pipeline)
         encoding = data.Encoding(self.pipeline, flip=data.flips(job.spec))
         where = encoding.encoder.place(conditions.features.shape[1]) if match.visual_token != "none" else None
@@ -76,13 +75,21 @@ class Matching:
         self.stage = MatchStage(
             match, job.spec.seed, place, self.family, self.denoiser, self.inputs, process, self._features()
         )
+        if match.precompute and not (match.samples and place.rank == 0):
+            self._forget_text()
         self.watch = Watch(job.spec, job.store, self.pipeline, self.denoiser, conditions, place, job.board)
 
     def run(self) -> Config:
         """Train what is left, publish from rank 0; gives {"done": bool, "message": str}."""
-        job, match = self.job, self.job.match
-        resumed = resume(job.store, CHECKPOINTS, job.made_from, self.place)
+        resumed = resume(self.job.store, CHECKPOINTS, self.job.made_from, self.place)
         loop = Loop(self.stage, self.place, resumed and resumed["loop"])
+        try:
+            return self._run(loop)
+        finally:
+            self.watch.close()
+
+    def _run(self, loop: Loop) -> Config:
+        job, match = self.job, self.job.match
         done = loop.run(
             checkpoint_every=match.checkpoint_every,
             save=lambda: self._save(loop),
@@ -104,6 +111,11 @@ class Matching:
         if self.place.rank == 0:
             state = {"made_from": self.job.made_from, "loop": loop.state()}
             checkpoint.save(self.job.store, CHECKPOINTS, loop.step, state)
+
+    def _forget_text(self) -> None:
+        """Free the memory of text encoders that nobody asks any more."""
+        names = [name for name in self.pipeline.components if name.startswith("text_encoder")]
+        self.pipeline.register_modules(**dict.fromkeys(names))
 
     def _features(self) -> Any:
         if self.job.match.mmd != "kernel_feature":

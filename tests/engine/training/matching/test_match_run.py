@@ -67,7 +67,7 @@ def test_stored_inputs_are_those_computed_at_once(parts: Parts, store: Store, tm
     loaded, computed = data.load(again, parts.output.conditions, where), parts.cache()
     off = [computed.labels == -1] * 2
     rows, none = computed.labels * 0, computed.labels * 0
-    assert (loaded.latents == computed.latents).all()  # type: ignore[attr-defined]
+    assert (loaded.latents == computed.latents).all()
     told = [one.condition(none, rows, *off)["states"] for one in (loaded, computed)]
     assert (told[0] == told[1]).all()
     empty = [one.condition(none, rows, ~off[0], off[1])["states"] for one in (loaded, computed)]

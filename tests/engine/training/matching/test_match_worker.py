@@ -131,6 +131,31 @@ def test_accumulated_batches_are_one_step(ready: Output, tmp_path: Path) -> None
     assert _results(tmp_path)["steps"] == 2
 
 
+def _scalars(folder: Path) -> dict[tuple[str, int], float]:
+    """What event files hold, by tag and step; each record is a length, its checksum, the event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = {}
+    for path in folder.glob("events.*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            size = int.from_bytes(data[at : at + 8], "little")
+            event = Event.FromString(data[at + 12 : at + 12 + size])
+            at += size + 16
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+    return found
+
+
+def test_tensorboard_events_are_written_where_asked_for(ready: Output, tmp_path: Path) -> None:
+    spec = match_spec(ready.spec, steps=3, samples=0, schedule="cosine")
+    resources = spec.resources.model_copy(update={"tensorboard": True})
+    Parts(ready, spec.model_copy(update={"resources": resources})).matching(tmp_path).run()
+    found = _scalars(tmp_path / "logs/tensorboard")
+    assert found["loss", 3] == pytest.approx(_results(tmp_path)["loss"][-1], rel=1e-6)
+    assert found["learning_rate", 1] == pytest.approx(1e-2)
+    assert any(tag.startswith("squared_error/") for tag, _ in found)
+
+
 def test_gradient_checkpointing_changes_nothing(ready: Output, tmp_path: Path) -> None:
     losses = []
     for number, checkpointed in enumerate((False, True)):
