@@ -18,6 +18,8 @@ LONGEST = (
     "tests/pipelines",
     "tests/engine/generation/test_job.py",
     "tests/engine/training/pretrain/test_pretrain_run.py",
+    "tests/engine/training/matching",
+    "tests/engine/study/test_ablation.py",
     "tests/engine/training",
     "tests/engine/conditions",
     "tests/engine/generation",

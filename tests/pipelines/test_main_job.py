@@ -25,6 +25,7 @@ pretrain:
   clip: {patch: 4, steps: 4, batch: 16, layers: 1}
   vae: {blocks: [16, 16], steps: 4, batch: 8}
   unet: {blocks: [16, 32], steps: 4, batch: 8}
+match: {steps: 3, batch: 4, lr: 0.01, targets: attention+conv, mmd: kernel_feature, augment: flip, samples: 3}
 generate: {count: COUNT, shard_size: 20, num_inference_steps: 2, format: jpg, visual_token: class, gate: {min_std: 0}}
 judge: {arms: [real, synthetic], multiples: [1], steps: 10, batch: 16, seeds: 2}
 """
@@ -54,6 +55,11 @@ def test_mixed_images_in_verified_shards_out(tmp_path: Path) -> None:
     assert 0 <= summary["real_accuracy"] <= 1
     for name in ("report.html", "README.md", "results/gallery.png"):
         assert (run / name).stat().st_size > 1000
+    tuned = json.loads((run / "match/mimeo.json").read_text())
+    assert json.loads((run / "plan.json").read_text())["lora"] == tuned["files"]["pytorch_lora_weights.safetensors"]
+    page = (run / "report.html").read_text()
+    assert "Fine-tune by distribution matching" in page
+    assert page.count('alt="validation sample') == 3
 
     tree = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
     again = mimeo("run", "recipe.yaml", cwd=tmp_path)

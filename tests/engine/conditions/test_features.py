@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessor, CLIPModel
 
 from engine.conditions.featuremodel import FeatureModel, resolve
-from engine.conditions.features import FeatureExtractor, clip_scores
+from engine.conditions.features import FeatureExtractor, clip_scores, tower
 from engine.errors import ConfigError
 from engine.spec.models import FeatureSpec
 from tests.support import clips
@@ -57,6 +57,25 @@ def test_images_equal_direct_transformers_calls(folder: Path, clip: CLIPModel) -
     assert found.shape == (70, 24)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert np.linalg.norm(found, axis=1).std() > 1e-3  # projected, not normalised
+
+
+@pytest.mark.usefixtures("clip")
+@pytest.mark.parametrize("size", [16, 32])
+@pytest.mark.parametrize("kind", ["clip", "vision", "open_clip"])
+def test_the_differentiable_tower_sees_what_the_extractor_sees(folder: Path, kind: str, size: int) -> None:
+    """At the tower's own size to rounding; where it has to resize, about (no rounding to 8 bits in between)."""
+    models = {"clip": transformers_model, "open_clip": open_clip_model}
+    model = models[kind](folder) if kind in models else resolve(FeatureSpec(), folder / "vision")
+    pixels = images(5, size, size)
+    pixels = pixels // 4 + 96  # resizing by bicubic kernels overshoots at the ends, where 8 bits are cut off
+    expected = FeatureExtractor(model).images(pixels)
+    given = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    given.requires_grad_()
+    found = tower(model, "cpu")(given)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-3, atol=1e-4 if size == 16 else 0.05)
+    found.sum().backward()
+    assert given.grad is not None
+    assert given.grad.abs().sum() > 0
 
 
 def test_texts_equal_direct_transformers_calls(folder: Path, clip: CLIPModel) -> None:
