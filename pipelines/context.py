@@ -64,7 +64,12 @@ def check_models(spec: RunSpec) -> None:
 
     if spec.model.checkpoint is None:
         check_kind(spec.generate.scheduler, False, "the closed-set generator")
-        conditions.precheck(spec, widths=[spec.pretrain.clip.hidden])
+        widths = [spec.pretrain.clip.hidden] if spec.pretrain.denoiser == "unet" else []
+        conditions.precheck(spec, widths=widths)
+        if spec.match is not None and not isinstance(spec.match.targets, str):
+            from engine.training.matching.run import check_closed_set
+
+            check_closed_set(spec)
         return
     from engine.diffusion import checkpoint
     from engine.generation import job

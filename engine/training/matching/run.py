@@ -84,9 +84,9 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
 
 def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
-    return {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")} | {
-        "flip": data.flips(spec)
-    }
+    assert spec.match is not None
+    facts = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+    return facts | {"flip": data.flips(spec), "dtype": spec.match.dtype}
 
 
 def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
@@ -94,6 +94,24 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
     precheck(spec)
     if spec.match is not None:
         adapter.check_targets(checkpoint, spec.match)
+
+
+def check_closed_set(spec: RunSpec) -> None:
+    """Refuse targets of the recipe's own that the generator which `pretrain` will make does not have (ConfigError)."""
+    import torch
+
+    from engine.diffusion.tiny.models import build_dit, build_unet
+
+    pretrain, size = spec.pretrain, spec.images.size
+    if spec.match is None or spec.match.adapter != "lora" or isinstance(spec.match.targets, str):
+        return
+    with torch.device("meta"):
+        denoiser: torch.nn.Module = (
+            build_dit(pretrain.dit, pretrain.vae, size)
+            if pretrain.denoiser == "dit"
+            else build_unet(pretrain.unet, pretrain.vae, size, pretrain.clip.hidden)
+        )
+    adapter.targets_of(denoiser, spec.match)
 
 
 def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) -> None:
