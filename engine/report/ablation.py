@@ -22,11 +22,18 @@ HEAD = ["arm", "accuracy %", "95 % interval", "difference", "95 % interval", "p 
 
 def table(result: dict[str, Any], kind: str) -> Table:
     """The most of it, in 80 columns for a terminal."""
-    out = Table(title=_title(result, kind), box=box.SIMPLE, title_justify="left", caption=_real(result))
-    for name in ("arm", "accuracy %", "difference [95 %]", "p (Holm)", "finding"):
-        out.add_column(name, justify="left" if name in ("arm", "finding") else "right")
+    out = Table(title=_title(result, kind), box=box.SIMPLE, title_justify="left", caption=_real(result), padding=(0, 1))
+    for name in ("arm", "acc. %", "diff.", "95 % interval", "p", "found"):
+        out.add_column(name, justify="left" if name in ("arm", "found") else "right", no_wrap=True)
     for arm, accuracy, _, difference, interval, p, finding, _ in rows(result, kind):
-        out.add_row(arm, accuracy, f"{difference} {interval}".strip(), p, finding)
+        out.add_row(
+            arm,
+            accuracy,
+            difference.replace("reference", ""),
+            interval,
+            p,
+            finding.removesuffix(" found") or "reference",
+        )
     return out
 
 

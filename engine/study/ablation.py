@@ -85,7 +85,7 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
     if pending or not store.exists(_real_name(spec)):
         _run(spec, catalog, store, reporter, pending)
     result = summary(spec, {trial.name: json.loads(store.read(trial.name)) for trial in plan}, _real(spec, store))
-    store.replace(RESULT, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode())
+    store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
 
