@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import pickle
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
@@ -67,6 +70,13 @@ class Parts:
         own = self.spec.match.visual_token != "none"
         place = encoding.encoder.place(self.output.conditions.features.shape[1]) if own else None
         return data.computed(self.spec, self.output.catalog.split("train"), self.output.conditions, encoding, place)
+
+
+def run_workers(function: Callable[..., None], args: tuple[Any, ...], count: int) -> None:
+    """`function(rank, *args)` in `count` processes: forked from a fresh server, since a fork of a process that is connected to
+    Ray breaks that connection."""
+    multiprocessing.set_forkserver_preload([__name__])
+    mp.start_processes(function, args=args, nprocs=count, start_method="forkserver")
 
 
 def lora_digest(folder: Path) -> str:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from diffusers import StableDiffusionPipeline
 from torch.nn.parallel import DistributedDataParallel
 
 from engine.training.matching.stage import BUCKETS, PHASES
 from engine.training.setup import Place
-from tests.support.matching import Parts, match_spec
+from tests.support.matching import Parts, match_spec, run_workers
 from tests.support.outputs import Output
 from tests.support.training import CPU
 
@@ -84,7 +83,7 @@ def test_every_term_and_its_gradient_are_those_of_one_worker(ready: Output, tmp_
         loss.backward()
         alone[mmd] = (float(loss.detach()), _gradients(stage.module), stage.kept)
     for world in (2, 4):
-        mp.start_processes(_worker, args=(world, str(tmp_path), parts), nprocs=world, start_method="fork")
+        run_workers(_worker, (world, str(tmp_path), parts), world)
         shared = torch.load(tmp_path / f"world-{world}.pt")
         for mmd in MMD:
             assert shared[mmd][0] == pytest.approx(alone[mmd][0], rel=1e-5), (world, mmd)

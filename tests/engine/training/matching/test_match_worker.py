@@ -15,12 +15,11 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 
 from engine.errors import DataError
 from engine.training.setup import Place
-from tests.support.matching import Parts, lora_digest, match_spec
+from tests.support.matching import Parts, lora_digest, match_spec, run_workers
 from tests.support.outputs import Output
 from tests.support.training import CPU
 
@@ -101,7 +100,7 @@ def _worker(rank: int, world: int, folder: str, parts: Parts, deadline: float | 
 
 def test_another_number_of_workers_goes_on_with_the_same_losses(parts: Parts, unbroken: Path, tmp_path: Path) -> None:
     for world, deadline in ((2, 1.0), (4, 2.0), (2, None)):
-        mp.start_processes(_worker, args=(world, str(tmp_path), parts, deadline), nprocs=world, start_method="fork")
+        run_workers(_worker, (world, str(tmp_path), parts, deadline), world)
     one, others = _results(unbroken), _results(tmp_path)
     assert len(others["loss"]) == 8
     assert others["loss"] == pytest.approx(one["loss"], rel=1e-4)
