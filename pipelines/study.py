@@ -22,14 +22,16 @@ def _root() -> None:
 @app.command()
 def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which part of the method helps: arms over several generator seeds, trained as such, compared in pairs."""
-    from rich.console import Console
+    from engine.study.arms import check
 
-    from engine.cluster.session import session
-    from engine.images import catalog
-    from engine.report.ablation import markdown, table
-    from engine.study import ablation as studies
+    with open_run(recipe, set_, output, "study ablation", check) as run:
+        from rich.console import Console
 
-    with open_run(recipe, set_, output, "study ablation", studies.check) as run:
+        from engine.cluster.session import session
+        from engine.images import catalog
+        from engine.report.ablation import markdown, table
+        from engine.study import ablation as studies
+
         run.reporter.note("starting Ray ...")
         with session(run.spec.resources):
             made = catalog.build(run.spec, run.store, run.reporter)

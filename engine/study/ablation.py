@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,63 +12,21 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
-from engine.spec.models import AblationSpec
 from engine.storage.store import Store
+from engine.study.arms import TRIALS, Trial, section, trials
 from engine.study.comparison import compare
 from engine.study.statistics import mean_interval, standard_deviation
-from engine.study.trial import Scores, Shared, changed, generator_key, judge_real, run_trial, train_generator
+from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
 from engine.training.judge import arms as judged
 from engine.training.judge import check as check_judge
 from engine.training.judge_data import real_images
 
 RESULT = "results/ablation.json"
-TRIALS = "results/ablation"
 COVERS = (
     "Values are accuracies on the test split, a generator seed each (the mean over its judges). Intervals are 95 % Student-t "
     "intervals over generator seeds; comparisons are paired by seed, p by paired t-tests, adjusted by Holm over all arms. One "
     "split of one data set: another draw of training or test images is not covered."
 )
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One arm under one seed: its recipe with the arm's changes made."""
-
-    arm: str
-    seed: int
-    spec: RunSpec
-
-    @property
-    def name(self) -> str:
-        """Where its scores lie."""
-        return f"{TRIALS}/seed-{self.seed}-{self.arm}.json"
-
-
-def section(spec: RunSpec) -> AblationSpec:
-    """The recipe's ablation section, or the default one."""
-    return spec.ablation or AblationSpec()
-
-
-def trials(spec: RunSpec) -> list[Trial]:
-    """All trials, seed by seed; ConfigError, in one line, for an arm that makes no valid recipe."""
-    found = []
-    for number in range(section(spec).seeds):
-        for arm, changes in section(spec).arms.items():
-            try:
-                found.append(Trial(arm, spec.seed + number, changed(spec, changes, spec.seed + number)))
-            except ConfigError as error:
-                raise ConfigError(f"ablation.arms.{arm}", error.what, error.fix) from None
-    return found
-
-
-def check(spec: RunSpec, store: Store) -> None:
-    """Refuse, before Ray starts, arms and outputs that cannot work (ConfigError)."""
-    from engine.training.matching.precheck import precheck
-
-    for trial in trials(spec):
-        precheck(trial.spec)
-    if store.local("trials") is None:
-        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")
 
 
 def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
@@ -191,6 +148,3 @@ def _real_name(spec: RunSpec) -> str:
 
 def _real(spec: RunSpec, store: Store) -> list[float]:
     return json.loads(store.read(_real_name(spec)))
-
-
-__all__ = ["Scores", "ablation", "check", "section", "summary", "trials"]

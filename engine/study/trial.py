@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from engine.cluster.progress import PlainReporter, Reporter
 from engine.conditions import job as conditions
 from engine.conditions import pool, table
-from engine.errors import ConfigError
 from engine.images.catalog import Catalog
-from engine.spec import RunSpec, digest, plain, validate
+from engine.spec import RunSpec, digest, plain
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
 from engine.training.judge import Arm, Data
@@ -31,23 +29,6 @@ class Shared:
     catalog: Catalog
     train: Arrays
     test: Arrays
-
-
-def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
-    """The recipe with dotted keys set to other values, a seed of its own and no study; ConfigError in one line."""
-    data = plain(spec) | {"seed": seed, "ablation": None}
-    for dotted, value in changes.items():
-        section = data
-        *above, last = dotted.split(".")
-        for name in above:
-            found = section.setdefault(name, {})
-            if found is None:
-                found = section[name] = {}
-            if not isinstance(found, dict):
-                raise ConfigError(f"ablation.arms: {dotted}", f"{name} is no section", "correct the key")
-            section = found
-        section[last] = value
-    return validate(data)
 
 
 def generator_key(spec: RunSpec) -> str:

@@ -17,7 +17,8 @@ from engine.shards.verify import verify
 from engine.spec import RunSpec, spec_hash, validate
 from engine.storage.store import open_store
 from engine.study import ablation as studies
-from engine.study.trial import changed, generator_key
+from engine.study.arms import changed, trials
+from engine.study.trial import generator_key
 from tests.support import outputs
 from tests.support.matching import MATCH
 from tests.support.outputs import Output
@@ -71,7 +72,7 @@ def test_an_ablation_runs_resumes_and_grows(ready: Output, tmp_path: Path) -> No
 def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:
     spec = _spec(ready, ARMS, seeds=4)
     rng = np.random.default_rng(0)
-    plan = studies.trials(spec)
+    plan = trials(spec)
     scores = {t.name: {"scores": {"synthetic_1x": rng.uniform(0.5, 0.9, 2).tolist()}} for t in plan}
     result = studies.summary(spec, scores, [0.9, 0.95])
     means = {
@@ -109,6 +110,6 @@ def test_arms_change_what_they_say_and_nothing_else(ready: Output) -> None:
 def test_bad_arms_are_refused_in_one_line(ready: Output, changes: dict[str, Any], says: str) -> None:
     spec = _spec(ready, {"lora": {}, "bad": changes})
     with pytest.raises(ConfigError, match=says) as caught:
-        studies.trials(spec)
+        trials(spec)
     assert str(caught.value).startswith("ablation.arms.bad: ")
     assert "\n" not in str(caught.value)

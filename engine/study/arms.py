@@ -1,0 +1,72 @@
+"""The arms of an ablation as recipes: what can be said of them before Ray starts, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.errors import ConfigError
+from engine.spec import RunSpec, plain, validate
+from engine.spec.models import AblationSpec
+from engine.storage.store import Store
+
+TRIALS = "results/ablation"
+
+
+def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
+    """The recipe with dotted keys set to other values, a seed of its own and no study; ConfigError in one line."""
+    data = plain(spec) | {"seed": seed, "ablation": None}
+    for dotted, value in changes.items():
+        section = data
+        *above, last = dotted.split(".")
+        for name in above:
+            found = section.setdefault(name, {})
+            if found is None:
+                found = section[name] = {}
+            if not isinstance(found, dict):
+                raise ConfigError(f"ablation.arms: {dotted}", f"{name} is no section", "correct the key")
+            section = found
+        section[last] = value
+    return validate(data)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One arm under one seed: its recipe with the arm's changes made."""
+
+    arm: str
+    seed: int
+    spec: RunSpec
+
+    @property
+    def name(self) -> str:
+        """Where its scores lie."""
+        return f"{TRIALS}/seed-{self.seed}-{self.arm}.json"
+
+
+def section(spec: RunSpec) -> AblationSpec:
+    """The recipe's ablation section, or the default one."""
+    return spec.ablation or AblationSpec()
+
+
+def trials(spec: RunSpec) -> list[Trial]:
+    """All trials, seed by seed; ConfigError, in one line, for an arm that makes no valid recipe."""
+    found = []
+    for number in range(section(spec).seeds):
+        for arm, changes in section(spec).arms.items():
+            try:
+                found.append(Trial(arm, spec.seed + number, changed(spec, changes, spec.seed + number)))
+            except ConfigError as error:
+                raise ConfigError(f"ablation.arms.{arm}", error.what, error.fix) from None
+    return found
+
+
+def check(spec: RunSpec, store: Store) -> None:
+    """Refuse, before Ray starts, arms and outputs that cannot work (ConfigError)."""
+    from engine.training.matching.precheck import precheck
+
+    for trial in trials(spec):
+        precheck(trial.spec)
+    if store.local("trials") is None:
+        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")
