@@ -17,7 +17,7 @@ from engine import __version__, errors
 from engine.diffusion import lora
 from engine.errors import ClusterError, MimeoError
 from engine.generation import actor as actor_module
-from engine.generation.actor import Order, ShardActor, build_worker, pack, unpack
+from engine.generation.actor import Adapter, Order, ShardActor, build_worker, pack, unpack
 from engine.images.reader import Reader
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
@@ -41,8 +41,8 @@ def make_order(ready: Output, folder: Path, *, adapter: Path | None = None, **ge
     for entry in ready.store.list():
         if entry.name.startswith(("catalog", "conditions")):
             store.create(entry.name, ready.store.read(entry.name))
-    digest = lora.check(adapter, ready.checkpoint).sha256 if adapter else None
-    return Order(str(folder), spec, ready.checkpoint, digest, "cpu", "aaaa", 1)
+    tuned = Adapter(adapter, lora.check(adapter, ready.checkpoint).sha256) if adapter else None
+    return Order(str(folder), spec, ready.checkpoint, tuned, "cpu", "aaaa", 1)
 
 
 def samples(folder: Path) -> tuple[list[dict[str, Any]], np.ndarray]:

@@ -144,6 +144,9 @@ def test_a_dit_lora_without_metadata_has_the_rank_as_alpha(
     torch.testing.assert_close(predict(family, full), predict(family, half), rtol=1e-4, atol=1e-5)
 
 
+SIDES = {"A": "down", "B": "up"}
+
+
 def kohya(path: Path, source: Path) -> Path:
     """The same adapter at alpha = rank by the names of the kohya-ss trainer, which counts SDXL's blocks as its first release did."""
     blocks = {
@@ -154,11 +157,11 @@ def kohya(path: Path, source: Path) -> Path:
     }
     tensors = {}
     for key, tensor in load_file(source).items():
-        module, _, side = key.removesuffix(".weight").removeprefix("unet.").rpartition(".lora.")
+        module, _, matrix = key.removesuffix(".weight").removeprefix("unet.").rpartition(".lora_")
         for ours, theirs in blocks.items():
             module = module.replace(ours, theirs)
         name = "lora_unet_" + module.replace(".", "_")
-        tensors[f"{name}.lora_{side}.weight"] = tensor
+        tensors[f"{name}.lora_{SIDES[matrix]}.weight"] = tensor
         tensors[f"{name}.alpha"] = torch.tensor(float(4))
     save_file(tensors, path)
     return path
