@@ -27,11 +27,12 @@ def _number(value: Any) -> Any:
     return float(value)
 
 
-Int = Annotated[int, BeforeValidator(_integral)]
 Count = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=MAX_COUNT)]
 Number = Annotated[float, BeforeValidator(_number)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Probability = Fraction
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**63)]
 
 
 class Spec(BaseModel):

@@ -17,7 +17,7 @@ from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
 from engine.spec.training import DitSpec
 
-NOT_IDENTITY = ("resources", "ablation")
+NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
 ADDED: dict[str, Any] = {
     "match": None,
@@ -25,6 +25,7 @@ ADDED: dict[str, Any] = {
     "conditions.features.normalise": False,
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
+    "judge.mixing": "equal",
     "pretrain.denoiser": "unet",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }

@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from engine.spec.fields import Count, Fraction, Number, Spec, _integral, _number
+from engine.spec.classifier import TrainSpec
+from engine.spec.evaluation import EvaluateSpec
+from engine.spec.fields import Count, Fraction, Name, Number, Seed, Spec, _integral, _number
+from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
 from engine.spec.training import MatchSpec, PretrainSpec
 
 
@@ -210,6 +213,7 @@ class JudgeSpec(Spec):
     lr: Annotated[Number, Field(gt=0)] = 3e-3
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 3
     augment: Literal["none", "flip", "affine"] = "affine"
+    mixing: Literal["equal", "proportional"] = "equal"
 
 
 class ResourcesSpec(Spec):
@@ -234,36 +238,8 @@ class ResourcesSpec(Spec):
         return self
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
-Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**63)]
-
-
-ARMS: dict[str, dict[str, Any]] = {
-    "base": {"match": None},
-    "lora": {"match.mmd": "none"},
-    "residual": {"match.mmd": "residual"},
-    "residual_per_class": {"match.mmd": "residual_per_class"},
-    "kernel_latent": {"match.mmd": "kernel_latent"},
-    "kernel_feature": {"match.mmd": "kernel_feature"},
-}
-
-
-class AblationSpec(Spec):
-    """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds, paired."""
-
-    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
-    reference: Name = "lora"
-    arms: dict[Name, dict[str, Any]] = ARMS
-
-    @model_validator(mode="after")
-    def _reference_is_an_arm(self) -> AblationSpec:
-        if self.reference not in self.arms:
-            raise ValueError(f"reference {self.reference} is none of the arms {', '.join(self.arms)}")
-        return self
-
-
 class RunSpec(Spec):
-    """A whole run; its identity is the hash of everything but `resources`."""
+    """A whole run; its identity is the hash of everything but `resources` and what is asked of finished sets: classifiers, evaluations, studies."""
 
     version: Literal[1] = 1
     name: Name
@@ -277,6 +253,11 @@ class RunSpec(Spec):
     conditions: ConditionsSpec = ConditionsSpec()
     generate: GenerateSpec = GenerateSpec()
     judge: JudgeSpec = JudgeSpec()
+    train: TrainSpec | None = None
+    evaluate: EvaluateSpec | None = None
+    search: SearchSpec | None = None
+    equivalence: EquivalenceSpec | None = None
+    deliberate: DeliberateSpec | None = None
     ablation: AblationSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.errors import ConfigError
 from engine.spec import RunSpec, plain, validate
-from engine.spec.models import AblationSpec
+from engine.spec.studies import AblationSpec
 from engine.storage.store import Store
 
 TRIALS = "results/ablation"

@@ -194,6 +194,7 @@ def judge_one(
     Raises ConfigError where the training diverges.
     """
     from engine.training import judge_model
+    from engine.training.judge_model import joined
 
     started = time.monotonic()
     train, test, synthetic = data.train, data.test, data.synthetic
@@ -203,6 +204,8 @@ def judge_one(
         parts.append(train.part())
     if drawn is not None:
         parts.append(drawn.part())
+    if spec.mixing == "proportional":
+        parts = [joined(parts)]
     model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
     seconds = time.monotonic() - started
     if not math.isfinite(loss):

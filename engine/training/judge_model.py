@@ -29,6 +29,11 @@ class Part:
     labels: Tensor
 
 
+def joined(parts: list[Part]) -> Part:
+    """All parts as one: every image is drawn equally often."""
+    return Part(torch.cat([part.pixels for part in parts]), torch.cat([part.labels for part in parts]))
+
+
 def _stage(inputs: int, outputs: int) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):

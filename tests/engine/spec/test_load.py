@@ -75,7 +75,9 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     spec = specs.load(QUICKSTART)
     data = spec.model_dump(mode="json")
     del data["resources"], data["generate"]["gate"]["max_quarantined"]
-    assert data.pop("ablation") is None
+    for asked in ("train", "evaluate", "search", "equivalence", "deliberate", "ablation"):
+        assert data.pop(asked) is None
+    assert data["judge"].pop("mixing") == "equal"
     assert data.pop("match") is None  # these came later: no part of the identity while they are not used
     assert data["conditions"]["caption"].pop("instruction") is None
     assert data["conditions"]["features"].pop("normalise") is False

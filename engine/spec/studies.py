@@ -1,0 +1,74 @@
+"""What a recipe may ask of many runs: arms of an ablation, a ratio search, an equivalence study, deliberate generation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from engine.spec.fields import Count, Name, Number, Spec, _integral
+
+Repeats = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)]
+Ratio = Annotated[Number, Field(ge=0, le=1000)]
+
+
+ARMS: dict[str, dict[str, Any]] = {
+    "base": {"match": None},
+    "lora": {"match.mmd": "none"},
+    "residual": {"match.mmd": "residual"},
+    "residual_per_class": {"match.mmd": "residual_per_class"},
+    "kernel_latent": {"match.mmd": "kernel_latent"},
+    "kernel_feature": {"match.mmd": "kernel_feature"},
+}
+
+
+class AblationSpec(Spec):
+    """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds, paired."""
+
+    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
+    reference: Name = "lora"
+    arms: dict[Name, dict[str, Any]] = ARMS
+
+    @model_validator(mode="after")
+    def _reference_is_an_arm(self) -> AblationSpec:
+        if self.reference not in self.arms:
+            raise ValueError(f"reference {self.reference} is none of the arms {', '.join(self.arms)}")
+        return self
+
+
+class SearchSpec(Spec):
+    """`mimeo search`: which ratio of synthetic to real images is best, judged on the validation split alone.
+
+    `ratios` are synthetic images a real one; `space` holds further settings of the recipe, each with the values to try.
+    """
+
+    ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+    space: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    method: Literal["grid", "optuna", "asha"] = "grid"
+    trials: Count | None = None
+    generator_seeds: Repeats = 1
+    judge_seeds: Repeats = 5
+
+
+class EquivalenceSpec(Spec):
+    """`mimeo equivalence`: how many synthetic images are worth n real ones (arXiv 2508.09550).
+
+    `bases`: sizes of the real sets held; `multiples`: synthetic images a base image; `real`: sizes of the real curve, the
+    bases among them. `synthetic` plants what stands for synthetic images in a check of the study itself.
+    """
+
+    bases: Annotated[tuple[Count, ...], Field(min_length=1)] = (50, 100, 200, 400)
+    multiples: Annotated[tuple[Count, ...], Field(min_length=1)] = (1, 2, 5, 10, 20)
+    real: tuple[Count, ...] = ()
+    generator_seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 3
+    judge_seeds: Repeats = 5
+    resamples: Annotated[int, BeforeValidator(_integral), Field(ge=100, le=100_000)] = 1000
+    synthetic: Literal["generator", "real", "random_labels"] = "generator"
+
+
+class DeliberateSpec(Spec):
+    """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv 2502.15588)."""
+
+    rounds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=100)] = 4
+    by: Annotated[tuple[Literal["entropy", "class_error"], ...], Field(min_length=1)] = ("entropy", "class_error")
+    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
