@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -256,6 +256,21 @@ def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 16)
     return buffer.getvalue()
+
+
+def restrict(catalog: Catalog, keys: Sequence[str]) -> Catalog:
+    """The catalog with only these training images; the other training images become "unused"."""
+    kept = pc.is_in(catalog.table["key"], value_set=pa.array(keys, pa.string()))
+    training = pc.equal(catalog.table["split"], "train")
+    splits = pc.if_else(pc.and_(training, pc.invert(kept)), pa.scalar("unused"), catalog.table["split"])
+    table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
+    return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
+
+
+def copy(catalog: Catalog, source: Store, target: Store) -> None:
+    """Publish a catalog (that of `source`, or one restricted from it) in another output, quarantine list and all."""
+    quarantine = pq.read_table(io.BytesIO(source.read(QUARANTINED)), schema=QUARANTINE)
+    _publish(catalog, quarantine, target)
 
 
 def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:

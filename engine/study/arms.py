@@ -12,11 +12,12 @@ from engine.spec.studies import AblationSpec
 from engine.storage.store import Store
 
 TRIALS = "results/ablation"
+STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation")
 
 
 def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
     """The recipe with dotted keys set to other values, a seed of its own and no study; ConfigError in one line."""
-    data = plain(spec) | {"seed": seed, "ablation": None}
+    data = plain(spec) | {"seed": seed, **dict.fromkeys(STUDIES)}
     for dotted, value in changes.items():
         section = data
         *above, last = dotted.split(".")

@@ -10,6 +10,7 @@ from typing import Any
 from engine.cluster.progress import PlainReporter, Reporter
 from engine.conditions import job as conditions
 from engine.conditions import pool, table
+from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
 from engine.storage.run import claim
@@ -37,12 +38,15 @@ def generator_key(spec: RunSpec) -> str:
     return digest([spec.seed, data["pretrain"], data["images"], data["conditions"]])[:12]
 
 
-def train_generator(spec: RunSpec, shared: Shared, device: str) -> str:
-    """Train the closed-set generator of a trial, or find it; returns the path of its directory."""
+def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "generator") -> str:
+    """Train the closed-set generator of a trial, or find it; returns the path of its directory.
+
+    `name` tells apart generators of equal settings that see different images.
+    """
     from engine.training.pretrain.run import made_from
     from engine.training.pretrain.worker import Job, Training, training_set
 
-    store = _store(shared, f"seed-{spec.seed}/generator-{generator_key(spec)}")
+    store = _store(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     if not store.exists(MODEL_MARKER):
         captions = _captions(spec, shared, store)
         job = Job(spec, store, made_from(spec, shared.catalog, captions))
@@ -52,7 +56,12 @@ def train_generator(spec: RunSpec, shared: Shared, device: str) -> str:
 
 
 def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Scores:
-    """Everything after the generator's training, in the trial's own output; accuracies of its judges by training set.
+    """Everything after the generator's training, in the trial's own output; accuracies of its judges by training set."""
+    return _judge(spec, synthetic_set(spec, name, generator, shared, device), shared, device)
+
+
+def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
+    """Condition, fine-tune and draw in the trial's own output, which is returned.
 
     What is there already is kept, so a trial that was cut short goes on.
     """
@@ -61,23 +70,25 @@ def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, d
     from engine.diffusion import checkpoint as checkpoints
     from engine.generation import job as generation
     from engine.training.matching.precheck import lora_of, model_of
+    from engine.training.matching.run import match
 
     torch.set_num_threads(spec.resources.threads)
-    store, out = _store(shared, f"seed-{spec.seed}/{name}"), _quiet()
+    store, out = _store(shared, f"seed-{spec.seed}/{name}"), quiet()
     claim(store, spec)
-    _copy_catalog(shared, store)
+    if not store.exists(catalogs.DONE):
+        catalogs.copy(shared.catalog, open_store(shared.url), store)
     model = spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
     base = checkpoints.inspect(model, spec.images.size)
     _captions(spec, shared, store)
     conditions.features(spec, shared.catalog, base.path, store, out, run=pool.here)
-    known = table.load(store, spec)
     if spec.match is not None:
-        _match(spec, store, base, shared.catalog, known, device)
+        match(spec, store, base, shared.catalog, out, here=device)
     tuned = model_of(spec, store)
     if tuned is not None:
         base = checkpoints.inspect(model.model_copy(update={"checkpoint": str(tuned)}), spec.images.size)
-    generation.generate(spec, store, base, known, shared.catalog, out, lora=lora_of(spec, store), here=device)
-    return _judge(spec, store, shared, device, out)
+    known, lora = table.load(store, spec), lora_of(spec, store)
+    generation.generate(spec, store, base, known, shared.catalog, out, lora=lora, here=device)
+    return store
 
 
 def judge_real(spec: RunSpec, shared: Shared, device: str) -> list[float]:
@@ -85,33 +96,13 @@ def judge_real(spec: RunSpec, shared: Shared, device: str) -> list[float]:
     return _accuracies(spec, Arm("real"), _data(shared, None), device)
 
 
-def _match(spec: RunSpec, store: Store, base: Any, catalog: Catalog, known: table.Conditions, device: str) -> None:
-    from engine.diffusion import families
-    from engine.training.matching import data
-    from engine.training.matching.precheck import MARKER
-    from engine.training.matching.run import check_model, made_from
-    from engine.training.matching.worker import Job, Matching
-
-    if store.exists(MARKER) or spec.match is None:
-        return
-    check_model(spec, base)
-    rows = catalog.split("train")
-    pipeline = data.pipeline_of(base, device, spec.match)
-    encoding = data.Encoding(pipeline, flip=data.flips(spec))
-    own = spec.match.visual_token != "none"
-    place = families.of(pipeline).encoder(pipeline).place(known.features.shape[1]) if own else None
-    inputs = data.computed(spec, rows, known, encoding, place)
-    job = Job(spec, store, base, made_from(spec, base, catalog, known))
-    Matching(job, _place(device), rows, known, inputs).run()
-
-
-def _judge(spec: RunSpec, store: Store, shared: Shared, device: str, out: Reporter) -> Scores:
+def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Scores:
     from engine.training.judge import arms
     from engine.training.judge_data import synthetic_images
 
     n = len(shared.train.labels)
     wanted = [arm for arm in arms(spec.judge) if arm.multiple and arm.multiple * n <= spec.generate.count]
-    with out.task("judge: images", spec.generate.count) as task:
+    with quiet().task("judge: images", spec.generate.count) as task:
         synthetic = synthetic_images(spec, store, spec.generate.count, task)
     data = _data(shared, synthetic)
     return {arm.key: _accuracies(spec, arm, data, device) for arm in wanted}
@@ -130,23 +121,16 @@ def _data(shared: Shared, synthetic: Arrays | None) -> Data:
 
 
 def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
-    conditions.caption(spec, shared.catalog, store, _quiet(), run=pool.here)
+    conditions.caption(spec, shared.catalog, store, quiet(), run=pool.here)
     return table.load_captions(store)
-
-
-def _copy_catalog(shared: Shared, store: Store) -> None:
-    """The trial's output is a whole one: it holds its catalog as any run does."""
-    whole = open_store(shared.url)
-    for entry in sorted(whole.list("catalog/"), key=lambda entry: entry.name.endswith("_done.json")):
-        if not store.exists(entry.name):
-            store.create(entry.name, whole.read(entry.name))
 
 
 def _store(shared: Shared, name: str) -> Store:
     return open_store(f"{shared.url}/trials/{name}")
 
 
-def _quiet() -> Reporter:
+def quiet() -> Reporter:
+    """A reporter that nobody reads."""
     return PlainReporter(io.StringIO())
 
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     import torch
 
 POLL_S = "0.5"
-FINDINGS = (MimeoError, AssertionError, AttributeError, ImportError, LookupError, NameError, TypeError, ValueError)
+FINDINGS = (
+    MimeoError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 Config = dict[str, Any]
 Loop = Callable[[Config], Config | None]
 

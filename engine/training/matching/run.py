@@ -7,8 +7,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
+from engine.conditions import pool
 from engine.conditions.table import Conditions, load
 from engine.diffusion.checkpoint import Checkpoint
 from engine.errors import ConfigError, DataError
@@ -19,7 +22,7 @@ from engine.training import checkpoint as checkpoints
 from engine.training import setup
 from engine.training.matching import adapter, data
 from engine.training.matching.precheck import MARKER, precheck
-from engine.training.matching.worker import CHECKPOINTS, Job, train
+from engine.training.matching.worker import CHECKPOINTS, Job, Matching, train
 
 VERSION = 1  # raised when the same inputs would give another adapter
 NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
@@ -41,8 +44,11 @@ def match(
     reporter: Reporter,
     *,
     time_limit: float | None = None,
+    here: str | None = None,
 ) -> Matched:
     """Fine-tune on the training split in one Ray Train run and write `match/`; call it inside a Ray session.
+
+    `here` names a device on which this process does it all by itself.
 
     Conditions must be stored. Does nothing when `match/` is whole; otherwise goes on from the newest whole checkpoint.
     `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for what the checkpoint cannot do, DataError
@@ -58,11 +64,16 @@ def match(
     _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
     deadline = None if time_limit is None else time.time() + time_limit
     if spec.match is not None and spec.match.precompute:
-        data.precompute(spec, checkpoint, rows, conditions, store, input_facts(spec, inputs), reporter)
-    board = Board.create()
-    config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
-    with follow(board, reporter):
-        out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
+        run = pool.run if here is None else pool.here
+        data.precompute(spec, checkpoint, rows, conditions, store, input_facts(spec, inputs), reporter, run=run)
+    if here is None:
+        board = Board.create()
+        config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
+        with follow(board, reporter):
+            out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
+    else:
+        place = setup.Place(0, 1, torch.device(here))
+        out = Matching(Job(spec, store, checkpoint, inputs, deadline), place, rows, conditions).run()
     if out["done"]:
         _clean(store)
     return Matched(out["done"], out["message"])
@@ -98,8 +109,6 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
 
 def check_closed_set(spec: RunSpec) -> None:
     """Refuse targets of the recipe's own that the generator which `pretrain` will make does not have (ConfigError)."""
-    import torch
-
     from engine.diffusion.tiny.models import build_dit, build_unet
 
     pretrain, size = spec.pretrain, spec.images.size

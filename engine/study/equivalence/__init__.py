@@ -1,0 +1,1 @@
+"""How many synthetic images are worth n real ones (arXiv 2508.09550)."""

@@ -1,0 +1,87 @@
+"""`mimeo equivalence`: every cell a trial of Ray Tune; what they publish is fitted, with intervals over the repeats."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.errors import ConfigError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec
+from engine.storage.store import Store
+from engine.study import tuning
+from engine.study.equivalence.cell import Study, loop, settings
+from engine.study.equivalence.plan import Cell, cells, check_sizes
+
+RESULT = "results/equivalence.json"
+
+
+def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, dict[str, list[float]]]:
+    """Run every cell that has no accuracies yet; returns those of all cells by `Cell.key`. Call it inside a Ray session.
+
+    A study that was cut short goes on with the cells that are missing, and one with more repeats adds them.
+    """
+    if not catalog.split("test").num_rows:
+        raise ConfigError("split.test", "an equivalence study needs a test split", "set it, or source.test_path")
+    check_sizes(spec, catalog.split("train")["label"].to_numpy())
+    plan = cells(spec)
+    for cell in plan:
+        _check_settings(spec, store, cell)
+    pending = [cell for cell in plan if not store.exists(cell.name)]
+    if pending:
+        _run(spec, catalog, store, reporter, pending)
+    return {cell.key: json.loads(store.read(cell.name))["accuracies"] for cell in plan}
+
+
+def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: list[Cell]) -> None:
+    import ray
+    from ray import tune
+
+    from engine.training.judge_data import real_images
+
+    with reporter.task("equivalence: real images", catalog.table.num_rows) as task:
+        train, test = catalog.split("train"), catalog.split("test")
+        images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
+    study, board = ray.put(Study(spec, store.url, catalog, *images)), Board.create()
+    by_key = {cell.key: cell for cell in pending}
+    done = 0
+    with reporter.task("equivalence", len(pending), "cells") as task, follow(board, reporter):
+        task.update(0)
+
+        def tell() -> None:
+            nonlocal done
+            done += 1
+            task.update(done)
+
+        parameters = {"study": [study], "board": board, "cells": by_key, "resources": spec.resources}
+        space = {"cell": tune.grid_search(list(by_key))}
+        ended = tuning.run(trial, space, parameters, resources=one_worker(spec), tell=tell)
+    faults = [one for one in ended if one.error is not None]
+    if faults:
+        first = faults[0]
+        assert first.error is not None
+        raise type(first.error)(f"cell {first.config['cell']}: {first.error.where}", first.error.what, first.error.fix)
+
+
+def one_worker(spec: RunSpec) -> Any:
+    """The resources of a cell: trials run side by side, each with one worker."""
+    return spec.resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
+
+
+def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
+    """The driver function of one cell: a Ray Train run of one worker."""
+    from engine.training import setup
+
+    cell = parameters["cells"][config["cell"]]
+    given = {"study": parameters["study"][0], "cell": cell, "board": parameters["board"]}
+    resources = parameters["resources"].model_copy(update={"train_workers": 1, "train_workers_min": None})
+    setup.run(loop, given, name=f"equivalence-{cell.key}", resources=resources)
+    report(1.0)
+
+
+def _check_settings(spec: RunSpec, store: Store, cell: Cell) -> None:
+    if store.exists(cell.name) and json.loads(store.read(cell.name))["settings"] != settings(spec, cell):
+        what = f"cell {cell.key} was measured with other settings in {store.url}"
+        raise ConfigError("equivalence", what, "use another output")
