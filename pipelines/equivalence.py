@@ -3,28 +3,66 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated, Any
+
+import typer
 
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--against", metavar="URL", help="The output of another finished study for the same figure; repeatable."
+    ),
+]
 
-def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+
+def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Against = None) -> None:
     """How many synthetic images are worth n real ones: generators, classifiers, a fit with intervals, and what to do next."""
     from engine.study.equivalence.plan import check
 
+    others = [_finished(url) for url in against or ()]
     with open_run(recipe, set_, output, "equivalence", check) as run:
         from rich.console import Console
 
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.study.equivalence.run import measure
+        from engine.report.equivalence import figure, markdown, table
+        from engine.study.equivalence.plan import cells
+        from engine.study.equivalence.run import equivalence
 
-        run.reporter.note("starting Ray ...")
-        with session(run.spec.resources):
-            made = catalog.build(run.spec, run.store, run.reporter)
-            accuracies = measure(run.spec, made, run.store, run.reporter)
+        if all(run.store.exists(cell.name) for cell in cells(run.spec)):
+            run.reporter.note(f"nothing to run: {run.store.url} holds every cell")
+            result = equivalence(run.spec, catalog.load(run.store), run.store, run.reporter)
+        else:
+            run.reporter.note("starting Ray ...")
+            with session(run.spec.resources):
+                made = catalog.build(run.spec, run.store, run.reporter)
+                result = equivalence(run.spec, made, run.store, run.reporter)
+        run.store.replace("results/equivalence.md", markdown(result).encode())
+        run.store.replace("results/equivalence.svg", figure([result, *others]))
     console = Console()
-    console.print(json.dumps(accuracies), soft_wrap=True, highlight=False)
+    console.print(table(result))
+    for entry in result["advice"]:
+        console.print(entry["text"])
+    facts = {
+        "results": f"{run.store.url}/results/equivalence.json",
+        "figure": f"{run.store.url}/results/equivalence.svg",
+    }
+    console.print(json.dumps(facts), soft_wrap=True, highlight=False)
+
+
+def _finished(url: str) -> dict[str, Any]:
+    """The result of another study."""
+    from engine.errors import ConfigError
+    from engine.storage.store import open_store
+    from engine.study.equivalence.run import RESULT
+
+    store = open_store(url)
+    if not store.exists(RESULT):
+        raise ConfigError("--against", f"{url} holds no finished equivalence study", "give the output of one")
+    return dict(json.loads(store.read(RESULT)))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,36 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
-from engine.spec import RunSpec
+from engine.spec import RunSpec, identity
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.equivalence.cell import Study, loop, settings
-from engine.study.equivalence.plan import Cell, cells, check_sizes
+from engine.study.equivalence.plan import Cell, cells, check_sizes, section
 
 RESULT = "results/equivalence.json"
+
+
+def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+    """Measure what is missing, fit, and write and return results/equivalence.json. Call it inside a Ray session."""
+    from engine.study.equivalence.advice import advice
+    from engine.study.equivalence.result import Analysis, Measured
+
+    asked = section(spec)
+    cells_by_key = measure(spec, catalog, store, reporter)
+    analysis = Analysis(Measured.of(cells_by_key, asked.generator_seeds), asked.resamples, spec.seed)
+    result: dict[str, Any] = {
+        "name": spec.name,
+        "generator": "closed-set" if spec.model.checkpoint is None else "open-set",
+        "synthetic": asked.synthetic,
+        "classes": len(catalog.class_names),
+        "test_images": catalog.split("test").num_rows,
+        **analysis.to_json(),
+        "cells": cells_by_key,
+        "recipe": identity(spec),
+    }
+    result["advice"] = advice(result)
+    store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+    return result
 
 
 def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, dict[str, list[float]]]:

@@ -1,0 +1,120 @@
+"""The fit of n_syn / n_base = A (c2^(n_real+ / n_base) - 1) (arXiv 2508.09550), by least squares over a grid, for many draws at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.study.equivalence.curve import Bools, Floats
+
+# v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2
+V_GRID = np.concatenate([[0.0], np.geomspace(1e-4, 20.0, 160)])
+C_GRID = np.geomspace(0.02, 8.0, 60)
+FINE = 150
+CHUNK = 250  # draws worked on at once: about 60 MB
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Parameters of D draws: `c` (D,) is ln c2, one for all bases; `v` (D, B) = 1 / (A ln c2), 0 where nothing is gained."""
+
+    c: Floats
+    v: Floats
+
+    @property
+    def c2(self) -> Floats:
+        """The base of the power (D,)."""
+        return np.exp(self.c)
+
+    @property
+    def a(self) -> Floats:
+        """A of each base (D, B); infinite where nothing is gained."""
+        with np.errstate(divide="ignore"):
+            return 1 / (self.v * self.c[:, None])
+
+    @property
+    def marginal(self) -> Floats:
+        """The price of the first further real image in synthetic ones (D, B): A ln c2."""
+        with np.errstate(divide="ignore"):
+            return 1 / self.v
+
+    @property
+    def doubling(self) -> Floats:
+        """Synthetic images a base image that are worth as many real images as the base has (D, B): A (c2 - 1)."""
+        return self.a * np.expm1(self.c)[:, None]
+
+
+def gained(c: Floats, v: Floats, y: Floats) -> Floats:
+    """x = n_real+ / n_base for y = n_syn / n_base: log_c2(1 + y / A) = ln(1 + c v y) / c."""
+    return np.log1p(c * v * y) / c
+
+
+def fit(x: Floats, above: Bools, y: Floats, weights: Floats) -> Fit:
+    """Weighted least squares in x, for D draws: `x` (D, B, K) gains, `y` (K,) amounts, `weights` (B, K) as 1 / variance.
+
+    Where `above` (D, B, K), x is a lower bound: only a prediction below it counts. The optimum over the whole grid is taken, so
+    that no starting point matters.
+    """
+    coarse = _search(x, above, y, weights, C_GRID, [V_GRID] * x.shape[1])
+    return _search(x, above, y, weights, _around(coarse.c), [_around(v) for v in coarse.v.T])
+
+
+def _around(values: Floats) -> Floats:
+    """A finer grid over the range that the bulk of the draws has found, and what is beyond at the coarse grid's spacing."""
+    positive = values[values > 0]
+    whole = C_GRID if (values > 0).all() else V_GRID
+    if not len(positive):
+        return whole
+    low, high = np.quantile(positive, [0.01, 0.99])
+    return np.unique(np.concatenate([np.geomspace(low * 0.9, high * 1.1, FINE), whole[::4], whole[:1]]))
+
+
+def _search(x: Floats, above: Bools, y: Floats, weights: Floats, cs: Floats, vs: list[Floats]) -> Fit:
+    predicted = [gained(cs[:, None, None], v[None, :, None], y) for v in vs]  # B of (C, V, K)
+    parts = [
+        _best(x[first : first + CHUNK], above[first : first + CHUNK], predicted, weights, cs, vs)
+        for first in range(0, len(x), CHUNK)
+    ]
+    return Fit(np.concatenate([c for c, _ in parts]), np.concatenate([v for _, v in parts]))
+
+
+def _best(
+    x: Floats, above: Bools, predicted: list[Floats], weights: Floats, cs: Floats, vs: list[Floats]
+) -> tuple[Floats, Floats]:
+    draws, bases, _ = x.shape
+    loss, chosen = np.zeros((draws, len(cs))), np.empty((draws, bases, len(cs)))
+    for b in range(bases):
+        errors = _errors(x[:, b], above[:, b], predicted[b], weights[b])
+        chosen[:, b] = vs[b][errors.argmin(2)]
+        loss += errors.min(2)
+    best = loss.argmin(1)
+    rows = np.arange(draws)
+    return cs[best], chosen[rows, :, best]
+
+
+def _errors(x: Floats, above: Bools, predicted: Floats, weights: Floats) -> Floats:
+    """(D, C, V) weighted squared errors of one base, up to a constant a draw."""
+    flat = predicted.reshape(-1, predicted.shape[2])
+    exact = np.where(above, 0.0, weights)  # (D, K)
+    errors = exact @ (flat.T**2) - 2 * (exact * x) @ flat.T
+    for k in np.flatnonzero(above.any(0)):
+        rows = np.flatnonzero(above[:, k])
+        short = np.maximum(x[rows, k, None] - flat[None, :, k], 0.0)
+        errors[rows] += weights[k] * short**2
+    return errors.reshape(len(x), *predicted.shape[:2])
+
+
+def paper_form(x: Floats, above: Bools, y: Floats, weights: Floats, bases: Floats) -> tuple[float, float]:
+    """(a, c) of the paper's own form A = c1^(n_base / k) = exp(a n_base), a = ln(c1) / k, fitted to one set of gains (B, K)."""
+    exponents = np.linspace(-12.0, 12.0, 961) / bases.max()
+    c, a = np.meshgrid(C_GRID, exponents, indexing="ij")
+    total = np.zeros_like(c)
+    for b, base in enumerate(bases):
+        with np.errstate(over="ignore"):
+            v = np.exp(-a * base) / c
+        for k, amount in enumerate(y):
+            difference = gained(c, v, amount) - x[b, k]
+            total += weights[b, k] * np.where(above[b, k], np.minimum(difference, 0.0), difference) ** 2
+    best = np.unravel_index(int(total.argmin()), total.shape)
+    return float(a[best]), float(c[best])
