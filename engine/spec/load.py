@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
+from engine.spec.sources import Source
 from engine.spec.training import DitSpec
 
 NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation")
@@ -144,8 +145,10 @@ def _explain(error: ValidationError, where: str) -> ConfigError:
     if kind == "missing":
         return ConfigError(where, f"{key} is missing", "add it to the recipe")
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        tags = "digits, folder, webdataset, parquet, hub"
-        return ConfigError(where, f"{key}.kind is missing or unknown", f"use one of {tags}")
+        kinds = ", ".join(
+            get_args(member.model_fields["kind"].annotation)[0] for member in get_args(get_args(Source)[0])
+        )
+        return ConfigError(where, f"{key}.kind is missing or unknown", f"use one of {kinds}")
     message = message.removeprefix("Value error, ").replace("Input should be", "must be")
     value = first.get("input")
     got = (

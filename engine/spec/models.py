@@ -9,65 +9,35 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from engine.spec.classifier import TrainSpec
 from engine.spec.evaluation import EvaluateSpec
 from engine.spec.fields import Count, Fraction, Name, Number, Seed, Spec, _integral, _number
+from engine.spec.sources import (
+    DigitsSource as DigitsSource,
+)
+from engine.spec.sources import (
+    FolderSource as FolderSource,
+)
+from engine.spec.sources import (
+    HubSource as HubSource,
+)
+from engine.spec.sources import (
+    MedMnistSource as MedMnistSource,
+)
+from engine.spec.sources import (
+    MnistSource as MnistSource,
+)
+from engine.spec.sources import (
+    ParquetSource as ParquetSource,
+)
+from engine.spec.sources import (
+    Source as Source,
+)
+from engine.spec.sources import (
+    UspsSource as UspsSource,
+)
+from engine.spec.sources import (
+    WebDatasetSource as WebDatasetSource,
+)
 from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
 from engine.spec.training import MatchSpec, PretrainSpec
-
-
-class DigitsSource(Spec):
-    """The 1,797 real 8x8 handwritten digits that scikit-learn embeds."""
-
-    kind: Literal["digits"]
-
-
-class FolderSource(Spec):
-    """A folder with one sub-folder of images a class (`test_path`: the same layout, used for testing only)."""
-
-    kind: Literal["folder"]
-    path: str
-    test_path: str | None = None
-    limit: Count | None = None
-
-
-class WebDatasetSource(Spec):
-    """WebDataset tars: a file, a folder of tars or a glob; the label is the `.cls` member or `label_key` of the `.json` one."""
-
-    kind: Literal["webdataset"]
-    path: str
-    test_path: str | None = None
-    label_key: str = "label"
-    class_names: tuple[str, ...] | None = None
-    limit: Count | None = None
-
-
-class ParquetSource(Spec):
-    """Parquet in the Hugging Face image layout: an image column of {bytes, path} and an integer or text label column."""
-
-    kind: Literal["parquet"]
-    path: str
-    test_path: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    class_names: tuple[str, ...] | None = None
-    limit: Count | None = None
-
-
-class HubSource(Spec):
-    """A data set id of the Hugging Face Hub, read through its local cache (offline works when it is cached)."""
-
-    kind: Literal["hub"]
-    dataset: str
-    revision: str | None = None
-    config: str | None = None
-    split: str = "train"
-    test_split: str | None = None
-    image_column: str = "image"
-    label_column: str = "label"
-    limit: Count | None = None
-
-
-Source = Annotated[
-    DigitsSource | FolderSource | WebDatasetSource | ParquetSource | HubSource, Field(discriminator="kind")
-]
 
 
 class ImagesSpec(Spec):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.images.sources import digits, folder, hub, parquet, webdataset
+from engine.images.sources import digits, folder, hub, medmnist, mnist, parquet, usps, webdataset
 from engine.images.sources.base import ImageSource, Place, Ref, Rejected
 from engine.spec.models import ImagesSpec, Source
 
 OPENERS: dict[str, Callable[..., Mapping[str, ImageSource]]] = {
     "digits": digits.open_sets,
+    "mnist": mnist.open_sets,
+    "usps": usps.open_sets,
+    "medmnist": medmnist.open_sets,
     "folder": folder.open_sets,
     "webdataset": webdataset.open_sets,
     "parquet": parquet.open_sets,

@@ -1,0 +1,65 @@
+"""The 9,298 USPS handwritten digits of 16 x 16 pixels in a MATLAB file: 256 grey values row by row and the digit plus one."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from engine.errors import DataError
+from engine.images.sources.arrays import ArraySet, Labels, Pixels
+from engine.spec.models import ImagesSpec, UspsSource
+
+WHERE = "source.path"
+FIX = "use usps_all.mat with the table usps_all of 257 columns"
+SIDE = 16
+
+
+@cache
+def _table(path: Path) -> np.ndarray:
+    """(N, 257) uint8 as the file has it; raises DataError."""
+    from scipy.io import loadmat
+
+    if not path.is_file():
+        raise DataError(WHERE, f"{path} does not exist", FIX)
+    try:
+        table = loadmat(path, variable_names=["usps_all"]).get("usps_all")
+    except Exception as error:  # scipy raises whatever a broken byte leads it to
+        raise DataError(WHERE, f"{path} is no readable .mat file ({_first(error)})", FIX) from None
+    if table is None:
+        raise DataError(WHERE, f"{path} holds no usps_all", FIX)
+    if table.dtype != np.uint8 or table.ndim != 2 or table.shape[1] != SIDE * SIDE + 1 or not len(table):
+        raise DataError(WHERE, f"usps_all in {path} has the shape {table.shape} of {table.dtype}", FIX)
+    if table[:, -1].min() < 1 or table[:, -1].max() > 10:
+        raise DataError(WHERE, f"the last column of usps_all in {path} is not 1 to 10", FIX)
+    return np.asarray(table)
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+class Usps(ArraySet):
+    """Grey values 0..255, dark background; label 1 is the digit 0."""
+
+    class_names: tuple[str, ...] | None = tuple("0123456789")
+
+    def __init__(self, name: str, path: Path) -> None:
+        super().__init__(name)
+        self.path = path
+
+    def check(self) -> None:
+        """Raises DataError where the file is not that table."""
+        _table(self.path)
+
+    def load_labels(self) -> Labels:
+        return _table(self.path)[:, -1].astype(np.int64) - 1
+
+    def load_pixels(self) -> Pixels:
+        return _table(self.path)[:, :-1].reshape(-1, SIDE, SIDE)
+
+
+def open_sets(source: UspsSource, images: ImagesSpec, *, download: bool) -> dict[str, Usps]:
+    """The one set that there is."""
+    return {"": Usps("usps", Path(source.path).expanduser().absolute())}
