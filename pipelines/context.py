@@ -63,6 +63,9 @@ def check_models(spec: RunSpec) -> None:
     from engine.conditions import job as conditions
 
     if spec.model.checkpoint is None:
+        from engine.diffusion.tiny import models
+
+        models.check(spec.pretrain, spec.images.size)
         check_kind(spec.generate.scheduler, False, "the closed-set generator")
         widths = [spec.pretrain.clip.hidden] if spec.pretrain.denoiser == "unet" else []
         conditions.precheck(spec, widths=widths)

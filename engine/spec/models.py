@@ -43,7 +43,7 @@ from engine.spec.training import MatchSpec, PretrainSpec
 class ImagesSpec(Spec):
     """How real images are decoded: every one becomes an RGB square of `size` pixels."""
 
-    size: Annotated[int, BeforeValidator(_integral), Field(ge=8, le=4096, multiple_of=8)] = 512
+    size: Annotated[int, BeforeValidator(_integral), Field(ge=8, le=4096, multiple_of=4)] = 512
     fit: Literal["crop", "pad", "stretch"] = "crop"
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
     max_pixels: Count = 50_000_000
