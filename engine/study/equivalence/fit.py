@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import minimize
 
 from engine.study.equivalence.curve import Bools, Floats
 
@@ -107,14 +108,12 @@ def _errors(x: Floats, above: Bools, predicted: Floats, weights: Floats) -> Floa
 
 def paper_form(x: Floats, above: Bools, y: Floats, weights: Floats, bases: Floats) -> tuple[float, float]:
     """(a, c) of the paper's own form A = c1^(n_base / k) = exp(a n_base), a = ln(c1) / k, fitted to one set of gains (B, K)."""
-    exponents = np.linspace(-12.0, 12.0, 961) / bases.max()
-    c, a = np.meshgrid(C_GRID, exponents, indexing="ij")
-    total = np.zeros_like(c)
-    for b, base in enumerate(bases):
-        with np.errstate(over="ignore"):
-            v = np.exp(-a * base) / c
-        for k, amount in enumerate(y):
-            difference = gained(c, v, amount) - x[b, k]
-            total += weights[b, k] * np.where(above[b, k], np.minimum(difference, 0.0), difference) ** 2
-    best = np.unravel_index(int(total.argmin()), total.shape)
-    return float(a[best]), float(c[best])
+
+    def loss(point: Floats) -> float:
+        c, a = np.exp(point[0]), point[1] / bases.max()
+        difference = gained(c, np.exp(-a * bases)[:, None] / c, y) - x
+        return float((weights * np.where(above, np.minimum(difference, 0.0), difference) ** 2).sum())
+
+    starts = [np.array([np.log(c), a]) for c in C_GRID[::4] for a in np.linspace(-12.0, 12.0, 49)]
+    best = minimize(loss, min(starts, key=loss), method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-9})
+    return float(best.x[1] / bases.max()), float(np.exp(best.x[0]))

@@ -1,0 +1,100 @@
+"""What a study says where the truth is planted: a price of 1, no value, saturation, and advice that follows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.report import equivalence as pages
+from engine.study.equivalence.advice import advice, further
+from engine.study.equivalence.curve import accuracy, angles
+from engine.study.equivalence.result import Analysis, Measured
+from tests.support.equivalence import BASES, MULTIPLES, SIZES, simulate, true_accuracy
+
+
+def study(synthetic: Any, seed: int = 0, curve: Any = true_accuracy, generators: int = 4) -> dict[str, Any]:
+    """A study's result where `synthetic(base, n_syn)` gives the accuracy that base and synthetic images have."""
+    rng = np.random.default_rng(seed)
+
+    def noisy(share: float) -> Any:
+        return accuracy(angles(share) + rng.normal() * 0.003 + rng.normal(size=5) * 0.006)
+
+    real = [[noisy(curve(n)) for n in SIZES] for _ in range(generators)]
+    made = [[[noisy(synthetic(n, m * n)) for m in MULTIPLES] for n in BASES] for _ in range(generators)]
+    result = Analysis(Measured(SIZES, BASES, MULTIPLES, np.array(real), np.array(made)), 400).to_json()
+    result |= {"name": "planted", "generator": "closed-set", "synthetic": "generator"}
+    return result | {"advice": advice(result)}
+
+
+def test_further_real_images_have_a_price_of_one() -> None:
+    rng = np.random.default_rng(3)
+    multiples, bases = (1, 2, 5), (50, 100)
+
+    def noisy(n: float) -> Any:
+        return accuracy(angles(true_accuracy(n)) + rng.normal() * 0.003 + rng.normal(size=5) * 0.006)
+
+    real = np.array([[noisy(n) for n in SIZES] for _ in range(4)])
+    made = np.array([[[noisy(n * (1 + m)) for m in multiples] for n in bases] for _ in range(4)])
+    result = Analysis(Measured(SIZES, bases, multiples, real, made), 1000).to_json()
+    inside = []
+    for base in result["bases"]:
+        assert base["verdict"] == "identifiable"
+        low, high = base["doubling_price"]["interval"]
+        assert low <= 1 <= high
+        assert high < 2
+        for amount in base["amounts"]:
+            low, high = amount["worth_interval"]
+            inside.append(low <= amount["synthetic"] <= (high or np.inf))
+    assert sum(inside) >= 5  # of six intervals of 95 %
+
+
+def test_images_that_lower_the_accuracy_have_no_value() -> None:
+    result = study(lambda base, n: true_accuracy(base) - 0.05)
+    assert {base["verdict"] for base in result["bases"]} == {"no value: synthetic images lower the accuracy"}
+    assert result["c2"] is None
+    assert {entry["action"] for entry in result["advice"]} == {"label"}
+    assert all(base["marginal_price"] is None for base in result["bases"])
+
+
+def test_a_gain_within_noise_is_not_identifiable() -> None:
+    result = study(lambda base, n: true_accuracy(base))
+    assert {base["verdict"] for base in result["bases"]} <= {
+        "not identifiable: the gain is within noise",
+        "no value: synthetic images lower the accuracy",
+    }
+
+
+def test_saturated_real_data_is_said_to_be_so() -> None:
+    result = study(lambda base, n: 0.97, curve=lambda n: 0.97)
+    assert {entry["action"] for entry in result["advice"]} == {"stop"}
+    assert "saturated" in result["bases"][0]["verdict"]
+
+
+def test_advice_is_to_generate_while_more_of_them_is_worth_a_tenth_of_the_base() -> None:
+    rng = np.random.default_rng(0)
+    cheap = Analysis(simulate(rng, [2.0, 2.0, 2.0], 2.5), 200).to_json()
+    assert [entry["action"] for entry in advice(cheap)] == ["generate"] * 3
+    n, c = cheap["bases"][0], np.log(cheap["c2"]["value"])
+    price = n["A"]["value"]
+    by_hand = 50 * (np.log1p(40 / price) - np.log1p(20 / price)) / c
+    assert further(n, cheap) == pytest.approx(by_hand)
+    steep = Analysis(simulate(rng, [0.2, 0.2, 0.2], 5000.0), 200).to_json()
+    assert {entry["action"] for entry in advice(steep)} == {"label"}
+
+
+def test_the_page_and_the_figure_show_every_cell() -> None:
+    result = study(lambda base, n: true_accuracy(base + n / 4))
+    json.dumps(result, allow_nan=False)
+    text = pages.markdown(result)
+    for base in BASES:
+        for multiple in MULTIPLES:
+            assert f"| {base:,} | {base * multiple:,} |" in text
+    assert all(entry["text"] in text for entry in result["advice"])
+    other = result | {"generator": "open-set", "name": "other"}
+    drawn = pages.figure([result, other]).decode()
+    assert drawn.startswith("<?xml")
+    assert pages.figure([result, other]).decode() == drawn
+    assert pages.table(result).row_count == len(BASES) * len(MULTIPLES)
