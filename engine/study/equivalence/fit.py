@@ -9,9 +9,11 @@ from scipy.optimize import minimize
 
 from engine.study.equivalence.curve import Bools, Floats
 
-# v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2
+# v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2. Negative c, a price that falls, is allowed
+# for: estimates of a constant price (c = 0) scatter to both sides, and without it they would be biased.
 V_GRID = np.concatenate([[0.0], np.geomspace(1e-4, 20.0, 160)])
-C_GRID = np.geomspace(0.02, 8.0, 60)
+C_GRID = np.concatenate([-np.geomspace(1.5, 0.02, 20), np.geomspace(0.02, 8.0, 60)])
+LEAST = -0.999  # of c v y, beyond which a falling price would be below zero
 FINE = 150
 CHUNK = 250  # draws worked on at once: about 60 MB
 
@@ -30,7 +32,7 @@ class Fit:
 
     @property
     def a(self) -> Floats:
-        """A of each base (D, B); infinite where nothing is gained."""
+        """A of each base (D, B); infinite where nothing is gained, negative where c is."""
         with np.errstate(divide="ignore"):
             return 1 / (self.v * self.c[:, None])
 
@@ -48,7 +50,7 @@ class Fit:
 
 def gained(c: Floats, v: Floats, y: Floats) -> Floats:
     """x = n_real+ / n_base for y = n_syn / n_base: log_c2(1 + y / A) = ln(1 + c v y) / c."""
-    return np.log1p(c * v * y) / c
+    return np.log1p(np.maximum(c * v * y, LEAST)) / c
 
 
 def fit(x: Floats, above: Bools, y: Floats, weights: Floats) -> Fit:
@@ -58,17 +60,23 @@ def fit(x: Floats, above: Bools, y: Floats, weights: Floats) -> Fit:
     that no starting point matters.
     """
     coarse = _search(x, above, y, weights, C_GRID, [V_GRID] * x.shape[1])
-    return _search(x, above, y, weights, _around(coarse.c), [_around(v) for v in coarse.v.T])
+    return _search(x, above, y, weights, _around_power(coarse.c), [_around_worth(v) for v in coarse.v.T])
 
 
-def _around(values: Floats) -> Floats:
-    """A finer grid over the range that the bulk of the draws has found, and what is beyond at the coarse grid's spacing."""
-    positive = values[values > 0]
-    whole = C_GRID if (values > 0).all() else V_GRID
+def _around_power(c: Floats) -> Floats:
+    """A finer grid over the range that the bulk of the draws has found, and the coarse one beyond; without 0, where it is not defined."""
+    low, high = np.quantile(c, [0.01, 0.99])
+    found = np.concatenate([np.linspace(low - 0.05 - 0.1 * abs(low), high + 0.05 + 0.1 * abs(high), FINE), C_GRID[::2]])
+    return np.unique(found[np.abs(found) > 1e-3])
+
+
+def _around_worth(v: Floats) -> Floats:
+    """The same for the worth of the first image, with 0."""
+    positive = v[v > 0]
     if not len(positive):
-        return whole
+        return V_GRID
     low, high = np.quantile(positive, [0.01, 0.99])
-    return np.unique(np.concatenate([np.geomspace(low * 0.9, high * 1.1, FINE), whole[::4], whole[:1]]))
+    return np.unique(np.concatenate([np.geomspace(low * 0.75, high / 0.75, FINE), V_GRID[::4]]))
 
 
 def _search(x: Floats, above: Bools, y: Floats, weights: Floats, cs: Floats, vs: list[Floats]) -> Fit:
@@ -114,6 +122,6 @@ def paper_form(x: Floats, above: Bools, y: Floats, weights: Floats, bases: Float
         difference = gained(c, np.exp(-a * bases)[:, None] / c, y) - x
         return float((weights * np.where(above, np.minimum(difference, 0.0), difference) ** 2).sum())
 
-    starts = [np.array([np.log(c), a]) for c in C_GRID[::4] for a in np.linspace(-12.0, 12.0, 49)]
+    starts = [np.array([np.log(c), a]) for c in C_GRID[20::4] for a in np.linspace(-12.0, 12.0, 49)]
     best = minimize(loss, min(starts, key=loss), method="Nelder-Mead", options={"xatol": 1e-4, "fatol": 1e-9})
     return float(best.x[1] / bases.max()), float(np.exp(best.x[0]))

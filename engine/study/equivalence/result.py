@@ -150,7 +150,7 @@ class Analysis:
             "verdict": verdict,
             "gain": {"value": mean, "interval": interval},
             "amounts": [self._amount(b, k) for k in range(len(self.y))],
-            "A": self._quantity(self.fit.a[:, b]) if whole else None,
+            "A": self._scale(b) if whole else None,
             "marginal_price": self._quantity(self.fit.marginal[:, b]) if whole else None,
             "doubling_price": self._quantity(self.fit.doubling[:, b]) if whole else None,
             "rms": self._rms(b) if whole else None,
@@ -176,6 +176,12 @@ class Analysis:
 
     def _quantity(self, values: Floats) -> dict[str, Any]:
         return {"value": float(values[0]), "interval": self.interval(values)}
+
+    def _scale(self, b: int) -> dict[str, Any]:
+        """A, by the interval of 1 / A; without an upper end where that holds 0, a price that does not rise."""
+        low, high = self.interval(self.fit.v[:, b] * self.fit.c)
+        ends = [1 / high if high else None, 1 / low if low and low > 0 else None]
+        return {"value": float(self.fit.a[0, b]), "interval": ends}
 
     def _rms(self, b: int) -> dict[str, float]:
         """How far the fit is from the cells: in n_real+ / n_base and in accuracy."""

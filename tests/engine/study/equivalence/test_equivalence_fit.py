@@ -80,14 +80,13 @@ def test_the_papers_form_is_recovered_where_it_holds() -> None:
 
 
 def test_intervals_hold_the_truth_in_95_percent_of_200_simulations() -> None:
-    """A and c2, both prices too; with three repeats and with five. 95 % of 200 have a standard error of 1.5 %."""
-    a, c2 = [2.0, 3.0, 5.0], 2.5
-    for generators in (3, 5):
-        rng = np.random.default_rng(0)
-        hits = np.array([_hits(Analysis(simulate(rng, a, c2, generators), 300, seed), a, c2) for seed in range(200)])
-        covered = hits.mean(0)
-        assert covered.mean() >= 0.945
-        assert covered.min() >= 0.93
+    """A and c2, both prices too, of a study with three repeats. A share of 95 % of 200 has a standard error of 1.5 %."""
+    a, c2, rng = [2.0, 3.0, 5.0], 2.5, np.random.default_rng(0)
+    hits = np.array([_hits(Analysis(simulate(rng, a, c2, 3), 300, seed), a, c2) for seed in range(200)])
+    covered = hits.mean(0)
+    assert covered[0] >= 0.95  # c2
+    assert covered.mean() >= 0.95
+    assert covered.min() >= 0.93
 
 
 def _hits(analysis: Analysis, a: list[float], c2: float) -> list[bool]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from engine.report import equivalence as pages
 from engine.study.equivalence.advice import advice, further
@@ -29,26 +30,30 @@ def study(synthetic: Any, seed: int = 0, curve: Any = true_accuracy, generators:
     return result | {"advice": advice(result)}
 
 
-def test_further_real_images_have_a_price_of_one() -> None:
-    rng = np.random.default_rng(3)
-    multiples, bases = (1, 2, 5), (50, 100)
+def further_real(seed: int) -> Analysis:
+    """A study whose synthetic images are further real ones."""
+    rng, multiples, bases = np.random.default_rng(seed), (1, 2, 5), (50, 100)
 
     def noisy(n: float) -> Any:
         return accuracy(angles(true_accuracy(n)) + rng.normal() * 0.003 + rng.normal(size=5) * 0.006)
 
     real = np.array([[noisy(n) for n in SIZES] for _ in range(4)])
     made = np.array([[[noisy(n * (1 + m)) for m in multiples] for n in bases] for _ in range(4)])
-    result = Analysis(Measured(SIZES, bases, multiples, real, made), 1000).to_json()
-    inside = []
-    for base in result["bases"]:
-        assert base["verdict"] == "identifiable"
-        low, high = base["doubling_price"]["interval"]
-        assert low <= 1 <= high
-        assert high < 2
-        for amount in base["amounts"]:
-            low, high = amount["worth_interval"]
-            inside.append(low <= amount["synthetic"] <= (high or np.inf))
-    assert sum(inside) >= 5  # of six intervals of 95 %
+    return Analysis(Measured(SIZES, bases, multiples, real, made), 200)
+
+
+def test_further_real_images_have_a_price_of_one() -> None:
+    """In 40 studies the 95 % intervals of both prices hold 1, and what images are worth is their number."""
+    studies = [further_real(seed) for seed in range(40)]
+    least = int(stats.binom.ppf(0.001, 40, 0.95))  # as many of 40 intervals hold the truth in 999 of 1,000 cases
+    for b, base in enumerate((50, 100)):
+        assert all(found.verdict(b) == "identifiable" for found in studies)
+        for name in ("marginal", "doubling"):
+            ends = [found.interval(getattr(found.fit, name)[:, b]) for found in studies]
+            assert sum((low or 0) <= 1 <= (high or np.inf) for low, high in ends) >= least
+        for k, multiple in enumerate((1, 2, 5)):
+            ends = [found.interval(found.x[:, b, k] * base) for found in studies]
+            assert sum((low or 0) <= multiple * base <= (high or np.inf) for low, high in ends) >= least
 
 
 def test_images_that_lower_the_accuracy_have_no_value() -> None:
