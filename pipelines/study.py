@@ -43,6 +43,30 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     console.print(json.dumps({"results": f"{run.store.url}/results/ablation.json"}), soft_wrap=True, highlight=False)
 
 
+@app.command()
+def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+    """Rounds in which the classifier so far decides what is drawn next, against a static plan of as many images."""
+    from engine.study.deliberate.run import check
+
+    with open_run(recipe, set_, output, "study deliberate", check) as run:
+        from rich.console import Console
+
+        from engine.cluster.session import session
+        from engine.images import catalog
+        from engine.report.ablation import markdown, table
+        from engine.study.deliberate.run import deliberate as study
+
+        run.reporter.note("starting Ray ...")
+        with session(run.spec.resources):
+            made = catalog.build(run.spec, run.store, run.reporter)
+            result = study(run.spec, made, run.store, run.reporter)
+        run.store.replace("results/deliberate.md", markdown(result).encode())
+    console = Console()
+    for kind in result["training_sets"]:
+        console.print(table(result, kind))
+    console.print(json.dumps({"results": f"{run.store.url}/results/deliberate.json"}), soft_wrap=True, highlight=False)
+
+
 if __name__ == "__main__":
     import sys
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.conditions import prompts, stored
@@ -130,6 +131,24 @@ def load(store: Store, spec: RunSpec) -> Conditions:
         class_means=np.stack(means),
         class_names=captions.class_names,
     )
+
+
+def copy(source: Store, target: Store, keys: Sequence[str]) -> None:
+    """Store in another output the captions and features of these training images; class statistics stay those of all."""
+    wanted = pa.array(sorted(keys), pa.string())
+    for name in (CAPTIONS, FEATURES):
+        table, about = stored.read(source, name)
+        made_from = {"restricted": keys_digest(keys), "of": about.pop("made_from")}
+        if not target.exists(name):
+            stored.publish(target, name, table.filter(pc.is_in(table["key"], value_set=wanted)), made_from, **about)
+    if not target.exists(CLASSES):
+        table, about = stored.read(source, CLASSES)
+        stored.publish(target, CLASSES, table, about.pop("made_from"), **about)
+
+
+def keys_digest(keys: Sequence[str]) -> str:
+    """SHA-256 (hex) of a set of keys."""
+    return hashlib.sha256(canonical_json(sorted(keys)).encode()).hexdigest()
 
 
 def unit(features: Features) -> Features:

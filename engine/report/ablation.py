@@ -1,4 +1,4 @@
-"""An ablation in words and tables: every arm with its interval, what was found, and how many seeds would settle the rest."""
+"""An ablation, or deliberate generation against a static plan, in words and tables: every arm with its interval, what was found, and how many seeds would settle the rest."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def table(result: dict[str, Any], kind: str) -> Table:
 
 def markdown(result: dict[str, Any]) -> str:
     """The same as a page."""
-    parts = [f"# Ablation: {result['name']}\n"]
+    parts = [f"# {'Deliberate generation' if 'rounds' in result else 'Ablation'}: {result['name']}\n"]
     for kind in result["training_sets"]:
         lines = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(result, kind)]]
         parts.append(f"## {_title(result, kind)}\n\n" + "\n".join(lines) + "\n")
@@ -51,6 +51,8 @@ def _title(result: dict[str, Any], kind: str) -> str:
 
 
 def _real(result: dict[str, Any]) -> str:
+    if "real" not in result:
+        return f"{result['images']:,} synthetic images in every arm, {result['rounds']} rounds"
     real = result["real"]
     return f"real images alone: {100 * real['mean']:.1f} % {_interval(real['interval'])}, over judge seeds"
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from engine.spec.fields import Count, Name, Number, Spec, _integral
+from engine.spec.fields import Count, Fraction, Name, Number, Spec, _integral
 
 Repeats = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)]
 Ratio = Annotated[Number, Field(ge=0, le=1000)]
@@ -67,8 +67,13 @@ class EquivalenceSpec(Spec):
 
 
 class DeliberateSpec(Spec):
-    """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv 2502.15588)."""
+    """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv 2502.15588).
+
+    `share` of the training images are a round's anchors; the harder half of them is drawn with `hard_guidance`.
+    """
 
     rounds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=100)] = 4
     by: Annotated[tuple[Literal["entropy", "class_error"], ...], Field(min_length=1)] = ("entropy", "class_error")
+    share: Annotated[Fraction, Field(gt=0)] = 0.5
+    hard_guidance: Annotated[Number, Field(ge=0, le=50)] | None = None
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine import errors
+from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
 
@@ -39,6 +40,37 @@ def concurrent(resources: ResourcesSpec) -> int:
     where = device(resources)
     room = int(ray.cluster_resources().get("GPU", 0)) if where == "cuda" else cores_of_cluster()
     return max(1, room // resources.train_workers)
+
+
+def single(resources: ResourcesSpec) -> ResourcesSpec:
+    """For trials that run side by side, each with one worker."""
+    return resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
+
+
+def every(
+    function: Function, name: str, keys: Sequence[Any], parameters: dict[str, Any], reporter: Reporter, title: str
+) -> None:
+    """Run one trial for each key, as setting `name`, with progress; raises the first fault, as each one is needed.
+
+    `parameters["resources"]` is what each trial's Ray Train run takes.
+    """
+    from ray import tune
+
+    done = 0
+    with reporter.task(title, len(keys), f"{name}s") as task:
+        task.update(0)
+
+        def tell() -> None:
+            nonlocal done
+            done += 1
+            task.update(done)
+
+        space = {name: tune.grid_search(list(keys))}
+        ended = run(function, space, parameters, resources=parameters["resources"], tell=tell)
+    for one in ended:
+        if one.error is not None:
+            where = f"{name} {one.config[name]}: {one.error.where}"
+            raise type(one.error)(where, one.error.what, one.error.fix)
 
 
 def run(

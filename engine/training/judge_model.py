@@ -157,3 +157,10 @@ def predict(model: Judge, pixels: Tensor, device: torch.device | str = "cpu") ->
     """The predicted class (N,) int64 of each image of `pixels` (N, size, size, 3) uint8."""
     out = [model(normalise(chunk.to(device))).argmax(1).cpu() for chunk in pixels.split(EVALUATION_BATCH)]
     return torch.cat(out).numpy() if out else np.empty(0, np.int64)
+
+
+@torch.inference_mode()
+def probabilities(model: Judge, pixels: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
+    """The class probabilities (N, C) float32 of each image of `pixels` (N, size, size, 3) uint8."""
+    out = [model(normalise(chunk.to(device))).softmax(1).cpu() for chunk in pixels.split(EVALUATION_BATCH)]
+    return torch.cat(out).numpy() if out else np.empty((0, 0), np.float32)

@@ -60,7 +60,6 @@ def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -
 
 def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: list[Cell]) -> None:
     import ray
-    from ray import tune
 
     from engine.training.judge_data import real_images
 
@@ -69,28 +68,9 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
     study, board = ray.put(Study(spec, store.url, catalog, *images)), Board.create()
     by_key = {cell.key: cell for cell in pending}
-    done = 0
-    with reporter.task("equivalence", len(pending), "cells") as task, follow(board, reporter):
-        task.update(0)
-
-        def tell() -> None:
-            nonlocal done
-            done += 1
-            task.update(done)
-
-        parameters = {"study": [study], "board": board, "cells": by_key, "resources": spec.resources}
-        space = {"cell": tune.grid_search(list(by_key))}
-        ended = tuning.run(trial, space, parameters, resources=one_worker(spec), tell=tell)
-    faults = [one for one in ended if one.error is not None]
-    if faults:
-        first = faults[0]
-        assert first.error is not None
-        raise type(first.error)(f"cell {first.config['cell']}: {first.error.where}", first.error.what, first.error.fix)
-
-
-def one_worker(spec: RunSpec) -> Any:
-    """The resources of a cell: trials run side by side, each with one worker."""
-    return spec.resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
+    parameters = {"study": [study], "board": board, "cells": by_key, "resources": tuning.single(spec.resources)}
+    with follow(board, reporter):
+        tuning.every(trial, "cell", list(by_key), parameters, reporter, "equivalence")
 
 
 def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
@@ -99,8 +79,7 @@ def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, A
 
     cell = parameters["cells"][config["cell"]]
     given = {"study": parameters["study"][0], "cell": cell, "board": parameters["board"]}
-    resources = parameters["resources"].model_copy(update={"train_workers": 1, "train_workers_min": None})
-    setup.run(loop, given, name=f"equivalence-{cell.key}", resources=resources)
+    setup.run(loop, given, name=f"equivalence-{cell.key}", resources=parameters["resources"])
     report(1.0)
 
 
