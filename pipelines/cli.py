@@ -15,6 +15,7 @@ from engine.errors import MimeoError
 from pipelines import (
     condition,
     doctor,
+    evaluate,
     generate,
     judge,
     match,
@@ -28,7 +29,7 @@ from pipelines import (
     verify,
 )
 
-VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, report, verify, status, doctor)
+VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, evaluate, report, verify, status, doctor)
 
 app = typer.Typer(
     name="mimeo",
