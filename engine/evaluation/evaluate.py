@@ -147,7 +147,7 @@ def assemble(
         "gap": None,
     }
     if asked.corruptions is not None:
-        kinds = {kind: found["corruption", kind] for kind in dict.fromkeys(asked.corruptions.kinds)}
+        kinds = {str(kind): found["corruption", kind] for kind in dict.fromkeys(asked.corruptions.kinds)}
         result["corruptions"] = _corruptions(kinds, listed)
     gaps = [piece for (kind, _), piece in found.items() if kind == "gap"]
     if gaps:

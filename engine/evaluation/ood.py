@@ -133,6 +133,7 @@ class OtherSet:
     present: Ints
     left_out: dict[str, int]
     bad: int
+    border: int = 0
 
 
 def open_set(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str]) -> OtherSet:
@@ -165,6 +166,7 @@ def open_set(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str
             present=np.unique(labels[kept]),
             left_out=dict(sorted(unmapped.items())),
             bad=sum(entry.set == part for entry in listing.bad),
+            border=asked.border,
         )
 
 
@@ -191,12 +193,13 @@ def stream(other: OtherSet, trained_on: frozenset[str], told: Read) -> Iterator[
         found: dict[int, Pixels] = {}
         for position, data in other.source.read(places):
             image = _decoded(data, other.images)
-            if image is None:
+            if image is None or min(image.shape[:2]) <= 2 * other.border:
                 told.bad += 1
             elif pixels_digest(image) in trained_on:
                 told.trained_on += 1
             else:
-                found[position] = fit(image, other.images)
+                cut = slice(other.border, -other.border or None)
+                found[position] = fit(image[cut, cut], other.images)
         if found:
             order = sorted(found)
             pixels, labels = np.stack([found[i] for i in order]), other.labels[first + np.array(order)]

@@ -31,12 +31,14 @@ class SetSpec(Spec):
     """Another labelled set: its given test set where the source has one, else all of it.
 
     `classes` maps its class names to the run's (absent: equal names). `restrict`: where it has some of the run's classes only,
-    the classifier chooses among these, as the benchmarks of such subsets prescribe (ImageNet-A, -R).
+    the classifier chooses among these, as the benchmarks of such subsets prescribe (ImageNet-A, -R). `border`: pixels of the
+    stored image that are cut off each side, where its objects stand in a wider frame than the run's.
     """
 
     source: Source
     classes: dict[str, str] | None = None
     restrict: bool = True
+    border: Annotated[int, BeforeValidator(_integral), Field(ge=0, le=4096)] = 0
 
 
 class CorruptionsSpec(Spec):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -92,7 +93,7 @@ def _looks_local(value: str) -> bool:
 def change_paths(data: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
     """A copy of plain settings in which `change(dotted key, path)` stands for each path that is set."""
     for dotted in PATHS:
-        data = _changed(data, dotted.split("."), lambda value, dotted=dotted: change(dotted, value))
+        data = _changed(data, dotted.split("."), partial(change, dotted))
     return data
 
 
