@@ -17,7 +17,7 @@ from engine.images.catalog import QUARANTINED, Catalog
 from engine.shards import manifest
 from engine.shards.manifest import Manifest
 from engine.spec import RunSpec, plain
-from engine.spec.load import PATHS
+from engine.spec.load import change_paths
 from engine.storage.store import Store
 
 JUDGE, PRETRAIN, MATCH, SECONDS, PLAN, SPEC = (
@@ -99,15 +99,7 @@ def versions() -> dict[str, str]:
 
 def without_folders(spec: RunSpec) -> dict[str, Any]:
     """The spec as plain data whose local paths keep their last part only, as a report may be shared."""
-    data = plain(spec)
-    for dotted in PATHS:
-        *parents, last = dotted.split(".")
-        node: Any = data
-        for part in parents:
-            node = node.get(part) or {}
-        if isinstance(node.get(last), str):
-            node[last] = PurePath(node[last]).name
-    return data
+    return change_paths(plain(spec), lambda key, path: PurePath(path).name)
 
 
 def _json(store: Store, name: str) -> dict[str, Any] | None:

@@ -129,6 +129,58 @@ def lines(name: str, label: str, steps: Sequence[float], series: Mapping[str, Se
     return _svg(draw, (4.2, 3.0), name, f"{label} over optimiser steps: {', '.join(series)}.")
 
 
+def groups(sets: Mapping[str, Sequence[Bar]]) -> Markup:
+    """Accuracy of each arm on each set: dots with 95 % intervals, one band of rows a set."""
+    rows = [(label, bar) for label, bars in sets.items() for bar in bars]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for row, (_, bar) in enumerate(rows):
+            low, high = bar.interval
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color=PALETTE[bar.kind], linewidth=4, alpha=0.4)
+            axes.plot([bar.mean], [row], "o", color=PALETTE[bar.kind], markersize=6)
+        edge = 0
+        for label, bars in sets.items():
+            axes.axhline(edge - 0.5, color=PALETTE["line"], linewidth=0.7)
+            place = axes.get_yaxis_transform()
+            axes.text(1.02, edge, label, transform=place, va="center", color=PALETTE["ink"], parse_math=False)
+            edge += len(bars)
+        axes.set_yticks(range(len(rows)), [bar.label for _, bar in rows], parse_math=False)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("accuracy, %")
+        axes.grid(axis="x", color=PALETTE["line"], linewidth=0.7)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+
+    told = "; ".join(f"{label}, {bar.label}: {bar.mean:.1f} %" for label, bar in rows)
+    return _svg(draw, (5.4, 0.8 + 0.24 * len(rows)), "sets", f"Accuracy by set and training set. {told}.")
+
+
+def aucs(measures: Mapping[str, Sequence[tuple[str, float, tuple[float | None, ...]]]]) -> Markup:
+    """AUC with its interval for each measure and pair (label, value, interval); the dashed line is one half: no difference."""
+    rows = [
+        (f"{label}: {pair}", value, interval) for label, pairs in measures.items() for pair, value, interval in pairs
+    ]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for row, (label, value, (low, high)) in enumerate(rows):
+            colour = PALETTE["synthetic" if "synthetic" in label else "real"]
+            if low is not None and high is not None:
+                axes.plot([low, high], [row, row], color=colour, linewidth=4, alpha=0.4)
+            axes.plot([value], [row], "o", color=colour, markersize=6)
+        axes.axvline(0.5, color=PALETTE["muted"], linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], parse_math=False)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlabel("cross-validated AUC")
+        axes.grid(axis="x", color=PALETTE["line"], linewidth=0.7)
+        axes.tick_params(axis="y", length=0)
+
+    told = "; ".join(f"{label}: {value:.3f}" for label, value, _ in rows)
+    return _svg(draw, (5.4, 0.8 + 0.3 * len(rows)), "gap", f"How well two sets of images can be told apart. {told}.")
+
+
 def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str, description: str) -> Markup:
     """Draw on a fresh figure and return it as SVG for a page: no styles, no scripts, ids that begin with `name`."""
     import matplotlib as mpl

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from engine.errors import DataError
 from engine.evaluation.summary import arm_images, arm_label, bracket, percent
 from engine.images.catalog import QUARANTINED
-from engine.report import card, figures, gallery, matching
+from engine.report import card, evaluation, figures, gallery, matching
 from engine.report.advice import advise
 from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
@@ -39,7 +39,8 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    store.replace(REPORT, render(facts, rows, fault, review(store, facts), matching.context(store, facts)).encode())
+    sections = {**matching.context(store, facts), **evaluation.context(store)}
+    store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 
 
 def render(
@@ -47,9 +48,9 @@ def render(
     rows: list[Row],
     fault: str = "",
     captions: Review | None = None,
-    match: dict[str, Any] | None = None,
+    sections: dict[str, Any] | None = None,
 ) -> str:
-    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `match` is the fine-tune's part."""
+    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `sections` are other modules' parts."""
     environment = Environment(
         loader=PackageLoader("engine", "report"),
         autoescape=True,
@@ -73,7 +74,7 @@ def render(
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
-        **(match or {"matching": None}),
+        **{"matching": None, "evaluation": None, **(sections or {})},
     )
 
 

@@ -6,9 +6,10 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -37,6 +38,8 @@ PATHS = (
     "model.lora",
     "conditions.caption.path",
     "conditions.features.path",
+    "evaluate.sets.*.source.path",
+    "evaluate.sets.*.source.test_path",
 )
 
 
@@ -87,27 +90,35 @@ def _looks_local(value: str) -> bool:
     return "://" not in value and "::" not in value
 
 
+def change_paths(data: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+    """A copy of plain settings in which `change(dotted key, path)` stands for each path that is set."""
+    for dotted in PATHS:
+        data = _changed(data, dotted.split("."), partial(change, dotted))
+    return data
+
+
+def _changed(node: Any, parts: list[str], change: Callable[[str], str]) -> Any:
+    if not parts:
+        return change(node) if isinstance(node, str) and node else node
+    if not isinstance(node, dict):
+        return node
+    names = list(node) if parts[0] == "*" else [name for name in parts[:1] if name in node]
+    return {**node, **{name: _changed(node[name], parts[1:], change) for name in names}}
+
+
 def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make `./x`, `../x` and existing relative paths absolute against `base`; Hub ids and URLs stay as they are."""
-    out = dict(data)
-    for dotted in PATHS:
-        *parents, last = dotted.split(".")
-        node: Any = out
-        for part in parents:
-            if not isinstance(node, dict) or not isinstance(node.get(part), dict):
-                node = None
-                break
-            node[part] = dict(node[part])
-            node = node[part]
-        value = node.get(last) if isinstance(node, dict) else None
-        if isinstance(value, str) and value and _looks_local(value) and not Path(value).expanduser().is_absolute():
-            candidate = base / value
-            hub_id = (
-                dotted == "model.checkpoint" and re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith(".")
-            )
-            if not hub_id or candidate.exists():
-                node[last] = str(candidate.resolve()) if "*" not in value else str(candidate)
-    return out
+
+    def resolve(dotted: str, value: str) -> str:
+        if not _looks_local(value) or Path(value).expanduser().is_absolute():
+            return value
+        candidate = base / value
+        hub_id = dotted == "model.checkpoint" and re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith(".")
+        if hub_id and not candidate.exists():
+            return value
+        return str(candidate.resolve()) if "*" not in value else str(candidate)
+
+    return change_paths(data, resolve)
 
 
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
@@ -122,12 +133,16 @@ def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], 
             known = list(current.model_fields) if current else []
             continue
         names.append(str(part))
+        if get_origin(current) is dict:
+            current = get_args(current)[1]
+            continue
         if isinstance(current, type) and issubclass(current, BaseModel):
             known = list(current.model_fields)
             field = current.model_fields.get(str(part))
             annotation = field.annotation if field else None
             members = tuple(m for m in get_args(annotation) if isinstance(m, type) and issubclass(m, BaseModel))
-            current = members[0] if len(members) == 1 else members or annotation
+            mapping = get_origin(annotation) is dict
+            current = annotation if mapping else members[0] if len(members) == 1 else members or annotation
         else:
             current = None
     return names, known

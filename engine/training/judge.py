@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from engine.training.judge_model import Part
+    from engine.training.judge_model import Judge, Part
 
 FOLDER = "results/judge"
 MAX_CONFUSIONS = 200
@@ -131,24 +131,29 @@ def _train_all(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter
     """One Ray Train run: the images go to the object store once, the workers share the jobs."""
     import ray
 
+    data = images(spec, catalog, store, progress, max(arm.multiple for arm, _ in jobs))
+    board = Board.create()
+    config = {"jobs": jobs, "data": ray.put(data), "spec": spec.judge, "store": store, "board": board}
+    with follow(board, progress):
+        run(loop, config, name="judge", resources=workers(spec.resources, len(jobs)))
+
+
+def images(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, multiple: int) -> Data:
+    """The real images, and the first `multiple` times n of the synthetic set."""
     train, test = catalog.split("train"), catalog.split("test")
     n = train.num_rows
-    wanted = max(arm.multiple for arm, _ in jobs) * n
+    wanted = multiple * n
     with progress.task("judge: images", n + test.num_rows + wanted) as task:
-        data = Data(
+        return Data(
             train=real_images(spec, train, task, same_codec=True),
             test=real_images(spec, test, task, same_codec=False),
             synthetic=synthetic_images(spec, store, wanted, task) if wanted else None,
             n=n,
             classes=len(catalog.class_names),
         )
-    board = Board.create()
-    config = {"jobs": jobs, "data": ray.put(data), "spec": spec.judge, "store": store, "board": board}
-    with follow(board, progress):
-        run(loop, config, name="judge", resources=_workers(spec.resources, len(jobs)))
 
 
-def _workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
+def workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
     """As many workers as jobs can use; on CPUs every core takes part, as the jobs share nothing."""
     from engine.cluster.session import cores_of_cluster, device
 
@@ -194,22 +199,11 @@ def judge_one(
     Raises ConfigError where the training diverges.
     """
     from engine.training import judge_model
-    from engine.training.judge_model import joined
 
     started = time.monotonic()
-    train, test, synthetic = data.train, data.test, data.synthetic
-    drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
-    parts: list[Part] = []
-    if arm.kind != "synthetic":
-        parts.append(train.part())
-    if drawn is not None:
-        parts.append(drawn.part())
-    if spec.mixing == "proportional":
-        parts = [joined(parts)]
-    model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
+    model, loss, drawn = fit(arm, seed, spec, data, device, tick)
     seconds = time.monotonic() - started
-    if not math.isfinite(loss):
-        raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")
+    train, test = data.train, data.test
     predicted = judge_model.predict(model, test.part().pixels, device)
     right = predicted == test.labels
     return Outcome(
@@ -225,6 +219,36 @@ def judge_one(
         seconds=round(seconds, 3),
         device=str(device),
     )
+
+
+def fit(
+    arm: Arm,
+    seed: int,
+    spec: JudgeSpec,
+    data: Data,
+    device: torch.device | str = "cpu",
+    tick: Callable[[int, float], None] = lambda step, loss: None,
+) -> tuple[Judge, float, Arrays | None]:
+    """Train one judge on its arm; returns it, its loss at the end and the synthetic images that it could draw.
+
+    Raises ConfigError where the training diverges.
+    """
+    from engine.training import judge_model
+    from engine.training.judge_model import joined
+
+    synthetic = data.synthetic
+    drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
+    parts: list[Part] = []
+    if arm.kind != "synthetic":
+        parts.append(data.train.part())
+    if drawn is not None:
+        parts.append(drawn.part())
+    if spec.mixing == "proportional":
+        parts = [joined(parts)]
+    model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
+    if not math.isfinite(loss):
+        raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")
+    return model, loss, drawn
 
 
 def _confusions(true: np.ndarray, predicted: np.ndarray, classes: int) -> list[tuple[int, int, int]]:

@@ -65,9 +65,9 @@ def codec(spec: RunSpec) -> dict[str, Any]:
     return {"format": spec.generate.format, "quality": spec.generate.quality if lossy else None, "lossy": lossy}
 
 
-def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool) -> Arrays:
-    """Read the catalog rows, in order; `same_codec` sends them through the lossy codec of the synthetic set, if it has one."""
-    reader, side = Reader(spec), resolution(spec)
+def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool, side: int | None = None) -> Arrays:
+    """Read the catalog rows, in order, at `side` (null: the judges'); `same_codec` sends them through the lossy codec of the synthetic set, if it has one."""
+    reader, side = Reader(spec), side or resolution(spec)
     lossy = same_codec and codec(spec)["lossy"]
 
     def read(first: int) -> Pixels:
@@ -84,17 +84,17 @@ def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool) 
     return Arrays(np.concatenate(chunks), labels, np.arange(len(labels), dtype=np.int64))
 
 
-def synthetic_images(spec: RunSpec, store: Store, count: int, task: Task) -> Arrays:
+def synthetic_images(spec: RunSpec, store: Store, count: int, task: Task, *, side: int | None = None) -> Arrays:
     """Read the samples with index below `count` from the published shards, in index order.
 
     Every shard is checked against the manifest first. Raises DataError where one is not the sealed one, where a sample is
     not a decodable image of the spec's size, and where none is left.
     """
-    rows = manifest.load(store).table
+    rows, side = manifest.load(store).table, side or resolution(spec)
     shards = [k for k, first in zip(rows["index"].to_pylist(), rows["first"].to_pylist(), strict=True) if first < count]
     parts, done = [], task.done
     with ThreadPoolExecutor(_threads()) as pool:
-        for part in pool.map(lambda chosen: _read_shards(spec, store, chosen, count), _chunks(shards)):
+        for part in pool.map(lambda chosen: _read_shards(spec, store, chosen, count, side), _chunks(shards)):
             parts.append(part)
             done += len(part.labels)
             task.update(done)
@@ -108,8 +108,8 @@ def _chunks(shards: list[int]) -> Iterator[list[int]]:
     return (shards[k : k + size] for k in range(0, len(shards), size))
 
 
-def _read_shards(spec: RunSpec, store: Store, shards: Iterable[int], count: int) -> Arrays:
-    side, pixels, labels, indices = resolution(spec), [], [], []
+def _read_shards(spec: RunSpec, store: Store, shards: Iterable[int], count: int, side: int) -> Arrays:
+    pixels, labels, indices = [], [], []
     for sample in samples(store, shards):
         index = sample.meta.get("index")
         if not isinstance(index, int) or sample.label is None:

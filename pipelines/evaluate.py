@@ -1,0 +1,47 @@
+"""`mimeo evaluate`: classifiers on other sets and under corruptions, and the gap between real and synthetic images."""
+
+from __future__ import annotations
+
+import json
+
+from pipelines.context import open_run
+from pipelines.options import Output, Recipe, Set
+from pipelines.stages import run_stages, upto
+
+
+def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+    """Evaluate the run's classifiers on other sets and under corruptions, and measure the gap between real and synthetic."""
+    from engine.evaluation.evaluate import check, evaluate, finished, needs_synthetic
+
+    with open_run(recipe, set_, output, "evaluate", check) as run:
+        from rich.console import Console
+
+        from engine.cluster.session import session
+        from engine.images import catalog
+        from engine.report.evaluation import tables
+        from engine.storage.run import read_spec
+
+        result = finished(run.spec, run.store)
+        if result is not None:
+            run.reporter.note(f"nothing to do: {run.store.url} holds the finished evaluation")
+        else:
+            run.reporter.note("starting Ray ...")
+            with session(run.spec.resources):
+                run_stages(run, upto("generate" if needs_synthetic(run.spec, run.store) else "catalog"))
+                result = evaluate(run.spec, catalog.load(run.store), run.store, run.reporter)
+            if run.store.exists("report.html"):
+                from engine.report import html
+
+                html.write(run.store, read_spec(run.store))
+    console = Console()
+    for table in tables(result):
+        console.print(table)
+    console.print(json.dumps({"results": f"{run.store.url}/results/evaluate.json"}), soft_wrap=True, highlight=False)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["evaluate", *sys.argv[1:]]))
