@@ -19,6 +19,7 @@ SCORE = "score"
 
 Report = Callable[[float], None]
 Function = Callable[[dict[str, Any], Report, Any], None]
+Ended = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ def concurrent(resources: ResourcesSpec) -> int:
     return max(1, room // resources.train_workers)
 
 
+def one_worker(resources: ResourcesSpec) -> ResourcesSpec:
+    """The resources of a trial's Ray Train run where trials run side by side, each with one worker."""
+    return resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
+
+
 def run(
     function: Function,
     space: Mapping[str, Any],
@@ -51,12 +57,14 @@ def run(
     searcher: Any = None,
     scheduler: Any = None,
     samples: int = 1,
+    ended: Ended = lambda config, result: None,
 ) -> list[Trial]:
     """Run `function(config, report, parameters)` for what Ray Tune draws from `space`; larger scores are better.
 
-    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends. What a trial
-    publishes is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what is
-    published. A MimeoError ends its own trial and comes back as a value; any other exception is raised.
+    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends; before it
+    `ended(config, result)`, with its last report, where it came to its end or the scheduler stopped it. What a trial publishes
+    is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what is published. A
+    MimeoError ends its own trial and comes back as a value; any other exception is raised.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -75,7 +83,7 @@ def run(
                 max_concurrent_trials=concurrent(resources),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell)]),
+            run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell, ended)]),
         )
         return [_ended(result) for result in tuner.fit()]
 
@@ -93,13 +101,14 @@ def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:
         tune.report({SCORE: float("-inf"), FAULT: [type(error).__name__, error.where, error.what, error.fix]})
 
 
-def _watch(tell: Callable[[], None]) -> Any:
+def _watch(tell: Callable[[], None], ended: Ended) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
-        """Counts trials as they end."""
+        """Sees trials as they end."""
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            ended(dict(trial.config), dict(trial.last_result or {}))
             tell()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
