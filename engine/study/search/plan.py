@@ -193,8 +193,8 @@ def check_ratios(spec: RunSpec, n: int) -> None:
 
 
 def name_of(values: Values) -> str:
-    """Eight letters that stand for a choice of values."""
-    return digest([list(pair) for pair in values])[:8]
+    """Eight letters that stand for a choice of values; `base` for the recipe's own."""
+    return digest([list(pair) for pair in values])[:8] if values else "base"
 
 
 def described(values: Sequence[tuple[str, Any]]) -> list[str]:

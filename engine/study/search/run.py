@@ -122,7 +122,7 @@ def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
     choice = Point(written["ratio"], tuple(sorted(written["values"].items())))
     if not store.exists(TEST):
         points = list(dict.fromkeys((ZERO, choice)))
-        session.run("test", plan.TESTS, [Work(p, (seeds,)) for p in points for seeds in plan.by_generator(spec)])
+        session.run("test", plan.TESTS, [Work(point, (plan.seeds(spec),)) for point in points])
         values = {point: _accuracies(spec, store, plan.TESTS, point) for point in points}
         read = summary.reading(choice, values, session.catalog.split("test").num_rows)
         store.create(TEST, json.dumps(read, indent=1, allow_nan=False).encode())

@@ -19,7 +19,9 @@ STRENGTH = {"generate.pairing": ["own"], "generate.strength": [0.5, 1]}
 
 def _spec(split: dict[str, Any] | None = None, **search: Any) -> RunSpec:
     sizes = {"train": 30, "validation": 20, "test": 50} | (split or {})
-    return validate({"name": "few", "source": {"kind": "digits"}, "images": {"size": 8}, "split": sizes, "search": search})
+    return validate(
+        {"name": "few", "source": {"kind": "digits"}, "images": {"size": 8}, "split": sizes, "search": search}
+    )
 
 
 def test_the_grid_is_the_product_with_values_as_the_recipe_reads_them() -> None:
@@ -32,7 +34,9 @@ def test_the_grid_is_the_product_with_values_as_the_recipe_reads_them() -> None:
     assert points[0].label == "1x, guidance_scale 1.0"
 
 
-@pytest.mark.parametrize(("ratio", "n", "count"), [(0.29, 100, 29), (0.5, 25, 12), (2.0, 30, 60), (0.1, 30, 3), (0.0, 9, 0)])
+@pytest.mark.parametrize(
+    ("ratio", "n", "count"), [(0.29, 100, 29), (0.5, 25, 12), (2.0, 30, 60), (0.1, 30, 3), (0.0, 9, 0)]
+)
 def test_a_ratio_takes_floor_of_what_is_written(ratio: float, n: int, count: int) -> None:
     assert Point(ratio).count(n) == count
 
@@ -94,7 +98,11 @@ def test_bad_sections_are_refused_when_the_recipe_is_read(search: dict[str, Any]
         ({"validation": 0}, {}, "validation"),
         ({}, {"space": {"generate.guidnce_scale": [1]}}, "did you mean guidance_scale"),
         ({}, {"space": {"generate.guidance_scale": [1, -2]}}, "got -2"),
-        ({}, {"space": {"generate.pairing": ["own", "none"], "generate.strength": [0.5]}}, "pairing none, strength 0.5"),
+        (
+            {},
+            {"space": {"generate.pairing": ["own", "none"], "generate.strength": [0.5]}},
+            "pairing none, strength 0.5",
+        ),
         ({}, {"space": {"model.lora_scale": [1]}}, "there is no LoRA"),
         ({}, {"ratios": [0.01]}, "less than one image"),
     ],
