@@ -105,16 +105,22 @@ def _watch(tell: Callable[[], None], ended: Ended) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
-        """Sees trials as they end."""
+        """Sees trials as they end; Tune pickles it with its own state, where what it tells (a terminal) has no place."""
+
+        def __init__(self, tell: Callable[[], None], ended: Ended) -> None:
+            self.tell, self.ended = tell, ended
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            ended(dict(trial.config), dict(trial.last_result or {}))
-            tell()
+            self.ended(dict(trial.config), dict(trial.last_result or {}))
+            self.tell()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            tell()
+            self.tell()
 
-    return Watch()
+    return Watch(tell, ended)
 
 
 def _ended(result: Any) -> Trial:
