@@ -22,6 +22,17 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
+# What `mimeo search` sets itself, and what would change the real images' codec from trial to trial.
+FIXED = (
+    "generate.count",
+    "generate.shard_size",
+    "generate.format",
+    "generate.quality",
+    "generate.gate.max_quarantined",
+)
+RUNGS_FROM = 4  # classifiers a setting
+
+
 class AblationSpec(Spec):
     """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds, paired."""
 
@@ -39,15 +50,34 @@ class AblationSpec(Spec):
 class SearchSpec(Spec):
     """`mimeo search`: which ratio of synthetic to real images is best, judged on the validation split alone.
 
-    `ratios` are synthetic images a real one; `space` holds further settings of the recipe, each with the values to try.
+    `ratios` are synthetic images a real one, 0 always among them; `space` holds further settings of the drawing, each with the
+    values to try.
     """
 
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-    space: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    space: dict[str, Annotated[tuple[Any, ...], Field(min_length=1)]] = Field(default_factory=dict)
     method: Literal["grid", "optuna", "asha"] = "grid"
     trials: Count | None = None
     generator_seeds: Repeats = 1
     judge_seeds: Repeats = 5
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> SearchSpec:
+        if max(self.ratios) == 0:
+            raise ValueError("ratios hold nothing but 0: add one above it")
+        for key, values in self.space.items():
+            if not all(isinstance(value, str | int | float | None) for value in values):
+                raise ValueError(f"space: the values of {key} must be numbers or words")
+            if key in FIXED:
+                raise ValueError(f"space cannot hold {key}: it decides what all trials share")
+            if not key.startswith("generate.") and key != "model.lora_scale":
+                raise ValueError(f"space cannot hold {key}: use keys under generate. and model.lora_scale")
+        if self.method == "grid" and self.trials is not None:
+            raise ValueError("method grid tries every setting: leave trials out, or use optuna or asha")
+        if self.method == "asha" and self.generator_seeds * self.judge_seeds < RUNGS_FROM:
+            what = f"method asha needs generator_seeds x judge_seeds of {RUNGS_FROM} or more to stop bad settings early"
+            raise ValueError(what)
+        return self
 
 
 class EquivalenceSpec(Spec):

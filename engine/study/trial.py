@@ -13,6 +13,7 @@ from engine.conditions import pool, table
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.spec.models import ModelSpec
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
 from engine.training.judge import Arm, Data
@@ -46,7 +47,7 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     from engine.training.pretrain.run import made_from
     from engine.training.pretrain.worker import Job, Training, training_set
 
-    store = _store(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
+    store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     if not store.exists(MODEL_MARKER):
         captions = _captions(spec, shared, store)
         job = Job(spec, store, made_from(spec, shared.catalog, captions))
@@ -65,29 +66,36 @@ def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Share
 
     What is there already is kept, so a trial that was cut short goes on.
     """
-    import torch
-
     from engine.diffusion import checkpoint as checkpoints
     from engine.generation import job as generation
     from engine.training.matching.precheck import lora_of, model_of
+
+    store = fine_tuned(spec, name, generator, shared, device)
+    tuned = model_of(spec, store)
+    model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": str(tuned)})
+    base = checkpoints.inspect(model, spec.images.size)
+    known, lora = table.load(store, spec), lora_of(spec, store)
+    generation.generate(spec, store, base, known, shared.catalog, quiet(), lora=lora, here=device)
+    return store
+
+
+def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
+    """All that comes before drawing: captions, features and, where the recipe has one, the fine-tune in `match/`."""
+    import torch
+
+    from engine.diffusion import checkpoint as checkpoints
     from engine.training.matching.run import match
 
     torch.set_num_threads(spec.resources.threads)
-    store, out = _store(shared, f"seed-{spec.seed}/{name}"), quiet()
+    store, out = output(shared, f"seed-{spec.seed}/{name}"), quiet()
     claim(store, spec)
     if not store.exists(catalogs.DONE):
         catalogs.copy(shared.catalog, open_store(shared.url), store)
-    model = spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
-    base = checkpoints.inspect(model, spec.images.size)
+    base = checkpoints.inspect(_model(spec, generator), spec.images.size)
     _captions(spec, shared, store)
     conditions.features(spec, shared.catalog, base.path, store, out, run=pool.here)
     if spec.match is not None:
         match(spec, store, base, shared.catalog, out, here=device)
-    tuned = model_of(spec, store)
-    if tuned is not None:
-        base = checkpoints.inspect(model.model_copy(update={"checkpoint": str(tuned)}), spec.images.size)
-    known, lora = table.load(store, spec), lora_of(spec, store)
-    generation.generate(spec, store, base, known, shared.catalog, out, lora=lora, here=device)
     return store
 
 
@@ -125,7 +133,12 @@ def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
     return table.load_captions(store)
 
 
-def _store(shared: Shared, name: str) -> Store:
+def _model(spec: RunSpec, generator: str | None) -> ModelSpec:
+    return spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
+
+
+def output(shared: Shared, name: str) -> Store:
+    """The output of a trial, or of what trials share."""
     return open_store(f"{shared.url}/trials/{name}")
 
 

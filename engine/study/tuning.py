@@ -20,6 +20,7 @@ SCORE = "score"
 
 Report = Callable[[float], None]
 Function = Callable[[dict[str, Any], Report, Any], None]
+Ended = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def concurrent(resources: ResourcesSpec) -> int:
     return max(1, room // resources.train_workers)
 
 
-def single(resources: ResourcesSpec) -> ResourcesSpec:
-    """For trials that run side by side, each with one worker."""
+def one_worker(resources: ResourcesSpec) -> ResourcesSpec:
+    """The resources of a trial's Ray Train run where trials run side by side, each with one worker."""
     return resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
 
 
@@ -83,12 +84,14 @@ def run(
     searcher: Any = None,
     scheduler: Any = None,
     samples: int = 1,
+    ended: Ended = lambda config, result: None,
 ) -> list[Trial]:
     """Run `function(config, report, parameters)` for what Ray Tune draws from `space`; larger scores are better.
 
-    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends. What a trial
-    publishes is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what is
-    published. A MimeoError ends its own trial and comes back as a value; any other exception is raised.
+    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends; before it
+    `ended(config, result)`, with its last report, where it came to its end or the scheduler stopped it. What a trial publishes
+    is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what is published. A
+    MimeoError ends its own trial and comes back as a value; any other exception is raised.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -107,7 +110,7 @@ def run(
                 max_concurrent_trials=concurrent(resources),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell)]),
+            run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell, ended)]),
         )
         return [_ended(result) for result in tuner.fit()]
 
@@ -125,19 +128,26 @@ def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:
         tune.report({SCORE: float("-inf"), FAULT: [type(error).__name__, error.where, error.what, error.fix]})
 
 
-def _watch(tell: Callable[[], None]) -> Any:
+def _watch(tell: Callable[[], None], ended: Ended) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
-        """Counts trials as they end."""
+        """Sees trials as they end; Tune pickles it with its own state, where what it tells (a terminal) has no place."""
+
+        def __init__(self, tell: Callable[[], None], ended: Ended) -> None:
+            self.tell, self.ended = tell, ended
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            tell()
+            self.ended(dict(trial.config), dict(trial.last_result or {}))
+            self.tell()
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            tell()
+            self.tell()
 
-    return Watch()
+    return Watch(tell, ended)
 
 
 def _ended(result: Any) -> Trial:

@@ -112,7 +112,7 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         )
     assert test is not None
     study, board = ray.put(Study(spec, Shared(store.url, catalog, train, test), validation)), Board.create()
-    parameters = {"study": [study], "board": board, "resources": tuning.single(spec.resources)}
+    parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
     with follow(board, reporter):
         tuning.every(trial, "seed", pending, parameters, reporter, "deliberate")
 

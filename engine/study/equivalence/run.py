@@ -68,7 +68,7 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
     study, board = ray.put(Study(spec, store.url, catalog, *images)), Board.create()
     by_key = {cell.key: cell for cell in pending}
-    parameters = {"study": [study], "board": board, "cells": by_key, "resources": tuning.single(spec.resources)}
+    parameters = {"study": [study], "board": board, "cells": by_key, "resources": tuning.one_worker(spec.resources)}
     with follow(board, reporter):
         tuning.every(trial, "cell", list(by_key), parameters, reporter, "equivalence")
 

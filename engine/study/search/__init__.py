@@ -1,0 +1,1 @@
+"""Which ratio of synthetic to real images is best, judged on the validation split alone."""

@@ -1,0 +1,257 @@
+"""`mimeo search`: settings as trials of Ray Tune, judged on validation images; the best one's test accuracy is read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.errors import ConfigError
+from engine.images.catalog import SCHEMA, Catalog, table_digest
+from engine.spec import RunSpec, identity
+from engine.storage.store import Store
+from engine.study import tuning
+from engine.study.search import plan, rungs, summary
+from engine.study.search.plan import Point, Work
+from engine.study.search.suggest import searcher
+from engine.study.search.summary import ZERO
+from engine.study.search.trial import Study, loop
+from engine.training.judge_data import real_images
+
+CHOICE = "results/search/choice.json"
+TEST = "results/search/test.json"
+
+
+def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+    """Run every trial that has no result yet, choose, read the test split once; writes and returns results/search.json.
+
+    Call it inside a Ray session. Each classifier's accuracy is published on its own, so a search that was cut short goes on,
+    and one with more ratios, values or seeds adds them. Once the test split was read for a choice it is never read for another.
+    """
+    n, images = catalog.split("train").num_rows, catalog.split("validation").num_rows
+    if not images:
+        raise ConfigError("split.validation", "no image is in it, and a search judges on these alone", "raise it")
+    plan.check_ratios(spec, n)
+    session = _Session(spec, catalog, store, reporter)
+    points = _search(session)
+    values = {point: _accuracies(spec, store, plan.TRIALS, point) for point in points}
+    found = summary.curve(values, len(plan.seeds(spec)), n)
+    best = summary.choose(found)
+    asked = plan.section(spec)
+    result = {
+        "name": spec.name,
+        "training_images": n,
+        "validation_images": images,
+        "generator_seeds": asked.generator_seeds,
+        "judge_seeds": asked.judge_seeds,
+        "method": asked.method,
+        "points": found,
+        "chosen": best["key"],
+        "beats_zero": best["gain"] is not None and best["gain"]["finding"] == "higher",
+        "one_standard_error": summary.plainer(found, best)["key"],
+        "test": _test(session, best) if catalog.split("test").num_rows else None,
+        "covers": summary.covers(asked.generator_seeds, asked.judge_seeds, images),
+        "asked": asked.model_dump(mode="json"),
+        "recipe": identity(spec),
+    }
+    store.replace(plan.RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+    return result
+
+
+def _search(session: _Session) -> list[Point]:
+    """Run what is missing; returns the settings that have accuracies, ratio 0 first."""
+    spec, store = session.spec, session.store
+    asked, points = plan.section(spec), plan.tried(spec)
+    grid = points if asked.method == "grid" else []
+    works = [Work(point, (seeds,)) for point in (ZERO, *grid) for seeds in plan.by_generator(spec)]
+    session.run("validation", plan.TRIALS, works)
+    if asked.method == "asha":
+        _asha(session, points)
+    elif asked.method == "optuna":
+        points = _optuna(session)
+    return [ZERO, *(point for point in points if _accuracies(spec, store, plan.TRIALS, point))]
+
+
+def _asha(session: _Session, points: Sequence[Point]) -> None:
+    """Settings whose mean is in the lower half at a rung are stopped there, and stay so."""
+    spec, store = session.spec, session.store
+    seeds = plan.seeds(spec)
+    works = [Work(point, rungs.stretches(seeds)) for point in points]
+    ended = [work for work in works if _whole(spec, store, work.point) or store.exists(plan.stopped(work.point))]
+    known = {point.key: _means(spec, store, point) for point in [ZERO, *(work.point for work in ended)]}
+
+    def note(config: dict[str, Any], result: dict[str, Any]) -> None:
+        point = next(work.point for work in works if work.key == config["trial"])
+        if result.get(tuning.FAULT) is None and not _whole(spec, store, point):
+            accuracies = list(_accuracies(spec, store, plan.TRIALS, point).values())
+            store.create(plan.stopped(point), json.dumps({"accuracies": accuracies}).encode())
+
+    left = [work for work in works if work not in ended]
+    session.run("validation", plan.TRIALS, left, scheduler=rungs.scheduler(known, len(seeds)), ended=note)
+
+
+def _optuna(session: _Session) -> list[Point]:
+    """Each next setting follows from the scores of those before; finished ones are handed to Optuna. Returns all finished."""
+    spec, store, space = session.spec, session.store, plan.space(session.spec)
+    points = space.points()
+
+    def finished() -> list[tuple[Point, float]]:
+        return [(p, _means(spec, store, p)[-1]) for p in points if _whole(spec, store, p)]
+
+    known = finished()
+    left = min(plan.section(spec).trials or len(points), len(points)) - len(known)
+    if left > 0:
+        chosen = searcher(space, known, spec.seed, tuning.SCORE)
+        session.suggest(space, plan.by_generator(spec), chosen, left)
+    return [point for point, _ in finished()]
+
+
+def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
+    """Write the choice down, then read the test split for it and for ratio 0; an earlier choice's reading is the only one."""
+    spec, store = session.spec, session.store
+    store.create(CHOICE, json.dumps({"ratio": best["ratio"], "values": best["values"]}, sort_keys=True).encode())
+    written = json.loads(store.read(CHOICE))
+    choice = Point(written["ratio"], tuple(sorted(written["values"].items())))
+    if not store.exists(TEST):
+        points = list(dict.fromkeys((ZERO, choice)))
+        session.run("test", plan.TESTS, [Work(point, (plan.seeds(spec),)) for point in points])
+        values = {point: _accuracies(spec, store, plan.TESTS, point) for point in points}
+        read = summary.reading(choice, values, session.catalog.split("test").num_rows)
+        store.create(TEST, json.dumps(read, indent=1, allow_nan=False).encode())
+    return {**json.loads(store.read(TEST)), "of_this_choice": choice.key == best["key"]}
+
+
+def _accuracies(spec: RunSpec, store: Store, folder: str, point: Point) -> dict[tuple[int, int], float]:
+    """Published accuracies, in the order of the seeds, up to the first that is missing."""
+    found = {}
+    for seed in plan.seeds(spec):
+        name = plan.outcome(folder, point, seed)
+        if not store.exists(name):
+            break
+        found[seed] = float(json.loads(store.read(name))["accuracy"])
+    return found
+
+
+def _whole(spec: RunSpec, store: Store, point: Point) -> bool:
+    return all(store.exists(plan.outcome(plan.TRIALS, point, seed)) for seed in plan.seeds(spec))
+
+
+def _means(spec: RunSpec, store: Store, point: Point) -> list[float]:
+    """Running means of a setting's accuracies."""
+    values = np.array(list(_accuracies(spec, store, plan.TRIALS, point).values()))
+    return (np.cumsum(values) / np.arange(1, len(values) + 1)).tolist()
+
+
+def withheld(catalog: Catalog) -> Catalog:
+    """The catalog whose test images are "unused": nothing that is given it can find them."""
+    test = pc.equal(catalog.table["split"], "test")
+    splits = pc.if_else(test, pa.scalar("unused"), catalog.table["split"])
+    table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
+    return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
+
+
+@dataclass(frozen=True)
+class _Session:
+    """Runs trials on Ray Tune; `split` names the images that their classifiers are scored on."""
+
+    spec: RunSpec
+    catalog: Catalog
+    store: Store
+    reporter: Reporter
+
+    def run(self, split: str, folder: str, works: Sequence[Work], **options: Any) -> None:
+        """One trial for each piece of work that is not done."""
+        left = {work.key: work for work in works if not self._done(folder, work)}
+        if left:
+            from ray import tune
+
+            parameters = {"works": left}
+            self._tune(split, folder, {"trial": tune.grid_search(list(left))}, parameters, len(left), **options)
+
+    def suggest(self, space: plan.Space, stretches: Sequence[plan.Seeds], chosen: Any, count: int) -> None:
+        """`count` trials that the searcher suggests, each with all its seeds."""
+        parameters = {"space": space, "stretches": tuple(stretches)}
+        self._tune("validation", plan.TRIALS, {}, parameters, count, searcher=chosen, samples=count)
+
+    def _done(self, folder: str, work: Work) -> bool:
+        return all(self.store.exists(plan.outcome(folder, work.point, seed)) for seed in work.seeds)
+
+    def _tune(
+        self, split: str, folder: str, space: Mapping[str, Any], parameters: dict[str, Any], count: int, **options: Any
+    ) -> None:
+        with self._study(split, folder) as (study, board):
+            done, resources = 0, tuning.one_worker(self.spec.resources)
+            parameters |= {"study": [study], "board": board, "resources": resources}
+            with self.reporter.task(f"search: {split}", count, "trials") as task:
+                task.update(0)
+
+                def tell() -> None:
+                    nonlocal done
+                    done += 1
+                    task.update(done)
+
+                ended = tuning.run(trial, space, parameters, resources=resources, tell=tell, **options)
+        self._raise_first([one for one in ended if one.error is not None], len(ended), parameters)
+
+    @contextmanager
+    def _study(self, split: str, folder: str) -> Iterator[tuple[Any, Board]]:
+        import ray
+
+        spec, rows = self.spec, self.catalog.split(split)
+        train = self.catalog.split("train")
+        with self.reporter.task("search: real images", train.num_rows + rows.num_rows) as task:
+            seen = real_images(spec, train, task, same_codec=True)
+            held = real_images(spec, rows, task, same_codec=False)
+        study = ray.put(Study(spec, self.store.url, withheld(self.catalog), seen, held, folder))
+        board = Board.create()
+        with follow(board, self.reporter):
+            yield study, board
+
+    def _raise_first(self, faults: Sequence[tuning.Trial], trials: int, parameters: dict[str, Any]) -> None:
+        """Tell every failed trial's reason, then raise the first's."""
+        for fault in faults:
+            self.reporter.note(f"trial {_work(fault.config, parameters).key} failed: {fault.error}")
+        if faults:
+            first = faults[0].error
+            assert first is not None
+            where = f"{len(faults)} of {trials} trials failed, the first ({_work(faults[0].config, parameters).key}) at {first.where}"
+            raise type(first)(where, first.what, first.fix)
+
+
+def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
+    """The driver function of one trial: a Ray Train run of one worker for each stretch of its classifiers.
+
+    Reports the mean of its accuracies after each classifier, at the end of the stretch: there ASHA may stop it.
+    """
+    import ray
+
+    from engine.storage.store import open_store
+    from engine.training import setup
+
+    work = _work(config, parameters)
+    reference = parameters["study"][0]
+    study: Study = ray.get(reference)
+    store, values = open_store(study.url), []
+    for seeds in work.stretches:
+        names = [plan.outcome(study.folder, work.point, seed) for seed in seeds]
+        if not all(store.exists(name) for name in names):
+            given = {"study": reference, "work": work, "seeds": seeds, "board": parameters["board"]}
+            setup.run(loop, given, name=f"search-{work.point.key}", resources=parameters["resources"])
+        for name in names:
+            values.append(float(json.loads(store.read(name))["accuracy"]))
+            report(float(np.mean(values)))
+
+
+def _work(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> Work:
+    """What a trial's configuration stands for: a named piece of work, or indices into the space."""
+    if "trial" in config:
+        return parameters["works"][config["trial"]]
+    return Work(parameters["space"].point(config), parameters["stretches"])

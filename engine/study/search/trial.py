@@ -1,0 +1,126 @@
+"""One trial of a ratio search: the generator, images and fine-tune that it shares, and its classifiers on all they see."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from engine.cluster.board import Board
+from engine.errors import OutputInUseError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec
+from engine.storage.lock import hold
+from engine.storage.store import Store, open_store
+from engine.study.search.plan import Point, Seeds, Work, judge_seed, largest, name_of, outcome, set_spec
+from engine.study.trial import Shared, fine_tuned, output, quiet, synthetic_set, train_generator
+from engine.training.judge import Arm, Data, judge_one
+from engine.training.judge_data import Arrays, synthetic_images
+from engine.training.matching.precheck import MARKER
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all trials have in common: the recipe, the output, the catalog, the real training images, and what to score on.
+
+    `held` are the validation images while settings are compared; `catalog` then names no test image. `folder`: where
+    accuracies go.
+    """
+
+    spec: RunSpec
+    url: str
+    catalog: Catalog
+    train: Arrays
+    held: Arrays
+    folder: str
+
+    @property
+    def n(self) -> int:
+        """Real training images."""
+        return len(self.train.labels)
+
+
+def loop(config: dict[str, Any]) -> None:
+    """The Ray Train worker of one stretch of a trial: `study` (a reference), `work`, `seeds`, `board`."""
+    import ray
+    import torch
+
+    from engine.training.setup import place
+
+    here = place()
+    if here.rank == 0:
+        torch.set_num_threads(1)
+        score(ray.get(config["study"]), config["work"], config["seeds"], str(here.device), config["board"])
+
+
+def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | None = None) -> None:
+    """Train the classifiers that have no accuracy yet, and publish each one's as soon as it is known."""
+    store, point = open_store(study.url), work.point
+    data: tuple[int, Data] | None = None
+    for done, seed in enumerate(seeds):
+        name, generator = outcome(study.folder, point, seed), seed[0]
+        if store.exists(name):
+            continue
+        if data is None or data[0] != generator:
+            data = generator, _data(study, point, generator, device)
+        arm = Arm("mixed", math.ceil(point.ratio)) if point.ratio else Arm("real")
+        found = judge_one(arm, judge_seed(seed), study.spec.judge, data[1], device)
+        facts = {
+            "ratio": point.ratio,
+            "values": point.changes(),
+            "accuracy": found.accuracy,
+            "real_images": found.real_images,
+            "synthetic_images": found.synthetic_images,
+        }
+        store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+        if board is not None:
+            board.update(f"search {work.key}", done + 1, len(seeds), "classifiers")
+
+
+def _data(study: Study, point: Point, generator: int, device: str) -> Data:
+    synthetic = _synthetic(study, point, generator, device) if point.ratio else None
+    return Data(study.train, study.held, synthetic, study.n, len(study.catalog.class_names))
+
+
+def _synthetic(study: Study, point: Point, generator: int, device: str) -> Arrays:
+    """The first samples of the set of this generator seed and these values; whoever comes first makes it, others wait."""
+    needed = max(largest(study.spec, study.n), point.count(study.n))
+    spec = set_spec(study.spec, point, generator, needed)
+    shared = Shared(study.url, study.catalog, study.train, study.held)
+    name = f"search-{name_of(point.values)}-{spec.generate.count}"
+    with _alone(output(shared, f"seed-{spec.seed}/search-shared")):
+        model = train_generator(spec, shared, device, "search-generator") if spec.model.checkpoint is None else None
+        tuned = None
+        if spec.match is not None:
+            tuned = fine_tuned(set_spec(study.spec, Point(0.0), generator, 1), "search-tuned", model, shared, device)
+    store = output(shared, f"seed-{spec.seed}/{name}")
+    with _alone(store):
+        if tuned is not None:
+            _copy_match(tuned, store)
+        synthetic_set(spec, name, model, shared, device)
+    count = point.count(study.n)
+    with quiet().task("images", count) as task:
+        return synthetic_images(spec, store, count, task)
+
+
+def _copy_match(source: Store, target: Store) -> None:
+    """Hand on a fine-tune, which depends on nothing that a search changes; the file that says it is whole comes last."""
+    for entry in sorted(source.list("match/"), key=lambda entry: entry.name == MARKER):
+        if not target.exists(entry.name):
+            target.create(entry.name, source.read(entry.name))
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Hold an output that trials share, waiting for the one that is at work there; a lock ends with its process."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(store, "mimeo search"))
+                break
+            except OutputInUseError:
+                continue
+        yield
