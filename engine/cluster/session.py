@@ -27,6 +27,10 @@ QUIET = {
     "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
 }
+PRIVATE = {
+    "MIMEO_PRIVATE_RAY": "1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away; on clusters it stays on
+}
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray._private", "ray.tune")
 
 
@@ -155,7 +159,7 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None) -> Iterato
             yield
         return
     folder = tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None)
-    os.environ["MIMEO_PRIVATE_RAY"] = "1"
+    os.environ.update(PRIVATE)
     try:
         wanted = max(
             num_cpus or 0,
@@ -177,7 +181,8 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None) -> Iterato
         yield
     finally:
         ray.shutdown()
-        os.environ.pop("MIMEO_PRIVATE_RAY", None)
+        for name in PRIVATE:
+            os.environ.pop(name, None)
         shutil.rmtree(folder, ignore_errors=True)
 
 

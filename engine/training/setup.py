@@ -83,7 +83,6 @@ def _trainer(
     loop: Loop, config: Config, name: str, resources: ResourcesSpec, kind: str, max_failures: int, folder: str
 ) -> Any:
     import ray.train
-    import ray.train.torch
     from ray.train.v2.api.callback import UserCallback
 
     api: Any = ray.train  # the static types are those of Train V1
@@ -101,7 +100,7 @@ def _trainer(
                 if isinstance(error, FINDINGS):
                     raise error
 
-    return api.torch.TorchTrainer(
+    return _trainer_class()(
         worker,
         train_loop_config=config,
         scaling_config=api.ScalingConfig(
@@ -116,6 +115,26 @@ def _trainer(
             callbacks=[StopOnFindings()],
         ),
     )
+
+
+def _trainer_class() -> Any:
+    """TorchTrainer without the two processes a run that nothing here needs: each start costs seconds of a small machine's CPU.
+
+    No run hands data sets to Ray Train, and a private Ray ends with its only user: nobody has to free its placement groups.
+    """
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    dropped: tuple[type, ...] = (DatasetsCallback,)
+    if os.environ.get("MIMEO_PRIVATE_RAY"):
+        dropped += (PlacementGroupCleanerCallback,)
+
+    class Trainer(TorchTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [one for one in super()._create_default_callbacks() if not isinstance(one, dropped)]
+
+    return Trainer
 
 
 def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
