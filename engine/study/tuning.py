@@ -12,6 +12,7 @@ from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
+from engine.training.setup import beside
 
 DRIVER = {"memory": 512 * 2**20}  # what a driver function reserves: its workers take the CPUs and GPUs
 QUIET = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -112,7 +113,7 @@ def run(
             ),
             run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell, ended)]),
         )
-        return [_ended(result) for result in tuner.fit()]
+        return [_ended(result) for result in beside(tuner.fit)]
 
 
 def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:

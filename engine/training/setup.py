@@ -72,7 +72,7 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
         with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
             trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
             try:
-                return _fit(trainer.fit) or {}
+                return beside(trainer.fit).return_value or {}
             except Exception as error:
                 if not left or not _died_while_starting(error):
                     raise _unwrap(error) from None
@@ -166,22 +166,26 @@ def _prepare(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def _fit(fit: Callable[[], Any]) -> Config | None:
-    """Run `fit` beside the main thread, so that Ray Train does not take over SIGINT."""
+def beside(call: Callable[[], Any]) -> Any:
+    """What `call` returns or raises, run beside the main thread.
+
+    So Ray does not take over SIGINT, and a signal's exception finds the main thread in Python, not inside Ray's C++ core, which
+    would make a SystemError of it.
+    """
     box: dict[str, Any] = {}
 
     def target() -> None:
         try:
-            box["result"] = fit()
+            box["result"] = call()
         except BaseException as error:
             box["error"] = error
 
-    thread = threading.Thread(target=target, name="mimeo-train", daemon=True)
+    thread = threading.Thread(target=target, name="mimeo-ray", daemon=True)
     thread.start()
     thread.join()
     if "error" in box:
         raise box["error"]
-    return box["result"].return_value
+    return box["result"]
 
 
 def _died_while_starting(error: BaseException) -> bool:
