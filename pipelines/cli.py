@@ -25,10 +25,11 @@ from pipelines import (
     run,
     status,
     study,
+    train,
     verify,
 )
 
-VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, report, verify, status, doctor)
+VERBS = (quickstart, run, plan, pretrain, condition, match, generate, judge, train, report, verify, status, doctor)
 
 app = typer.Typer(
     name="mimeo",

@@ -36,6 +36,7 @@ PATHS = (
     "model.lora",
     "conditions.caption.path",
     "conditions.features.path",
+    "train.weights",
 )
 
 
