@@ -136,7 +136,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with session(ResourcesSpec(device="cpu")):
-        rows = [measure(name, CASES[name], arguments.rounds) for name in ([arguments.case] if arguments.case else CASES)]
+        rows = [
+            measure(name, CASES[name], arguments.rounds) for name in ([arguments.case] if arguments.case else CASES)
+        ]
     for row in rows:
         rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["images_per_s"].items())
         print(

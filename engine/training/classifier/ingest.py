@@ -118,7 +118,7 @@ def _view(table: pa.Table, side: int) -> Any:
 def decoded(data: memoryview, side: int) -> Pixels:
     """Pixels of an image that this engine has encoded; DataError where they are not of that size."""
     try:
-        if data[:2] == b"\xff\xd8":
+        if bytes(data[:2]) == b"\xff\xd8":
             pixels = simplejpeg.decode_jpeg(data, "RGB")
         else:
             pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "WEBP")).convert("RGB"))

@@ -27,7 +27,9 @@ def written(store: Store, names: tuple[str, ...] = NAMES, *, shift: int = 0) -> 
     for number in range(40):
         row = dict.fromkeys(catalogs.SCHEMA.names)
         split, content = ("train", number) if number < 30 else ("test", number + shift)
-        rows.append(row | {"key": f"{number:04d}", "label": number % 10, "split": split, "pixels_sha256": f"{content:064x}"})
+        rows.append(
+            row | {"key": f"{number:04d}", "label": number % 10, "split": split, "pixels_sha256": f"{content:064x}"}
+        )
     table = pa.Table.from_pylist(rows, schema=catalogs.SCHEMA)
     made = Catalog(table, names, 0, catalogs.table_digest(table))
     store.replace(catalogs.TABLE, catalogs._parquet(table))
