@@ -43,7 +43,7 @@ def made(folder: Path, **sections: Any) -> tuple[RunSpec, Store, Catalog]:
 
 def killer(store: Store, name: str, done: threading.Event, killed: list[int]) -> None:
     """Kill the training's worker once a checkpoint in its middle is there."""
-    while not any("000000060" <= entry.name[-12:-3] for entry in store.list(f"checkpoints/train/{name}")):
+    while not any(entry.name[-12:-3] >= "000000060" for entry in store.list(f"checkpoints/train/{name}")):
         if done.wait(0.005):
             return
     for process in psutil.Process().children(recursive=True):

@@ -52,13 +52,18 @@ def asked(tmp_path: Path, **train: Any) -> RunSpec:
     return digits_spec(train={"synthetic": [str(tmp_path / "b")], **train})
 
 
+def further(spec: RunSpec, store: Store, real: Catalog) -> list[sources.Source]:
+    """Both checks, as the verb makes them."""
+    assert spec.train is not None
+    sources.precheck(spec, spec.train, store.url)
+    return sources.further(spec.train, real)
+
+
 def test_the_union_counts_on_from_output_to_output(tmp_path: Path) -> None:
     spec, store, real = output(tmp_path / "a")
     output(tmp_path / "b", seed=1)
     spec = asked(tmp_path)
-    assert spec.train is not None
-    sources.precheck(spec, spec.train, store.url)
-    found = [sources.own(spec, store), *sources.further(spec.train, real)]
+    found = [sources.own(spec, store), *further(spec, store, real)]
     assert [source.planned for source in found] == [120, 120]
     requests = sources.requests("synthetic", found, 150, real.class_names)
     assert [(r.pieces, r.below, r.offset) for r in requests] == [
@@ -87,10 +92,8 @@ def test_outputs_of_another_kind_are_refused(tmp_path: Path, other: dict[str, An
         output(tmp_path / "b", names, **other)
         real = written(store, shift=shift)
     spec = asked(tmp_path)
-    assert spec.train is not None
     with pytest.raises(MimeoError) as caught:
-        sources.precheck(spec, spec.train, store.url)
-        sources.further(spec.train, real)
+        further(spec, store, real)
     assert error in str(caught.value)
     assert "\n" not in str(caught.value)
 
