@@ -28,6 +28,7 @@ from pipelines import (
     search,
     status,
     study,
+    train,
     verify,
 )
 
@@ -40,6 +41,7 @@ VERBS = (
     match,
     generate,
     judge,
+    train,
     evaluate,
     search,
     equivalence,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from engine.training.judge_model import Judge
 
 FOLDER = "results/evaluate/judges"
-SAVED = "engine.training.classifier.saved"
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,6 @@ class JudgeClassifier:
         return np.asarray(torch.cat(out).numpy())
 
 
-def _saved_module() -> Any:
-    """The module that reads what `mimeo train` saves."""
-    try:
-        return importlib.import_module(SAVED)
-    except ModuleNotFoundError:
-        return None
-
-
 def judge_spec(spec: RunSpec) -> JudgeSpec:
     """The judge section with what the evaluate section asks for instead."""
     asked = spec.evaluate
@@ -84,18 +74,15 @@ def judge_spec(spec: RunSpec) -> JudgeSpec:
 
 
 def listed(spec: RunSpec, store: Store) -> list[Named]:
-    """Saved classifiers where the output holds any (named ARM-SEED), else the judges of the recipe, arm by arm."""
-    module = _saved_module()
-    names = list(module.names(store)) if module is not None else []
+    """Saved classifiers where the output holds any, else the judges of the recipe, arm by arm."""
+    from engine.training.classifier import saved
+
+    names = saved.names(store)
     if names:
-        return [_saved(name) for name in names]
+        facts = {name: saved.facts(store, name) for name in names}
+        return [Named(name, facts[name]["arm"], facts[name]["seed"], True) for name in names]
     own = judge_spec(spec)
     return [Named(f"{arm.key}-{seed}", arm.key, seed, False) for arm in judge.arms(own) for seed in range(own.seeds)]
-
-
-def _saved(name: str) -> Named:
-    arm, dash, seed = name.rpartition("-")
-    return Named(name, arm, int(seed), True) if dash and seed.isdecimal() else Named(name, name, 0, True)
 
 
 def judge_name(name: str) -> str:
@@ -108,7 +95,9 @@ def load(
 ) -> Classifier:
     """Open a classifier; raises DataError where it does not know the run's classes."""
     if named.saved:
-        classifier: Classifier = _saved_module().load(store, named.name)
+        from engine.training.classifier import saved
+
+        classifier = saved.load(store, named.name, device=device)
         if classifier.class_names != class_names:
             raise DataError(named.name, "was trained on other classes than this run's", "train it again")
         return classifier

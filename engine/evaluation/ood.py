@@ -29,10 +29,15 @@ CHUNK = 256
 
 
 class Classifier(Protocol):
-    """A trained classifier: `class_names` are its outputs in order, `size` the side of the images that it takes."""
+    """A trained classifier."""
 
-    class_names: tuple[str, ...]
-    size: int
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Its outputs, in order."""
+
+    @property
+    def size(self) -> int:
+        """The side of the images that it takes."""
 
     def probabilities(self, pixels: Pixels) -> NDArray[np.float32]:
         """(N, C) of pixels (N, size, size, 3) uint8."""

@@ -40,6 +40,7 @@ PATHS = (
     "conditions.features.path",
     "evaluate.sets.*.source.path",
     "evaluate.sets.*.source.test_path",
+    "train.weights",
 )
 
 

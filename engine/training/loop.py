@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -45,6 +45,16 @@ class Stage(Protocol):
         """The loss of this rank's part of global (micro-)batch `step`; its mean over the ranks is that of the whole batch."""
 
 
+@runtime_checkable
+class OwnOptimizer(Protocol):
+    """What a stage has besides where it brings its optimiser: AdamW without loss scaling is what others get."""
+
+    scaler: torch.amp.GradScaler | None  # scales the loss where gradients are float16
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimiser of these parameters; the loop sets its learning rate."""
+
+
 class Loop:
     """Trains one stage from `start` on; its whole state goes into and comes out of checkpoints."""
 
@@ -52,14 +62,18 @@ class Loop:
         """`state` is what `Loop.state` gave at a checkpoint of this stage, None at its start."""
         self.stage, self.place = stage, place
         self._parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self._parameters, lr=stage.lr(0), weight_decay=stage.weight_decay, fused=True
-        )
+        own = stage if isinstance(stage, OwnOptimizer) else None
+        self._scaler = own.scaler if own else None
+        self.optimizer = own.optimizer(self._parameters) if own else self._adamw()
         self.step, self.seconds = 0, 0.0
         self.losses: list[float] = []
         self._pending: list[torch.Tensor] = []
         if state is not None:
             self._restore(state)
+
+    def _adamw(self) -> torch.optim.Optimizer:
+        stage = self.stage
+        return torch.optim.AdamW(self._parameters, lr=stage.lr(0), weight_decay=stage.weight_decay, fused=True)
 
     def state(self) -> State:
         """Everything that the next step depends on, and the history; CPU or device tensors, numbers, text."""
@@ -71,7 +85,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.stage.ema.average if self.stage.ema else [],
             "kept": self.stage.kept,
-        }
+        } | ({"scaler": self._scaler.state_dict()} if self._scaler else {})
 
     def _weights(self) -> State:
         """The module's state without what is frozen."""
@@ -83,6 +97,8 @@ class Loop:
         assert state["weights"].keys() == self._weights().keys()
         self.stage.module.load_state_dict(state["weights"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self._scaler:
+            self._scaler.load_state_dict(state["scaler"])
         if self.stage.ema:
             for average, saved in zip(self.stage.ema.average, state["average"], strict=True):
                 average.copy_(saved)
@@ -137,13 +153,24 @@ class Loop:
         total = torch.zeros((), device=self.place.device)
         for part in range(stage.accumulate):
             loss = stage.loss(module, self.step * stage.accumulate + part) / stage.accumulate
-            loss.backward()
+            (self._scaler.scale(loss) if self._scaler else loss).backward()
             total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self._parameters, stage.clip_norm)
-        self.optimizer.step()
+        norm = self._update()
         if stage.ema:
             stage.ema.update(self._parameters, self.step)
         return torch.stack([total, norm])
+
+    def _update(self) -> torch.Tensor:
+        """Clip and step; returns the norm of the gradient, 0 where the loss scale was too high and the step is left out."""
+        if not self._scaler:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.clip_norm)
+            self.optimizer.step()
+            return norm
+        self._scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.clip_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return torch.where(norm.isfinite(), norm, torch.zeros_like(norm))
 
     def _check(self) -> None:
         """Take in the losses since the last look, averaged over the ranks; DataError when one is not finite."""

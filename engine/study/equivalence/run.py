@@ -84,6 +84,12 @@ def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, A
 
 
 def _check_settings(spec: RunSpec, store: Store, cell: Cell) -> None:
-    if store.exists(cell.name) and json.loads(store.read(cell.name))["settings"] != settings(spec, cell):
-        what = f"cell {cell.key} was measured with other settings in {store.url}"
+    """Refuse what was measured with other settings, and a real curve that lacks a base."""
+    if not store.exists(cell.name):
+        return
+    known = json.loads(store.read(cell.name))
+    lacking = [base for base in section(spec).bases if not cell.base and str(base) not in known["accuracies"]]
+    if known["settings"] != settings(spec, cell) or lacking:
+        how = f"without the size {lacking[0]}" if lacking else "with other settings"
+        what = f"cell {cell.key} was measured {how} in {store.url}"
         raise ConfigError("equivalence", what, "use another output")

@@ -12,13 +12,15 @@ import pytest
 from engine.errors import ConfigError, DataError
 from engine.evaluation import classifiers, units
 from engine.evaluation import evaluate as evaluation
-from engine.evaluation.classifiers import JudgeClassifier, Named
+from engine.evaluation.classifiers import Named
 from engine.evaluation.ood import right
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
-from engine.storage.store import Store
+from engine.spec.classifier import TrainSpec
+from engine.storage.store import Store, open_store
 from engine.study.comparison import compare
 from engine.training import judge
+from engine.training.classifier import models, saved
 from engine.training.judge_data import real_images
 from tests.support.synthetic import Quiet, claimed, digits_spec, noisy_digits, write_shards
 
@@ -108,24 +110,24 @@ def test_a_finished_evaluation_is_known_and_another_one_keeps_equal_pieces(
 
 
 def test_an_output_of_saved_classifiers_is_evaluated_with_these(
-    output: tuple[RunSpec, Store, Catalog, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    output: tuple[RunSpec, Store, Catalog, dict[str, Any]], tmp_path: Path
 ) -> None:
-    spec, store, catalog, _ = output
-    inner = classifiers.load(Named("real-1", "real", 1, False), spec, store, catalog.class_names, "cpu")
-
-    class Saved:
-        def names(self, store: Store) -> list[str]:
-            return ["real-0", "mixed_1x-12", "best"]
-
-        def load(self, store: Store, name: str) -> JudgeClassifier:
-            return inner
-
-    monkeypatch.setattr(classifiers, "_saved_module", Saved)
+    spec, _, catalog, _ = output
+    store = open_store(str(tmp_path))
+    assert not any(one.saved for one in classifiers.listed(spec, store))
+    section = TrainSpec(model="cnn")
+    for arm, seed, selected in (("real", 0, "last"), ("mixed_1x", 12, "last"), ("mixed_1x", 13, None)):
+        facts = {"arm": arm, "seed": seed, "selected": selected, "train": section.model_dump(mode="json")}
+        facts |= {"class_names": list(catalog.class_names), "size": spec.images.size}
+        model = models.build(section, spec.images.size, len(catalog.class_names))
+        saved.save(store, f"{arm}-{seed}-0a1b2c3d", "last", model, facts)
     listed = classifiers.listed(spec, store)
-    assert [(one.arm, one.seed) for one in listed] == [("real", 0), ("mixed_1x", 12), ("best", 0)]
+    assert [(one.arm, one.seed) for one in listed] == [("mixed_1x", 12), ("real", 0)]  # 13 is not finished
     assert all(one.saved for one in listed)
-    assert evaluation.finished(spec, store) is None
-    assert classifiers.load(listed[0], spec, store, catalog.class_names, "cpu") is inner
+    opened = classifiers.load(listed[1], spec, store, catalog.class_names, "cpu")
+    assert opened.class_names == catalog.class_names
+    pixels = np.zeros((3, spec.images.size, spec.images.size, 3), np.uint8)
+    assert opened.probabilities(pixels).sum(1) == pytest.approx(np.ones(3), abs=1e-5)
     with pytest.raises(DataError, match="was trained on other classes"):
         classifiers.load(listed[0], spec, store, ("a", "b"), "cpu")
 

@@ -1,0 +1,153 @@
+"""Images a second of the mixing loader and of stock webdataset, which read the same shards (python -m benchmarks.mixing_loader).
+
+Both give batches of uint8 pixels (B, H, W, 3) with labels, in one process, in turning order, in one run. "webdataset" is
+`WebDataset(shards, shardshuffle) | shuffle(1000) | decode("rgb8") | to_tuple | batched`: it decodes every epoch anew, as any reader
+of shards does that keeps nothing. "mixing" draws half of each batch from the shards and half from as many real images, by the plan
+that training uses. Its ingest (Ray Data over the same shards: hash against the manifest, checked decoding, blocks in the object store) is
+timed apart, for the shards alone, and counted into the figures for 1 and 10 epochs. Starting Ray is in none. Ratios are medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import machine
+from engine.cluster.session import session
+from engine.shards.mixing import Mixture, shares
+from engine.spec import RunSpec, validate
+from engine.spec.models import ResourcesSpec
+from engine.storage.store import Store, open_store
+from engine.training.classifier import ingest, sources
+from engine.training.classifier.arms import REAL, SYNTHETIC, Part
+from engine.training.classifier.augment import Augment
+from engine.training.classifier.loader import Feed, Loader
+from tests.support.synthetic import Quiet, noisy_digits, write_shards
+
+RESULTS = Path(__file__).parent / "results" / "mixing_loader.json"
+NAMES = tuple("0123456789")
+BATCH = 128
+CASES: dict[str, dict[str, Any]] = {
+    "png 8 px": {"size": 8, "format": "png", "count": 4000},
+    "jpg 32 px": {"size": 32, "format": "jpg", "count": 4000},
+    "jpg 224 px": {"size": 224, "format": "jpg", "count": 768},
+}
+
+
+def output(folder: Path, case: dict[str, Any]) -> tuple[RunSpec, Store]:
+    """A sealed output of enlarged, noisy digits."""
+    spec = validate(
+        {
+            "name": "mixing",
+            "source": {"kind": "digits"},
+            "images": {"size": case["size"]},
+            "generate": {"count": case["count"], "shard_size": case["count"] // 4, "format": case["format"]},
+            "train": {"batch": BATCH},
+        }
+    )
+    store = open_store(str(folder))
+    pixels, labels = noisy_digits(min(case["count"], 1000), case["size"])
+    repeats = -(-case["count"] // len(pixels))
+    pixels, labels = np.concatenate([pixels] * repeats), np.concatenate([labels] * repeats)
+    write_shards(store, spec, pixels, labels, NAMES)
+    return spec, store
+
+
+def stock(store: Store, extension: str) -> Iterator[Any]:
+    """Stock webdataset over the shards, for one epoch."""
+    import webdataset as wds
+
+    shards = sorted(str(path) for path in (Path(store.url) / "data").glob("*.tar"))
+    data = wds.WebDataset(shards, shardshuffle=len(shards), seed=0, empty_check=False)
+    return iter(data.shuffle(1000).decode("rgb8").to_tuple(extension, "cls").batched(BATCH, partial=False))
+
+
+def loader(spec: RunSpec, images: ingest.Images) -> Loader:
+    """The training's loader: real and synthetic images, half and half."""
+    assert spec.train is not None
+    sets = {REAL: images, SYNTHETIC: images}
+    parts = [Part(name, np.arange(len(images), dtype=np.int64)) for name in sets]
+    plan = Mixture([images.labels, images.labels], BATCH, 0, share=shares([len(images)] * 2, 0.5))
+    return Loader(Feed(sets, parts, plan, Augment(spec.train, spec.images.size, 0)), slice(0, BATCH))
+
+
+def measure(name: str, case: dict[str, Any], rounds: int) -> dict[str, Any]:
+    """One case, in turning order, after a round to warm up."""
+    with tempfile.TemporaryDirectory(prefix="mixing-loader-") as folder:
+        spec, store = output(Path(folder), case)
+        source = sources.own(spec, store)
+        asked = sources.requests(SYNTHETIC, [source], case["count"], NAMES)
+        steps = case["count"] // BATCH
+        seconds: dict[str, list[float]] = {"webdataset": [], "mixing": [], "ingest": []}
+        for number in range(rounds + 1):
+            began = time.perf_counter()
+            images = ingest.ingest(spec, asked, Quiet())[SYNTHETIC]
+            taken = {"ingest": time.perf_counter() - began}
+            made = loader(spec, images)
+            for side in ("webdataset", "mixing") if number % 2 else ("mixing", "webdataset"):
+                began = time.perf_counter()
+                if side == "mixing":
+                    seen = sum(len(made.batch(step)[1]) for step in range(steps))
+                else:
+                    seen = sum(len(labels) for _, labels in stock(store, case["format"]))
+                taken[side] = time.perf_counter() - began
+                assert seen >= steps * BATCH - 4 * BATCH
+                taken[side] *= steps * BATCH / seen
+            made.close()
+            if number:
+                for side, value in taken.items():
+                    seconds[side].append(value)
+    count = steps * BATCH
+    return {
+        "case": name,
+        "images": count,
+        "batch": BATCH,
+        "rounds": rounds,
+        "images_per_s": {side: count / statistics.median(values) for side, values in seconds.items()},
+        "mixing_over_webdataset": ratio(seconds, 0, 1),
+        "with_ingest_1_epoch": ratio(seconds, 1, 1),
+        "with_ingest_10_epochs": ratio(seconds, 1, 10),
+        "with_ingest_100_epochs": ratio(seconds, 1, 100),
+        "seconds": seconds,
+    }
+
+
+def ratio(seconds: dict[str, list[float]], ingests: int, epochs: int) -> float:
+    """The median over rounds of how many times faster the mixing loader is over so many epochs."""
+    rows = zip(seconds["webdataset"], seconds["mixing"], seconds["ingest"], strict=True)
+    return statistics.median(stock * epochs / (own * epochs + first * ingests) for stock, own, first in rows)
+
+
+def main() -> None:
+    """Measure the cases, print one line each, write the JSON."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--case", choices=tuple(CASES))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with session(ResourcesSpec(device="cpu")):
+        rows = [
+            measure(name, CASES[name], arguments.rounds) for name in ([arguments.case] if arguments.case else CASES)
+        ]
+    for row in rows:
+        rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["images_per_s"].items())
+        print(
+            f"{row['case']}: {rates}; mixing over webdataset {row['mixing_over_webdataset']:.2f}, with ingest over 10 epochs "
+            f"{row['with_ingest_10_epochs']:.2f}"
+        )
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine("mixing_loader"), "results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

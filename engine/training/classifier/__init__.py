@@ -1,0 +1,1 @@
+"""Image classifiers trained on real, synthetic and mixed data under Ray Train."""

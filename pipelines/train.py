@@ -1,0 +1,103 @@
+"""`mimeo train`: train image classifiers on real, synthetic and mixed data and compare them in pairs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from engine.errors import ConfigError
+from engine.spec import RunSpec
+from engine.storage.store import Store
+from pipelines.context import Run, load_recipe, open_run
+from pipelines.options import Output, Recipe, Set, TimeLimit
+from pipelines.stages import STAGES, generator, run_stages, upto
+
+
+def check(spec: RunSpec, store: Store) -> None:
+    """What the recipe's `train` section says, before anything is claimed, drawn or trained; imports timm."""
+    from engine.training.classifier import models, sources
+
+    assert spec.train is not None
+    sources.precheck(spec, spec.train, store.url)
+    models.check(spec.train, spec.train.size or spec.images.size)
+
+
+def stages_of(spec: RunSpec) -> tuple[str, ...]:
+    """What has to be made first: the synthetic set where an arm draws it, the generator for its VAE, else the catalog alone."""
+    assert spec.train is not None
+    if spec.train.needs_synthetic:
+        return upto("generate")
+    return upto("pretrain") if "reconstructed" in spec.train.arms else upto("catalog")
+
+
+def autoencoder(run: Run) -> tuple[Path, str] | None:
+    """The generator's directory and its digest, where an arm needs its VAE."""
+    if run.spec.train is None or "reconstructed" not in run.spec.train.arms:
+        return None
+    from engine.diffusion import checkpoint
+
+    model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
+    return model.path, model.digest
+
+
+def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:
+    """Train classifiers on real, synthetic and mixed data, the same steps for each, and compare them in pairs."""
+    if load_recipe(recipe, set_).train is None:
+        raise ConfigError(recipe, "has no train section", "add one, such as --set train.steps=1000")
+    with open_run(recipe, set_, output, "train", check) as run:
+        if not _run(run, time_limit):
+            run.reporter.note("time limit reached; the same command goes on from here")
+
+
+def _run(run: Run, time_limit: float | None) -> bool:
+    """The stages before, where they are not done, and the training; False where the time was up."""
+    names = stages_of(run.spec)
+    if all(stage.done(run) for stage in STAGES if stage.name in names):
+        return _train(run, time_limit)
+    from engine.cluster.session import session
+    from engine.images import catalog
+    from engine.training.classifier.run import check as check_arms
+
+    began = time.monotonic()
+    with session(run.spec.resources):
+        if not run_stages(run, names[:1], time_limit):
+            return False
+        check_arms(run.spec, catalog.load(run.store))
+        if not run_stages(run, names[1:], _left(time_limit, began)):
+            return False
+        return _train(run, _left(time_limit, began))
+
+
+def _left(limit: float | None, began: float) -> float | None:
+    return None if limit is None else limit - (time.monotonic() - began)
+
+
+def _train(run: Run, time_limit: float | None) -> bool:
+    from rich.console import Console
+
+    from engine.cluster.session import session
+    from engine.evaluation import training as classifiers
+    from engine.images import catalog
+    from engine.training.classifier import run as training
+
+    planned = training.plan(run.spec, run.store, catalog.load(run.store), autoencoder=autoencoder(run))
+    pending = planned.pending(run.store)
+    if pending:
+        run.reporter.note(f"{len(pending)} of {len(planned.tasks)} classifiers to train")
+        with session(run.spec.resources):
+            if not training.train(planned, run.store, run.reporter, time_limit=time_limit):
+                return False
+    else:
+        run.reporter.note(f"nothing to do: {run.store.url} holds all {len(planned.tasks)} classifiers")
+    console = Console()
+    console.print(classifiers.table(classifiers.summary(planned, run.store)))
+    console.print(f"results: {run.store.url}/{classifiers.RESULT}", soft_wrap=True, highlight=False)
+    return True
+
+
+if __name__ == "__main__":
+    import sys
+
+    from pipelines.cli import execute
+
+    sys.exit(execute(["train", *sys.argv[1:]]))
