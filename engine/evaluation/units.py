@@ -17,6 +17,8 @@ from engine.evaluation.corruptions import corrupt
 from engine.evaluation.ood import Classifier, Ints, Pixels
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
+from engine.shards import manifest
+from engine.shards.reader import samples
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
 from engine.storage.store import Store
@@ -152,7 +154,7 @@ def _gap(name: str, work: Work) -> dict[str, Any]:
     """Pairs: training images beside synthetic ones, training images beside held-out ones, held-out beside synthetic ones."""
     assert work.asked.gap is not None
     classifier, asked, classes = work.classifiers[name], work.asked.gap, len(work.catalog.class_names)
-    sets = _three(work, classifier.size)
+    sets, keys = _three(work, classifier.size)
     features = {key: classifier.features(one.pixels).astype(np.float64) for key, one in sets.items()}
     labels, n = sets["train"].labels, len(sets["train"].labels)
     seed = int(name.rpartition("-")[2]) if name.rpartition("-")[2].isdecimal() else 0
@@ -162,9 +164,10 @@ def _gap(name: str, work: Work) -> dict[str, Any]:
         origin, both = np.repeat(np.array([0, 1]), n), np.concatenate([labels, labels])
         stacked = np.concatenate([features[a], features[b]])
         pixels = np.concatenate([sets[a].pixels, sets[b].pixels])
+        groups = np.unique([*keys[a], *keys[b]], return_inverse=True)[1]
         aucs = {
-            "features": gap.cross_validated(stacked, origin, both, gap.logistic, folds=asked.folds),
-            "pixels": gap.cross_validated(pixels, origin, both, cnn, folds=asked.folds),
+            "features": gap.cross_validated(stacked, origin, both, groups, gap.logistic, folds=asked.folds),
+            "pixels": gap.cross_validated(pixels, origin, both, groups, cnn, folds=asked.folds),
         }
         out["pairs"][pair] = {
             **{key: {"value": auc.value, "error": auc.error} for key, auc in aucs.items()},
@@ -183,8 +186,11 @@ class _Silent(Task):
         return
 
 
-def _three(work: Work, side: int) -> dict[str, Arrays]:
-    """Training, held-out and synthetic images: equally many of each class, at one size and through one codec."""
+def _three(work: Work, side: int) -> tuple[dict[str, Arrays], dict[str, list[str]]]:
+    """Training, held-out and synthetic images: equally many of each class, at one size and through one codec.
+
+    Also the catalog key of each real image, and of the one that each synthetic image was drawn after.
+    """
     spec, asked = work.spec, work.asked.gap
     assert asked is not None
     train, test = work.catalog.split("train"), work.catalog.split("test")
@@ -197,13 +203,27 @@ def _three(work: Work, side: int) -> dict[str, Arrays]:
     if len(chosen[0]) < asked.folds * classes:
         what = f"finds {len(chosen[0]) // classes} images a class in the scarcest set, for {asked.folds} folds"
         raise DataError("evaluate.gap", what, "raise evaluate.gap.images, lower its folds, or leave gap out")
-    found = {}
+    found, keys = {}, {}
     for key, rows, own in zip(("train", "held_out"), (train, test), chosen, strict=False):
         arrays = real_images(spec, rows.take(own), quiet, same_codec=True, side=side)
         found[key] = Arrays(ood.sized(arrays.pixels, side), arrays.labels, arrays.index)
+        keys[key] = rows["key"].take(own).to_pylist()
     index = chosen[2]
     found["synthetic"] = Arrays(ood.sized(made.pixels[index], side), made.labels[index], made.index[index])
-    return found
+    keys["synthetic"] = _anchors(work.store, made.index[index].tolist())
+    return found, keys
+
+
+def _anchors(store: Store, indices: list[int]) -> list[str]:
+    """The catalog key of the training image that each sample was drawn after; a name of its own where none is noted."""
+    rows, wanted, found = manifest.load(store).table, set(indices), dict[int, str]()
+    starts = np.asarray(rows["first"].to_numpy(), np.int64)
+    shards = sorted({int(np.searchsorted(starts, index, "right")) - 1 for index in wanted})
+    for sample in samples(store, (rows["index"][k].as_py() for k in shards)):
+        index = sample.meta.get("index")
+        if isinstance(index, int) and index in wanted:
+            found[index] = str(sample.meta.get("anchor") or sample.key)
+    return [found[index] for index in indices]
 
 
 def loop(config: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ from sklearn.metrics import roc_auc_score
 from engine.evaluation import gap
 
 
-def planted(shift: float, n: int, dimensions: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Two normal sets of `n` each, `shift` apart along one direction: inputs, origin, labels of two classes."""
+def planted(shift: float, n: int, dimensions: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Two normal sets of `n` each, `shift` apart along one direction: inputs, origin, labels of two classes, groups of one."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=dimensions)
     direction /= np.linalg.norm(direction)
     inputs = rng.normal(size=(2 * n, dimensions))
     inputs[n:] += shift * direction
-    return inputs, np.repeat([0, 1], n), np.tile([0, 1], n)
+    return inputs, np.repeat([0, 1], n), np.tile([0, 1], n), np.arange(2 * n)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -53,6 +53,18 @@ def test_equal_distributions_cannot_be_told_apart() -> None:
     assert high - low < 0.15
 
 
+def test_twins_stay_in_one_fold() -> None:
+    """Each synthetic image is a real one with a little noise: no origin to be seen, whatever the fold of the twin says."""
+    rng = np.random.default_rng(11)
+    real = rng.normal(size=(60, 40))
+    inputs = np.concatenate([real, real + rng.normal(0, 0.1, real.shape)])
+    origin, labels, twins = np.repeat([0, 1], 60), np.tile(np.arange(2), 60), np.tile(np.arange(60), 2)
+    split = gap.cross_validated(inputs, origin, labels, np.arange(120), gap.logistic, folds=5)
+    assert split.value < 0.3
+    low, high = gap.cross_validated(inputs, origin, labels, twins, gap.logistic, folds=5).interval.as_list()
+    assert low < 0.5 < high
+
+
 def test_intervals_cover() -> None:
     """Of 100 draws without a difference about 95 % of the intervals hold one half: 92 % at least."""
     covered = 0
@@ -72,10 +84,10 @@ def test_the_network_sees_a_planted_pixel_and_nothing_where_there_is_nothing() -
     rng = np.random.default_rng(4)
     pixels = rng.integers(0, 200, (120, 8, 8, 3), np.uint8)
     origin, labels = np.repeat([0, 1], 60), np.tile([0, 1], 60)
-    low, high = gap.cross_validated(pixels, origin, labels, gap.network(30), folds=2).interval.as_list()
+    low, high = gap.cross_validated(pixels, origin, labels, np.arange(120), gap.network(30), folds=2).interval.as_list()
     assert low < 0.5 < high
     pixels[60:, 2, 2] = 255
-    assert gap.cross_validated(pixels, origin, labels, gap.network(120), folds=2).value > 0.9
+    assert gap.cross_validated(pixels, origin, labels, np.arange(120), gap.network(120), folds=2).value > 0.9
 
 
 def spanned(basis: np.ndarray, spread: list[float], n: int = 400) -> np.ndarray:
