@@ -99,15 +99,19 @@ class Analysis:
         return out
 
     def verdict(self, b: int) -> str:
-        """Whether base `b` has a price: "identifiable", or why it has none."""
-        _, (low, high) = self.gain[b]
+        """Whether base `b` has a price: "identifiable", or why it has none.
+
+        Accuracies are compared, repeat by repeat, by the logarithm of the ratio of their errors: learning curves are about power
+        laws of the error, so that its spread is about the same for easy and for hard orders of the real images.
+        """
         held, top = (self.measured.real[:, k].mean(1) for k in (self.measured.sizes.index(self.measured.bases[b]), -1))
-        rise = mean_interval((top - held).tolist(), LEVEL).low
+        rise = mean_interval(_fewer_errors(held, top).tolist(), LEVEL).low
         if rise is None or rise <= 0:
             return "not identifiable: real accuracy is saturated at this base"
-        if low is None or high is None or high < 0:
+        found = mean_interval(_fewer_errors(held, self.measured.synthetic[:, b].mean((1, 2))).tolist(), LEVEL)
+        if found.low is None or found.high is None or found.high < 0:
             return "no value: synthetic images lower the accuracy"
-        if low <= 0:
+        if found.low <= 0:
             return "not identifiable: the gain is within noise"
         if self.interval(self.fit.marginal[:, b])[1] is None:
             return "not identifiable: the price has no upper bound"
@@ -198,3 +202,8 @@ class Analysis:
             "gain": float(np.sqrt(np.mean((predicted - self.x[0, b]) ** 2))),
             "accuracy": float(np.sqrt(np.mean((told - measured) ** 2))),
         }
+
+
+def _fewer_errors(before: Floats, after: Floats) -> Floats:
+    """ln(error before / error after) of accuracies; an error below 1 in 2,000 counts as that."""
+    return np.log(np.maximum(1 - before, 5e-4)) - np.log(np.maximum(1 - after, 5e-4))
