@@ -85,7 +85,17 @@ def run(
             ),
             run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell, ended)]),
         )
-        return [_ended(result) for result in tuner.fit()]
+        return [_ended(result) for result in _fit(tuner.fit)]
+
+
+def _fit(fit: Callable[[], Any]) -> Any:
+    """What `fit` returns; a signal that arrives inside Ray's compiled code comes as SystemError and leaves as what it raised."""
+    try:
+        return fit()
+    except SystemError as error:
+        if error.__cause__ is None:
+            raise
+        raise error.__cause__ from None
 
 
 def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:

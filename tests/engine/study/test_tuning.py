@@ -1,12 +1,13 @@
-"""What Ray Tune pickles of a run holds no terminal, lock or open file."""
+"""Ray Tune's edges: what it pickles of a run holds no terminal or lock, and a signal leaves it as what the signal raised."""
 
 from __future__ import annotations
 
 import threading
 
+import pytest
 from ray import cloudpickle
 
-from engine.study.tuning import _watch
+from engine.study.tuning import _fit, _watch
 
 
 def test_what_watches_trials_can_be_pickled_whatever_it_tells() -> None:
@@ -20,3 +21,16 @@ def test_what_watches_trials_can_be_pickled_whatever_it_tells() -> None:
     watch.on_trial_complete(0, [], Trial())
     watch.on_trial_error(0, [], Trial())
     assert seen == [({"a": 1}, {}), False, False]
+
+
+def test_a_signal_in_compiled_code_leaves_as_itself() -> None:
+    class Terminated(BaseException):
+        pass
+
+    def fit() -> None:
+        raise SystemError("returned a result with an exception set") from Terminated()
+
+    with pytest.raises(Terminated):
+        _fit(fit)
+    with pytest.raises(SystemError):
+        _fit(lambda: (_ for _ in ()).throw(SystemError("of its own")))
