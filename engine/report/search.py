@@ -22,8 +22,8 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
 
 def table(result: dict[str, Any]) -> Table:
     """The most of it, for a terminal."""
-    out = Table(title=_title(result), box=box.SIMPLE, title_justify="left", padding=(0, 1))
-    for name in ("setting", "acc. %", "95 % interval", "gain", "95 % interval", "p (Holm)", "finding"):
+    out = Table(title=_title(result), box=box.SIMPLE, title_justify="left", padding=(0, 1), pad_edge=False)
+    for name in ("setting", "acc. %", "95 % CI", "gain", "95 % CI", "p", "finding"):
         out.add_column(name, justify="left" if name in ("setting", "finding") else "right", no_wrap=True)
     for setting, _, *others, finding in rows(result):
         out.add_row(setting, *others, finding.removesuffix(" found"))
@@ -120,7 +120,7 @@ def _row(point: dict[str, Any]) -> list[str]:
         return [*head, "", "", "", "", f"stopped after {classifiers}"]
     gain = point["gain"]
     if gain is None:
-        return [*head, _interval(point["interval"]), "", "", "", "real images alone"]
+        return [*head, _interval(point["interval"]), "", "", "", "real alone"]
     found = [f"{100 * gain['difference']:+.1f}", _signed(gain["interval"]), _p(gain), gain["finding"]]
     return [*head, _interval(point["interval"]), *found]
 
