@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from engine.storage.store import Store
 from pipelines.context import Run, load_recipe, open_run
 from pipelines.options import Output, Recipe, Set, TimeLimit
 from pipelines.stages import STAGES, generator, run_stages, upto
+
+WIDTH = 120  # of tables in files
 
 
 def check(spec: RunSpec, store: Store) -> None:
@@ -89,15 +92,13 @@ def _train(run: Run, time_limit: float | None) -> bool:
                 return False
     else:
         run.reporter.note(f"nothing to do: {run.store.url} holds all {len(planned.tasks)} classifiers")
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
     console.print(classifiers.table(classifiers.summary(planned, run.store)))
     console.print(f"results: {run.store.url}/{classifiers.RESULT}", soft_wrap=True, highlight=False)
     return True
 
 
 if __name__ == "__main__":
-    import sys
-
     from pipelines.cli import execute
 
     sys.exit(execute(["train", *sys.argv[1:]]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.cluster.progress import Reporter
-from engine.errors import DataError
+from engine.errors import DataError, MimeoError
 from engine.images.encode import encode
 from engine.images.reader import Reader
 from engine.shards.reader import samples
@@ -166,11 +167,11 @@ def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> di
     items = [{"chunk": k, "request": number, "piece": list(piece)} for k, (number, piece) in enumerate(pieces)]
     found: list[tuple[int, Any, pa.Table]] = []
     facts = ray.remote(num_cpus=0)(_facts)
-    with progress.task("train: images", len(items), "chunks") as task:
+    with progress.task("train: images", len(items), "chunks") as task, _own_errors():
         data = ray.data.from_items(items, override_num_blocks=len(items))
         data = data.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"shared": [shared]}, num_cpus=1)
-        for bundle in _told(data):
-            for ref in bundle:
+        for bundle in data.iter_internal_ref_bundles():
+            for ref in bundle.block_refs:
                 table = ray.get(facts.remote(ref))
                 if table.num_rows:
                     found.append((int(table["chunk"][0].as_py()), ref, table))
@@ -182,22 +183,18 @@ def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> di
     return {name: _images(blocks, side_of(spec)) for name, blocks in sets.items()}
 
 
-def _told(data: Any) -> Any:
-    """The block references of a Ray Data job as they come; a MimeoError that a task raised comes back as itself."""
-    from ray.exceptions import RayTaskError
-
-    from engine.errors import MimeoError
-
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """A MimeoError that a task of Ray Data raised comes back as itself."""
     try:
-        for bundle in data.iter_internal_ref_bundles():
-            yield bundle.block_refs
+        yield
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, MimeoError):
-            cause = cause.cause if isinstance(cause, RayTaskError) else cause.__cause__
-        if cause is not None:
-            raise cause from None
-        raise
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def _facts(block: pa.Table) -> pa.Table:
