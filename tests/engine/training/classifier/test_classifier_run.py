@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from engine.errors import DataError
 from engine.evaluation import training as classifiers
@@ -21,15 +22,17 @@ from engine.images.catalog import Catalog
 from engine.images.reader import Reader
 from engine.spec import RunSpec
 from engine.storage.store import Store
+from engine.training.classifier import arms, saved
 from engine.training.classifier import run as training
-from engine.training.classifier import saved
+from engine.training.classifier.augment import Augment
 from engine.training.classifier.ingest import Images
+from engine.training.classifier.loader import Feed, Loader
 from engine.training.judge_data import through_codec
 from tests.support.synthetic import Quiet, claimed, digits_spec, noisy_digits, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TRAIN: dict[str, Any] = {
-    "arms": ["real", "augmentation"], "multiples": [2], "seeds": 1, "steps": 400, "batch": 32, "checkpoint_every": 20, "affine": True,
+    "arms": ["real", "augmentation"], "multiples": [2], "seeds": 1, "steps": 160, "batch": 32, "checkpoint_every": 10, "affine": True,
 }  # fmt: skip
 
 
@@ -43,7 +46,7 @@ def made(folder: Path, **sections: Any) -> tuple[RunSpec, Store, Catalog]:
 
 def killer(store: Store, name: str, done: threading.Event, killed: list[int]) -> None:
     """Kill the training's worker once a checkpoint in its middle is there."""
-    while not any(entry.name[-12:-3] >= "000000060" for entry in store.list(f"checkpoints/train/{name}")):
+    while not any(entry.name[-12:-3] >= "000000030" for entry in store.list(f"checkpoints/train/{name}")):
         if done.wait(0.005):
             return
     for process in psutil.Process().children(recursive=True):
@@ -113,6 +116,21 @@ def test_ingest_gives_the_catalogued_and_sealed_pixels_in_order(tmp_path: Path) 
     )
     some: Images = sets["synthetic"]
     np.testing.assert_array_equal(some.take(np.array([100, 0, 55])), everything["synthetic"][[100, 0, 55]])
+
+
+def test_processes_that_load_ahead_give_the_same_batches(tmp_path: Path) -> None:
+    spec, store, catalog = made(tmp_path / "out")
+    planned = training.plan(spec, store, catalog)
+    sets = training.read_sets(planned, planned.tasks, Quiet())
+    labels = {name: images.labels for name, images in sets.items()}
+    parts = arms.parts(planned.tasks[1].arm, 0, labels, sets["synthetic"].index, 60)
+    plan = arms.mixture(planned.train, parts, labels, 0)
+    feed, part = Feed(sets, parts, plan, Augment(planned.train, 8, 0)), slice(0, 32)
+    here, away = Loader(feed, part), Loader(feed, part, loaders=2)
+    for step in (0, 1, 2, 7):
+        for mine, theirs in zip(here.batch(step), away.batch(step), strict=True):
+            assert torch.equal(mine, theirs)
+    away.close()
 
 
 def test_a_changed_shard_ends_the_training_in_one_line(tmp_path: Path) -> None:
