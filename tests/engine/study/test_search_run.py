@@ -58,7 +58,7 @@ def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output
     store, catalog = _open(tmp_path, two)
     result = search(two, catalog, store, QUIET())
     first = _published(store)
-    tests = {name for name in first if name.startswith(plan.TESTS)}
+    tests = {name for name in first if name.startswith(f"{plan.TESTS}/")}
     assert len(first) == 4 + len(tests) + 2  # choice.json and test.json beside
     assert len(tests) == (2 if result["chosen"] == "0x" else 4)
     half = json.loads(first[f"{plan.TRIALS}/0.5x/0-0.json"])
