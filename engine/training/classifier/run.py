@@ -78,9 +78,9 @@ def check(spec: RunSpec, catalog: Catalog) -> list[sources.Source]:
     train, labels = section(spec), catalog.split("train")["label"].to_numpy()
     found = sources.further(train, catalog) if train.needs_synthetic else []
     sizes = np.bincount(labels, minlength=len(catalog.class_names))
-    held = [catalog.split(name).num_rows for name in (VALIDATION, TEST)]
+    validation, test = (catalog.split(name).num_rows for name in (VALIDATION, TEST))
     planned = spec.generate.count + sum(source.planned for source in found)
-    arms_of.check(train, sizes, planned, *held, workers=spec.resources.train_workers)
+    arms_of.check(train, sizes, planned, validation, test, spec.resources.train_workers)
     return found
 
 
