@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, MimeoError
 from engine.images.encode import encode
@@ -29,6 +30,7 @@ Pixels = NDArray[np.uint8]
 DECODED_SIDE = 64  # up to this side blocks hold pixels, above it encoded images
 CHUNK_BYTES = 16 * 2**20
 MAX_CHUNK = 4096
+FAILED = -1  # the label of a row that holds an error
 COLUMNS = pa.schema([("chunk", pa.int64()), ("label", pa.int64()), ("index", pa.int64()), ("image", pa.large_binary())])
 
 
@@ -113,7 +115,7 @@ def _view(table: pa.Table, side: int) -> Any:
     if side <= DECODED_SIDE:
         flat = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
         return flat.reshape(len(column), side, side, 3)
-    return memoryview(data), offsets
+    return memoryview(data).cast("B"), offsets
 
 
 def decoded(data: memoryview, side: int) -> Pixels:
@@ -167,12 +169,14 @@ def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> di
     items = [{"chunk": k, "request": number, "piece": list(piece)} for k, (number, piece) in enumerate(pieces)]
     found: list[tuple[int, Any, pa.Table]] = []
     facts = ray.remote(num_cpus=0)(_facts)
-    with progress.task("train: images", len(items), "chunks") as task, _own_errors():
+    with progress.task("train: images", len(items), "chunks") as task:
         data = ray.data.from_items(items, override_num_blocks=len(items))
         data = data.map_batches(_read, batch_size=1, batch_format="pyarrow", fn_kwargs={"shared": [shared]}, num_cpus=1)
         for bundle in data.iter_internal_ref_bundles():
             for ref in bundle.block_refs:
                 table = ray.get(facts.remote(ref))
+                if table.num_rows and table["label"][0].as_py() == FAILED:
+                    _raise_told(ref)
                 if table.num_rows:
                     found.append((int(table["chunk"][0].as_py()), ref, table))
                     task.update(len({chunk for chunk, _, _ in found}))
@@ -183,18 +187,12 @@ def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> di
     return {name: _images(blocks, side_of(spec)) for name, blocks in sets.items()}
 
 
-@contextmanager
-def _own_errors() -> Iterator[None]:
-    """A MimeoError that a task of Ray Data raised comes back as itself."""
-    try:
-        yield
-    except Exception as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, MimeoError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
-            raise
-        raise cause from None
+def _raise_told(block: Any) -> None:
+    """Raise the MimeoError that a task has put in place of its images: Ray Data keeps no cause of what a task raises."""
+    import ray
+
+    told = json.loads(ray.get(block)["image"][0].as_py())
+    raise getattr(errors, told.pop("kind"))(**told)
 
 
 def _facts(block: pa.Table) -> pa.Table:
@@ -221,10 +219,14 @@ def _read(batch: pa.Table, shared: list[Any]) -> pa.Table:
     context = ray.get(shared[0])
     spec, item = context["spec"], batch.to_pylist()[0]
     request: Request = context["requests"][item["request"]]
-    if request.rows is None:
-        images, labels, index = _shard(spec, request, item["piece"][0])
-    else:
-        images, labels, index = _rows(spec, request, *item["piece"])
+    try:
+        if request.rows is None:
+            images, labels, index = _shard(spec, request, item["piece"][0])
+        else:
+            images, labels, index = _rows(spec, request, *item["piece"])
+    except MimeoError as error:
+        told = {"kind": type(error).__name__, "where": error.where, "what": error.what, "fix": error.fix}
+        images, labels, index = [json.dumps(told).encode()], [FAILED], [0]
     return _table(item["chunk"], images, labels, index)
 
 

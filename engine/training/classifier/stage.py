@@ -71,9 +71,10 @@ class ClassifierStage:
                 nesterov=spec.momentum > 0,
                 weight_decay=spec.weight_decay,
             )
-        from timm.optim import param_groups_weight_decay
+        import timm.optim
 
-        groups: Any = param_groups_weight_decay(self.module, spec.weight_decay)
+        grouping: Any = timm.optim  # its names are not declared as exported
+        groups: Any = grouping.param_groups_weight_decay(self.module, spec.weight_decay)
         return torch.optim.AdamW(groups, lr=spec.lr, fused=True)
 
     def lr(self, step: int) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 
 from engine.images.encode import encode
 from engine.shards.mixing import Mixture, shares
@@ -85,3 +87,15 @@ def test_looking_ahead_and_resuming_change_no_batch(side: int) -> None:
         assert pixels.dtype == torch.uint8
         assert len(labels) == 8
     loader.close()
+
+
+def test_jpeg_blocks_are_what_pillow_reads() -> None:
+    smooth = np.linspace(0, 255, 80 * 80 * 3).reshape(80, 80, 3).astype(np.uint8)
+    data = [encode(np.roll(smooth, k, axis=1), "jpg", 95) for k in range(3)]
+    columns = [pa.array([0, 0, 0], pa.int64())] * 3
+    table = pa.table([*columns, pa.array(data, pa.large_binary())], schema=COLUMNS)
+    images = Images([table], np.zeros(1, np.int64), np.zeros(3, np.int64), np.arange(3), 80)
+    rows = np.array([2, 0], np.int64)
+    for own, k in zip(images.take(rows), rows, strict=True):
+        theirs = np.asarray(Image.open(io.BytesIO(data[k])).convert("RGB"))
+        assert np.abs(own.astype(int) - theirs.astype(int)).max() <= 2
