@@ -22,8 +22,8 @@ def _advice(base: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         text = "stop: further real images do not raise the accuracy measurably, so none of either kind has a price"
         return _entry(n, "stop", text)
     if base["verdict"] != "identifiable":
-        more = "" if base["verdict"].startswith("no value") else "; more repeats would narrow it"
-        return _entry(n, "label", f"label more: {base['verdict']}{more}")
+        hope = "" if base["verdict"].startswith("no value") else "; more repeats would narrow it"
+        return _entry(n, "label", f"label more: {base['verdict']}{hope}")
     worth = worth_words(last)
     if last["at_least"]:
         text = f"stop, or measure with more real images: {worth}, which is all of the real curve"
