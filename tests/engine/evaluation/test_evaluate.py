@@ -14,6 +14,7 @@ from engine.evaluation import classifiers, units
 from engine.evaluation import evaluate as evaluation
 from engine.evaluation.classifiers import Named
 from engine.evaluation.ood import right
+from engine.evaluation.precheck import check
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.classifier import TrainSpec
@@ -156,7 +157,7 @@ def test_faults_are_found_before_anything_starts(tmp_path: Path, changes: dict[s
     from engine.storage.store import open_store
 
     with pytest.raises((ConfigError, DataError)) as caught:
-        evaluation.check(with_asked(digits_spec(), **changes), open_store(str(tmp_path / "new")))
+        check(with_asked(digits_spec(), **changes), open_store(str(tmp_path / "new")))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -166,9 +167,9 @@ def test_a_recipe_without_test_images_is_refused(tmp_path: Path) -> None:
 
     spec = with_asked(digits_spec(split={"test": 0}))
     with pytest.raises(ConfigError, match="evaluate: needs a test split"):
-        evaluation.check(spec, open_store(str(tmp_path / "new")))
+        check(spec, open_store(str(tmp_path / "new")))
     with pytest.raises(ConfigError, match="evaluate: is not in the recipe"):
-        evaluation.check(digits_spec(), open_store(str(tmp_path / "new")))
+        check(digits_spec(), open_store(str(tmp_path / "new")))
 
 
 def test_too_few_images_for_the_folds_are_refused(output: tuple[RunSpec, Store, Catalog, dict[str, Any]]) -> None:
