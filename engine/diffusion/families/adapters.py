@@ -83,7 +83,7 @@ class Stock:
         from peft.utils import get_peft_model_state_dict
 
         layers, part = get_peft_model_state_dict(denoiser), self.parts[0]
-        metadata = denoiser.peft_config["default"].to_dict()
+        metadata = _metadata(denoiser)
         self._class().save_lora_weights(
             folder,
             weight_name=name,
@@ -162,7 +162,7 @@ class Plain:
 
         (part,) = self.parts
         state = {key: value.contiguous() for key, value in get_peft_model_state_dict(denoiser).items()}
-        metadata = denoiser.peft_config["default"].to_dict()
+        metadata = _metadata(denoiser)
         LoraBaseMixin.write_lora_layers(
             state_dict=LoraBaseMixin.pack_weights(state, part),
             save_directory=str(folder),
@@ -172,3 +172,9 @@ class Plain:
             safe_serialization=True,
             lora_adapter_metadata={f"{part}.{key}": value for key, value in metadata.items()},
         )
+
+
+def _metadata(denoiser: Any) -> dict[str, Any]:
+    """Peft's configuration with sets in order, so that equal adapters make equal files whatever the process."""
+    config = denoiser.peft_config["default"].to_dict()
+    return {key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in config.items()}
