@@ -22,7 +22,7 @@ from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
 from engine.storage.store import Store
 from engine.study.comparison import compare
-from engine.study.statistics import binomial_error, mean_interval, standard_deviation
+from engine.study.statistics import binomial_error, spread
 from engine.training import judge
 from engine.training.setup import run
 
@@ -137,15 +137,7 @@ def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> dict[str, A
     """Each arm's mean, sd and interval over seeds, and the paired comparisons with the real arm; `values` by classifier."""
     arms = _by_arm(listed)
     own = {arm: [values[named.name] for named in names] for arm, names in arms.items()}
-    told = {
-        arm: {
-            "values": numbers,
-            "mean": float(np.mean(numbers)),
-            "sd": standard_deviation(numbers),
-            "interval": mean_interval(numbers, LEVEL).clipped(0, 1).as_list(),
-        }
-        for arm, numbers in own.items()
-    }
+    told = {arm: {"values": numbers, **spread(numbers, LEVEL)} for arm, numbers in own.items()}
     seeds = {arm: [named.seed for named in names] for arm, names in arms.items()}
     paired = {arm: numbers for arm, numbers in own.items() if seeds[arm] == seeds.get(REFERENCE)}
     comparisons = [entry.to_json() for entry in compare(paired, REFERENCE)] if len(paired) > 1 else []

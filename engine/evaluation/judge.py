@@ -13,7 +13,7 @@ from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from engine.study.statistics import binomial_error, mean_interval, ratio_interval, standard_deviation
+from engine.study.statistics import binomial_error, ratio_interval, spread
 from engine.training import judge as training
 from engine.training.judge import Arm, Outcome
 from engine.training.judge_data import codec, resolution
@@ -76,9 +76,7 @@ def _arm(arm: Arm, outcomes: Sequence[Outcome], real: Sequence[float], test_per_
         "real_images": outcomes[0].real_images,
         "synthetic_images": outcomes[0].synthetic_images,
         "accuracies": accuracies,
-        "mean": mean,
-        "sd": standard_deviation(accuracies),
-        "interval": mean_interval(accuracies, LEVEL).clipped(0, 1).as_list(),
+        **spread(accuracies, LEVEL),
         "test_error": binomial_error(mean, sum(test_per_class)),
         "ratio": mean / float(np.mean(real)) if compared else None,
         "ratio_interval": ratio_interval(accuracies, real, LEVEL).as_list() if compared else [None, None],

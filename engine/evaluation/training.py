@@ -14,7 +14,7 @@ from rich.text import Text
 from engine.evaluation.summary import bracket
 from engine.storage.store import Store
 from engine.study.comparison import compare
-from engine.study.statistics import binomial_error, mean_interval, ratio_interval, standard_deviation
+from engine.study.statistics import binomial_error, ratio_interval, spread
 from engine.training.classifier.arms import arms, reference
 from engine.training.classifier.run import Plan, results
 
@@ -68,23 +68,16 @@ def _arm(
         "classifiers": [r["classifier"] for r in own],
         "images": own[0]["images"],
         "drawn": own[0]["drawn"],
-        **{name: _over_seeds(values, bounded=name != "nll") for name, values in means.items()},
+        **{
+            name: {"values": list(values), **spread(values, LEVEL, bounded=name != "nll")}
+            for name, values in means.items()
+        },
         "test_error": binomial_error(float(np.mean(means["top1"])), n),
         "ratio": float(np.mean(_tops(own)) / np.mean(_tops(real))) if compared else None,
         "ratio_interval": ratio_interval(_tops(own), _tops(real), LEVEL).as_list() if compared else [None, None],
         "correct_per_class": correct.tolist(),
         "per_class": [float(c) / t if t else None for c, t in zip(correct, totals, strict=True)],
         "seconds": round(sum(r["curve"]["seconds"] for r in own), 3),
-    }
-
-
-def _over_seeds(values: Sequence[float], *, bounded: bool) -> dict[str, Any]:
-    interval = mean_interval(values, LEVEL)
-    return {
-        "values": list(values),
-        "mean": float(np.mean(values)),
-        "sd": standard_deviation(values),
-        "interval": (interval.clipped(0, 1) if bounded else interval).as_list(),
     }
 
 

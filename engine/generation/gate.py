@@ -24,11 +24,6 @@ class Gate:
     def __init__(self, spec: GateSpec) -> None:
         self.spec = spec
 
-    @property
-    def needs_clip(self) -> bool:
-        """Whether `check` needs a CLIP score."""
-        return self.spec.min_clip_score is not None
-
     def check(self, pixels: NDArray[np.uint8], clip_score: float | None = None) -> str | None:
         """The reason to draw again, or None; pixels (H, W, 3) uint8, `clip_score` a cosine similarity.
 

@@ -261,8 +261,16 @@ def _parquet(table: pa.Table) -> bytes:
 def restrict(catalog: Catalog, keys: Sequence[str]) -> Catalog:
     """The catalog with only these training images; the other training images become "unused"."""
     kept = pc.is_in(catalog.table["key"], value_set=pa.array(keys, pa.string()))
-    training = pc.equal(catalog.table["split"], "train")
-    splits = pc.if_else(pc.and_(training, pc.invert(kept)), pa.scalar("unused"), catalog.table["split"])
+    return _set_aside(catalog, pc.and_(pc.equal(catalog.table["split"], "train"), pc.invert(kept)))
+
+
+def withheld(catalog: Catalog) -> Catalog:
+    """The catalog whose test images are "unused": nothing that is given it can find them."""
+    return _set_aside(catalog, pc.equal(catalog.table["split"], "test"))
+
+
+def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
+    splits = pc.if_else(rows, pa.scalar("unused"), catalog.table["split"])
     table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
     return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
 

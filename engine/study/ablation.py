@@ -14,8 +14,8 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.storage.store import Store
 from engine.study.arms import TRIALS, Trial, section, trials
-from engine.study.comparison import compare
-from engine.study.statistics import mean_interval, standard_deviation
+from engine.study.comparison import arms_and_comparisons
+from engine.study.statistics import spread
 from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
 from engine.training.judge import arms as judged
 from engine.training.judge import check as check_judge
@@ -55,29 +55,17 @@ def summary(spec: RunSpec, scores: Mapping[str, Any], real: list[float]) -> dict
         values: dict[str, list[float]] = {arm: [] for arm in asked.arms}
         for trial in plan:
             values[trial.arm].append(float(np.mean(scores[trial.name]["scores"][kind])))
-        sets[kind] = {
-            "arms": {arm: _arm(own) for arm, own in values.items()},
-            "comparisons": [found.to_json() for found in compare(values, asked.reference)],
-        }
+        sets[kind] = arms_and_comparisons(values, asked.reference)
     return {
         "name": spec.name,
         "reference": asked.reference,
         "seeds": [spec.seed + number for number in range(asked.seeds)],
         "judge_seeds": spec.judge.seeds,
         "arms": {arm: dict(changes) for arm, changes in asked.arms.items()},
-        "real": _arm(real),
+        "real": {"values": real, **spread(real)},
         "training_sets": sets,
         "covers": COVERS,
         "recipe": identity(spec),
-    }
-
-
-def _arm(values: list[float]) -> dict[str, Any]:
-    return {
-        "values": values,
-        "mean": float(np.mean(values)),
-        "sd": standard_deviation(values),
-        "interval": mean_interval(values).clipped(0, 1).as_list(),
     }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from engine.study.statistics import mean_interval, standard_deviation
+from engine.study.statistics import mean_interval, spread, standard_deviation
 
 LEVEL = 0.95
 POWER = 0.8
@@ -59,6 +59,14 @@ def compare(values: Mapping[str, Sequence[float]], reference: str) -> list[Compa
         )
         for arm, found in differences.items()
     ]
+
+
+def arms_and_comparisons(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, Any]:
+    """For JSON: each arm's values (shares, one a repeat) with mean, sd and interval, and every other arm against `reference`."""
+    return {
+        "arms": {arm: {"values": list(own), **spread(own)} for arm, own in values.items()},
+        "comparisons": [found.to_json() for found in compare(values, reference)],
+    }
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:

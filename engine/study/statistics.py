@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -42,6 +43,16 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     half = float(student_t.ppf((1 + level) / 2, len(values) - 1)) * spread / math.sqrt(len(values))
     centre = float(np.mean(values))
     return Interval(centre - half, centre + half)
+
+
+def spread(values: Sequence[float], level: float = 0.95, *, bounded: bool = True) -> dict[str, Any]:
+    """Mean, standard deviation and Student-t interval of a result's repeats, for JSON; `bounded`: they lie in [0, 1]."""
+    interval = mean_interval(values, level)
+    return {
+        "mean": float(np.mean(values)),
+        "sd": standard_deviation(values),
+        "interval": (interval.clipped(0, 1) if bounded else interval).as_list(),
+    }
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], level: float = 0.95) -> Interval:

@@ -16,7 +16,6 @@ from engine.images.sources.webdataset import Tars
 from engine.spec.models import HubSource, ImagesSpec
 
 SPLITS = ("train", "validation", "valid", "val", "dev", "test")
-SUFFIXES = (".parquet", ".tar")
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp")
 REACH_S = 8.0
 PART = re.compile(r"-(\d{5,})-of-(\d{5,})(?=[.-])")

@@ -15,9 +15,8 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.storage.store import Store
 from engine.study import tuning
-from engine.study.comparison import compare
+from engine.study.comparison import arms_and_comparisons
 from engine.study.deliberate.trial import SETS, STATIC, Study, loop, name_of, section, settings
-from engine.study.statistics import mean_interval, standard_deviation
 from engine.study.trial import Shared
 
 RESULT = "results/deliberate.json"
@@ -70,10 +69,7 @@ def summary(spec: RunSpec, found: Mapping[tuple[int, str], Any]) -> dict[str, An
     sets = {}
     for kind in SETS:
         values = {arm: [float(np.mean(found[seed, arm]["scores"][kind])) for seed in seeds] for arm in arms}
-        sets[kind] = {
-            "arms": {arm: _arm(own) for arm, own in values.items()},
-            "comparisons": [one.to_json() for one in compare(values, STATIC)],
-        }
+        sets[kind] = arms_and_comparisons(values, STATIC)
     return {
         "name": spec.name,
         "reference": STATIC,
@@ -87,15 +83,6 @@ def summary(spec: RunSpec, found: Mapping[tuple[int, str], Any]) -> dict[str, An
         "classes": {arm: [entry["classes"] for entry in found[seeds[0], arm]["rounds"]] for arm in asked.by},
         "covers": COVERS,
         "recipe": identity(spec),
-    }
-
-
-def _arm(values: list[float]) -> dict[str, Any]:
-    return {
-        "values": values,
-        "mean": float(np.mean(values)),
-        "sd": standard_deviation(values),
-        "interval": mean_interval(values).clipped(0, 1).as_list(),
     }
 
 

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
-from engine.images.catalog import SCHEMA, Catalog, table_digest
+from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
 from engine.storage.store import Store
 from engine.study import tuning
@@ -148,14 +146,6 @@ def _means(spec: RunSpec, store: Store, point: Point) -> list[float]:
     """Running means of a setting's accuracies."""
     values = np.array(list(_accuracies(spec, store, plan.TRIALS, point).values()))
     return (np.cumsum(values) / np.arange(1, len(values) + 1)).tolist()
-
-
-def withheld(catalog: Catalog) -> Catalog:
-    """The catalog whose test images are "unused": nothing that is given it can find them."""
-    test = pc.equal(catalog.table["split"], "test")
-    splits = pc.if_else(test, pa.scalar("unused"), catalog.table["split"])
-    table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
-    return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
 
 
 @dataclass(frozen=True)

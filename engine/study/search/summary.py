@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.study.comparison import compare
 from engine.study.search.plan import Point
-from engine.study.statistics import mean_interval, standard_deviation
+from engine.study.statistics import spread
 
 ZERO = Point(0.0)
 Accuracies = Mapping[tuple[int, int], float]  # by (generator seed, judge seed)
@@ -56,8 +56,8 @@ def reading(chosen: Point, values: Mapping[Point, Accuracies], images: int) -> d
     return {
         "choice": _named(chosen),
         "images": images,
-        "chosen": _spread(own),
-        "zero": _spread(zero),
+        "chosen": _units(own),
+        "zero": _units(zero),
         "gain": gain[0].to_json() if gain else None,
         "accuracies": {point.key: _table(found) for point, found in values.items()},
     }
@@ -86,7 +86,7 @@ def _entry(point: Point, values: Accuracies, n: int, whole: bool, gain: dict[str
         "synthetic_images": point.count(n),
         "whole": whole,
         "accuracies": _table(values),
-        **_spread(units(values)),
+        **_units(units(values)),
         "gain": gain,
     }
 
@@ -95,13 +95,8 @@ def _named(point: Point) -> dict[str, Any]:
     return {"key": point.key, "label": point.label, "ratio": point.ratio, "values": point.changes()}
 
 
-def _spread(found: list[float]) -> dict[str, Any]:
-    return {
-        "units": found,
-        "mean": float(np.mean(found)),
-        "sd": standard_deviation(found),
-        "interval": mean_interval(found).clipped(0, 1).as_list(),
-    }
+def _units(found: list[float]) -> dict[str, Any]:
+    return {"units": found, **spread(found)}
 
 
 def _table(values: Accuracies) -> list[list[float]]:

@@ -47,13 +47,11 @@ def test_one_varying_channel_is_enough() -> None:
 )
 def test_clip_score_threshold(score: float | None, reason: str | None) -> None:
     gate = Gate(GateSpec(min_clip_score=0.25))
-    assert gate.needs_clip
     assert gate.check(checkered(0, 255), score) == reason
 
 
 def test_constant_comes_before_the_score_and_no_score_is_asked_without_a_threshold() -> None:
     assert Gate(GateSpec(min_clip_score=0.25)).check(image(7), 0.1) == "constant_image"
-    assert not Gate(GateSpec()).needs_clip
     assert Gate(GateSpec()).check(checkered(0, 255)) is None
 
 

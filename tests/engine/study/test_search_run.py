@@ -11,14 +11,14 @@ import pytest
 from engine.cluster.progress import PlainReporter
 from engine.errors import DataError
 from engine.images import catalog as catalogs
-from engine.images.catalog import Catalog
+from engine.images.catalog import Catalog, withheld
 from engine.report import search as pages
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from engine.study.search import plan
 from engine.study.search import run as searches
 from engine.study.search.plan import Point
-from engine.study.search.run import search, withheld
+from engine.study.search.run import search
 from engine.study.search.suggest import searcher
 from tests.support import outputs
 from tests.support.outputs import Output
