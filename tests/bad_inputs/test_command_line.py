@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,12 @@ def mimeo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
         env=env,
         check=False,
     )
+
+
+def _work() -> float:
+    """Seconds of processors that this process's ended children have used."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def images(folder: Path, per_class: int = 3) -> Path:
@@ -96,11 +102,11 @@ def expect(result: subprocess.CompletedProcess[str], code: int, *says: str) -> N
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
 def test_one_line_and_exit_code(tmp_path: Path, arguments: list[str], code: int, says: list[str]) -> None:
-    started = time.monotonic()
+    before = _work()
     result = mimeo(*arguments, cwd=tmp_path)
-    seconds = time.monotonic() - started
+    work = _work() - before
     expect(result, code, *says)
-    assert seconds < 3 * SECONDS  # three times the promise: a loaded machine must not fail the test
+    assert work < 3 * SECONDS  # three times the promise, of a processor's time: a loaded machine must not fail the test
 
 
 def test_unknown_targets_are_known_before_a_model_is_loaded(tmp_path: Path) -> None:
@@ -168,7 +174,7 @@ def test_help_needs_no_torch_and_no_ray(tmp_path: Path) -> None:
 
 
 def test_plan_of_a_billion(tmp_path: Path) -> None:
-    started = time.monotonic()
+    before = _work()
     code = (
         "import re, sys; from pipelines.cli import execute\n"
         "status = execute(['plan', 'quickstart', '--set', 'generate.count=1e9'])\n"
@@ -186,4 +192,4 @@ def test_plan_of_a_billion(tmp_path: Path) -> None:
     assert (status, modules) == ("0", "[]")
     assert int(megabytes) < 300
     assert "1,000,000,000" in result.stdout
-    assert time.monotonic() - started < 3 * SECONDS
+    assert _work() - before < 3 * SECONDS

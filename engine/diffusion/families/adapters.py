@@ -90,6 +90,7 @@ class Stock:
             safe_serialization=True,
             **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata},
         )
+        _order_header(folder / name)
 
     def _class(self) -> Any:
         import diffusers
@@ -172,9 +173,21 @@ class Plain:
             safe_serialization=True,
             lora_adapter_metadata={f"{part}.{key}": value for key, value in metadata.items()},
         )
+        _order_header(folder / name)
 
 
 def _metadata(denoiser: Any) -> dict[str, Any]:
     """Peft's configuration with sets in order, so that equal adapters make equal files whatever the process."""
     config = denoiser.peft_config["default"].to_dict()
     return {key: sorted(value) if isinstance(value, set | frozenset) else value for key, value in config.items()}
+
+
+def _order_header(path: Path) -> None:
+    """Put a safetensors file's metadata in the order of their names; the library writes them in an order drawn by chance."""
+    data = path.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
