@@ -48,6 +48,9 @@ def sampler(space: Space, seed: int) -> Any:
     class Untried(BaseSampler):
         """Optuna's TPE, asked again where it suggests what was tried or is being tried."""
 
+        def __reduce__(self) -> Any:  # Tune pickles its searcher
+            return sampler, (space, seed)
+
         def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
             return distributions(space)
 
