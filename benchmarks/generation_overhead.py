@@ -22,7 +22,7 @@ from unittest import mock
 
 from benchmarks.machine import machine
 from engine.cluster.session import session
-from engine.generation import job
+from engine.generation import pool
 from engine.generation.actor import Order, ShardActor
 from engine.shards.records import Record
 from engine.spec import RunSpec, validate
@@ -175,7 +175,7 @@ def measure(name: str, case: dict[str, Any], pairs: int) -> dict[str, Any]:
         checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
         settings = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
         output = prepare(folder / "out", make_spec(settings, checkpoint, pairs))
-        with mock.patch.object(job, "ShardActor", PairedActor):
+        with mock.patch.object(pool, "ShardActor", PairedActor):
             output.generate()
         lines = (folder / "out" / "seconds.jsonl").read_text().splitlines()
     return {"case": name, **results(settings, [json.loads(line) for line in lines][1:])}

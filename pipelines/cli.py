@@ -28,6 +28,7 @@ from pipelines import (
     search,
     status,
     study,
+    submit,
     train,
     verify,
 )
@@ -48,6 +49,7 @@ VERBS = (
     report,
     verify,
     status,
+    submit,
     doctor,
 )
 

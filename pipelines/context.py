@@ -54,6 +54,8 @@ def check(spec: RunSpec) -> None:
                 f"{value} does not exist",
                 "give a diffusers directory or a Hub id" if key.endswith("checkpoint") else "give a .safetensors file",
             )
+    if spec.model.checkpoint is None:
+        check_kind(spec.generate.scheduler, False, "the closed-set generator")
     precheck(spec)
     matching.precheck(spec)
 
@@ -66,7 +68,6 @@ def check_models(spec: RunSpec) -> None:
         from engine.diffusion.tiny import models
 
         models.check(spec.pretrain, spec.images.size)
-        check_kind(spec.generate.scheduler, False, "the closed-set generator")
         widths = [spec.pretrain.clip.hidden] if spec.pretrain.denoiser == "unet" else []
         conditions.precheck(spec, widths=widths)
         if spec.match is not None and not isinstance(spec.match.targets, str):

@@ -37,7 +37,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
             result = equivalence(run.spec, catalog.load(run.store), run.store, run.reporter)
         else:
             run.reporter.note("starting Ray ...")
-            with session(run.spec.resources):
+            with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = equivalence(run.spec, made, run.store, run.reporter)
         run.store.replace("results/equivalence.md", markdown(result).encode())

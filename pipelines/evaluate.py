@@ -27,7 +27,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             run.reporter.note(f"nothing to do: {run.store.url} holds the finished evaluation")
         else:
             run.reporter.note("starting Ray ...")
-            with session(run.spec.resources):
+            with session(run.spec.resources, store=run.store):
                 run_stages(run, upto("generate" if needs_synthetic(run.spec, run.store) else "catalog"))
                 result = evaluate(run.spec, catalog.load(run.store), run.store, run.reporter)
             if run.store.exists("report.html"):

@@ -26,7 +26,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             from engine.study.search.run import search
 
             run.reporter.note("starting Ray ...")
-            with session(run.spec.resources):
+            with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = search(run.spec, made, run.store, run.reporter)
         run.store.replace("results/search.png", figure(result))

@@ -189,7 +189,7 @@ def run_stages(run: Run, names: Sequence[str], time_limit: float | None = None) 
                 return False
             if stage.needs_ray and not ray_is_up:
                 run.reporter.note("starting Ray ...")
-                stack.enter_context(session(run.spec.resources))
+                stack.enter_context(session(run.spec.resources, store=run.store))
                 ray_is_up = True
             started = time.monotonic()
             try:

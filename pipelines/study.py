@@ -33,7 +33,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         from engine.study import ablation as studies
 
         run.reporter.note("starting Ray ...")
-        with session(run.spec.resources):
+        with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = studies.ablation(run.spec, made, run.store, run.reporter)
         run.store.replace("results/ablation.md", markdown(result).encode())
@@ -57,7 +57,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         from engine.study.deliberate.run import deliberate as study
 
         run.reporter.note("starting Ray ...")
-        with session(run.spec.resources):
+        with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
         run.store.replace("results/deliberate.md", markdown(result).encode())

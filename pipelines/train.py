@@ -62,7 +62,7 @@ def _run(run: Run, time_limit: float | None) -> bool:
     from engine.training.classifier.run import check as check_arms
 
     began = time.monotonic()
-    with session(run.spec.resources):
+    with session(run.spec.resources, store=run.store):
         if not run_stages(run, names[:1], time_limit):
             return False
         check_arms(run.spec, catalog.load(run.store))
@@ -87,7 +87,7 @@ def _train(run: Run, time_limit: float | None) -> bool:
     pending = planned.pending(run.store)
     if pending:
         run.reporter.note(f"{len(pending)} of {len(planned.tasks)} classifiers to train")
-        with session(run.spec.resources):
+        with session(run.spec.resources, store=run.store):
             if not training.train(planned, run.store, run.reporter, time_limit=time_limit):
                 return False
     else:

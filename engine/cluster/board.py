@@ -35,10 +35,12 @@ class Board:
 
     @classmethod
     def create(cls) -> Board:
-        """Start the actor; Ray must be up."""
+        """Start the actor on the driver's node, which outlives the workers' nodes; Ray must be up."""
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        return cls(ray.remote(num_cpus=0, max_restarts=-1)(_State).remote())
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        return cls(ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(_State).remote())
 
     def update(self, name: str, done: int, total: int, unit: str = "steps", **fields: float | int | str) -> None:
         """Report from a worker; costs one small message and never waits."""

@@ -10,12 +10,13 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import ClusterError
 from engine.spec.models import ResourcesSpec
+from engine.storage.store import Store
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -42,51 +43,63 @@ def cores() -> int:
 def device(resources: ResourcesSpec) -> str:
     """The device that workers use, "cpu" or "cuda"; ClusterError when cuda is asked for and absent.
 
-    Call it inside a session: what counts is whether the cluster has GPUs, not this machine.
+    Call it inside a session: what counts is whether the cluster has GPUs, not this machine. Where nodes are waited for
+    (`resources.wait`), cuda that is asked for is taken to come.
     """
-    import ray
+    from engine.cluster import nodes
 
-    gpus = ray.cluster_resources().get("GPU", 0)
-    if resources.device == "cuda" and gpus < resources.gpus_per_actor:
+    there = nodes.slots({"GPU": resources.gpus_per_actor}, resources.labels) > 0
+    if resources.device == "cuda" and not there and not resources.wait:
         raise ClusterError(
             "resources.device",
-            f"cuda is asked for, the cluster has {gpus:g} GPUs",
-            "use device: cpu or auto, or add GPU nodes",
+            f"cuda is asked for, {_offer(resources, 'GPU')}",
+            "use device: cpu or auto, add GPU nodes, or set resources.wait where an autoscaler starts them",
         )
-    return "cuda" if resources.device != "cpu" and gpus >= resources.gpus_per_actor else "cpu"
+    return "cuda" if resources.device == "cuda" or (resources.device == "auto" and there) else "cpu"
+
+
+def need(resources: ResourcesSpec) -> dict[str, float]:
+    """What one generating actor takes of a node."""
+    own = {"CPU": resources.cpus_per_actor}
+    return own | {"GPU": resources.gpus_per_actor} if device(resources) == "cuda" else own
 
 
 def actors(resources: ResourcesSpec) -> int:
     """How many generating actors to run: as asked, or one for each GPU or CPU slot of the cluster.
 
-    Raises ClusterError when more are asked for than the cluster can ever hold.
+    Raises ClusterError when more are asked for than the cluster holds, unless nodes are waited for (`resources.wait`).
     """
-    import ray
+    from engine.cluster import nodes
 
-    total = ray.cluster_resources()
-    if device(resources) == "cuda":
-        slots = int(total.get("GPU", 0) / resources.gpus_per_actor)
-        unit = f"GPU slots of {resources.gpus_per_actor:g}"
-    else:
-        slots = int(total.get("CPU", 0) / resources.cpus_per_actor) if resources.cpus_per_actor > 0 else 1_000_000
-        unit = f"CPU slots of {resources.cpus_per_actor:g}"
+    slots = nodes.slots(need(resources), resources.labels)
     if resources.actors is None:
-        wanted = slots if device(resources) == "cuda" else max(1, cores_of_cluster() // resources.threads)
+        wanted = (
+            slots if device(resources) == "cuda" else max(1, cores_of_cluster(resources.labels) // resources.threads)
+        )
         return max(1, min(wanted, slots))
-    if resources.actors > slots:
+    if resources.actors > slots and not resources.wait:
+        unit = "GPU" if device(resources) == "cuda" else "CPU"
         raise ClusterError(
             "resources.actors",
-            f"{resources.actors} actors are asked for, the cluster has {slots} {unit}",
-            "ask for fewer or add nodes",
+            f"{resources.actors} actors of {need(resources)[unit]:g} {unit} are asked for, {_offer(resources, unit)}: {slots} of them",
+            "ask for fewer, add nodes, or set resources.wait where an autoscaler starts them",
         )
     return resources.actors
 
 
-def cores_of_cluster() -> int:
-    """CPU cores that the cluster offers to actors, one left for the driver's own tasks on larger machines."""
-    import ray
+def _offer(resources: ResourcesSpec, unit: str) -> str:
+    from engine.cluster import nodes
 
-    total = int(ray.cluster_resources().get("CPU", 1))
+    labels = ", ".join(f"{key}={value}" for key, value in resources.labels.items())
+    total = sum(node["Resources"].get(unit, 0) for node in nodes.labelled(resources.labels))
+    return f"the cluster has {total:g} {unit}s" + (f" with {labels}" if labels else "")
+
+
+def cores_of_cluster(labels: Mapping[str, str] | None = None) -> int:
+    """CPU cores that the cluster's nodes with these labels offer; of a private Ray no more than this process may use."""
+    from engine.cluster import nodes
+
+    total = int(sum(node["Resources"].get("CPU", 0) for node in nodes.labelled(labels or {})))
     return min(total, cores()) if _is_private() else total
 
 
@@ -142,20 +155,24 @@ def _configure_data() -> None:
 
 
 @contextmanager
-def session(resources: ResourcesSpec, *, num_cpus: int | None = None) -> Iterator[None]:
+def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Store | None = None) -> Iterator[None]:
     """Ray is up inside the block; nested and repeated use is fine.
 
-    Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), else starts a private local Ray whose
-    processes and files end with the block. `num_cpus` overrides the private Ray's CPU count.
+    Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), whose nodes must be able to do the work and to see
+    `store`, the output; else starts a private local Ray whose processes and files end with the block. `num_cpus` overrides
+    the private Ray's CPU count.
     """
     _quieten()
     import ray
+
+    from engine.cluster import nodes
 
     if ray.is_initialized():
         yield
         return
     if os.environ.get("RAY_ADDRESS"):
         with _joined():
+            nodes.check(store)
             yield
         return
     folder = tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None)
@@ -198,7 +215,7 @@ def _joined() -> Iterator[None]:
         with _own_sigterm(), _silent_start():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClusterError(
             "RAY_ADDRESS",
             f"cannot join the cluster at {address} ({first})",

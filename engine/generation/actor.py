@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__, errors
-from engine.errors import ClusterError, MimeoError
+from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation.attempts import MAX_DEATHS, Attempts
 from engine.generation.gate import Budget
 from engine.generation.plan import Plan
-from engine.shards.names import PlanFacts
+from engine.shards.names import PLAN, PlanFacts
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import open_store
@@ -65,6 +66,9 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     from engine.generation.worker import ShardWorker
 
     spec, store = order.spec, open_store(order.url)
+    if not store.exists(PLAN):
+        fix = "use an object store, or a disk that is mounted at the same path on every node"
+        raise StorageError(f"node {socket.gethostname()}", f"does not see the output {store.url}", fix)
     torch.set_num_threads(spec.resources.threads)
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
@@ -150,7 +154,8 @@ class ShardActor:
         except Exception as error:
             _die_of_device_fault(error)
             raise
-        return {"records": [json.dumps([record.to_json().decode() for record in records])], "fault": [fault]}
+        texts = [record.to_json().decode() for record in records]
+        return {"asked": [str(batch["shards"][0])], "records": [json.dumps(texts)], "fault": [fault]}
 
     def _make(self, k: int) -> Record:
         with self._attempts.trying(self._worker.plan_facts.shard(k)) as number:

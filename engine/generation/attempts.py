@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ from engine.storage.store import Store
 
 FOLDER = "attempts"
 MAX_DEATHS = 5
+
+
+def new_session() -> str:
+    """A name for a driver's session, or for a pool of workers that takes the place of another."""
+    return secrets.token_hex(4)
 
 
 @dataclass(frozen=True)

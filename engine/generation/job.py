@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import secrets
 import time
-from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +12,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from engine import __version__
 from engine.errors import ConfigError, DataError
-from engine.generation import attempts
-from engine.generation.actor import Adapter, Order, ShardActor, build_worker, unpack
+from engine.generation import attempts, pool
+from engine.generation.actor import Adapter, Order, build_worker
 from engine.generation.gate import Budget
 from engine.generation.plan import Plan
 from engine.generation.watch import Watch
 from engine.generation.worker import record_of
 from engine.shards import manifest, records
 from engine.shards.names import PLAN, PlanFacts
-from engine.shards.records import Record
 from engine.spec import RunSpec, canonical_json, differences, sample_key, spec_hash
 from engine.storage.parallel import mapped
 from engine.storage.store import Store
 
 if TYPE_CHECKING:
-    from engine.cluster.board import Board
     from engine.cluster.progress import Reporter
     from engine.conditions.table import Conditions
     from engine.diffusion.checkpoint import Checkpoint
     from engine.images.catalog import Catalog
 
-MAX_ROWS = 10_000  # rows that the driver hands to Ray Data; a longer plan puts several shards in a row
-IN_FLIGHT = 2  # tasks queued at an actor: the next row is there when one is done
 FORMAT = 1
 
 
@@ -98,7 +92,7 @@ def generate(
         if here is None:
             _make(spec, store, checkpoint, adapter, pending, budget, reporter)
         else:
-            _make_here(Order(store.url, spec, checkpoint, adapter, here, secrets.token_hex(4), 1), pending, budget)
+            _make_here(Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1), pending, budget)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -114,18 +108,19 @@ def _make(
     reporter: Reporter,
 ) -> None:
     """Run the actor pool over the pending shards and count their records as they come."""
-    from engine.cluster import session
+    from engine.cluster import nodes, session
     from engine.cluster.board import Board
 
+    todo = pool.rows(pending)
+    actors = min(session.actors(spec.resources), len(todo))
+    nodes.wait_for(session.need(spec.resources), actors, spec.resources, reporter)
     device = session.device(spec.resources)
-    rows = _rows(pending)
-    actors = min(session.actors(spec.resources), len(rows))
-    what = Order(store.url, spec, checkpoint, lora, device, secrets.token_hex(4), actors)
+    what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors)
     board = Board.create()
     attempts.clear(store)
     with reporter.task("generate", budget.count) as task:
-        watch = Watch(reporter, task, board, budget.done, budget.quarantined)
-        with watch.running(), closing(_records(what, rows, board)) as made:
+        watch = Watch(reporter, task, board, budget.done, budget.quarantined, spec.resources.stall)
+        with watch.running(), closing(pool.records(what, todo, board, watch.stuck, reporter.note)) as made:
             for record in made:
                 watch.add(record)
                 budget.add(record.planned, [entry.reason for entry in record.quarantined])
@@ -138,34 +133,6 @@ def _make_here(what: Order, pending: list[int], budget: Budget) -> None:
     for k in pending:
         record = worker.make(k)
         budget.add(record.planned, [entry.reason for entry in record.quarantined])
-
-
-def _rows(pending: Sequence[int]) -> list[dict[str, str]]:
-    """One row a shard; where there are very many, several shards a row, as the driver pays for every row."""
-    size = -(-len(pending) // MAX_ROWS)
-    return [{"shards": json.dumps(pending[i : i + size])} for i in range(0, len(pending), size)]
-
-
-def _records(what: Order, rows: list[dict[str, str]], board: Board) -> Generator[Record, None, None]:
-    """Records as the actors finish shards; one row is one block is one task, so that a task that is lost is one row again."""
-    import ray
-
-    resources = what.spec.resources
-    gpus: dict[str, Any] = {"num_gpus": resources.gpus_per_actor} if what.device == "cuda" else {}
-    data = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ShardActor,
-        compute=ray.data.ActorPoolStrategy(size=what.actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
-        batch_size=1,
-        batch_format="numpy",
-        fn_constructor_kwargs={"order": what, "board": board},
-        num_cpus=resources.cpus_per_actor,
-        **gpus,
-    )
-    for row in data.iter_rows():
-        for text in json.loads(row["records"]):
-            yield Record.from_json(text.encode(), "a worker's reply")
-        if row["fault"]:
-            raise unpack(row["fault"])
 
 
 def _begin(store: Store, plan: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Probability = Fraction
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+Label = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
 Seed = Annotated[int, BeforeValidator(_integral), Field(ge=0, lt=2**63)]
 
 

@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from engine.spec.classifier import TrainSpec
 from engine.spec.evaluation import EvaluateSpec
-from engine.spec.fields import Count, Fraction, Name, Number, Seed, Spec, _integral, _number
+from engine.spec.fields import Count, Fraction, Label, Name, Number, Seed, Spec, _integral, _number
 from engine.spec.sources import (
     DigitsSource as DigitsSource,
 )
@@ -43,7 +43,7 @@ from engine.spec.training import MatchSpec, PretrainSpec
 class ImagesSpec(Spec):
     """How real images are decoded: every one becomes an RGB square of `size` pixels."""
 
-    size: Annotated[int, BeforeValidator(_integral), Field(ge=8, le=4096, multiple_of=4)] = 512
+    size: Annotated[int, BeforeValidator(_integral), Field(ge=8, le=4096, multiple_of=8)] = 512
     fit: Literal["crop", "pad", "stretch"] = "crop"
     background: Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")] = "#ffffff"
     max_pixels: Count = 50_000_000
@@ -197,6 +197,9 @@ class ResourcesSpec(Spec):
     threads: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=256)] = 1
     train_workers: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] = 1
     train_workers_min: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=10_000)] | None = None
+    labels: dict[Label, Label] = Field(default_factory=dict)
+    wait: Annotated[Number, Field(ge=0, le=7 * 86_400)] = 0.0
+    stall: Annotated[Number, Field(ge=5, le=86_400)] = 120.0
     tensorboard: bool = False
 
     @model_validator(mode="after")

@@ -66,7 +66,7 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
     from engine.cluster.session import device
 
     kind = device(resources)
-    _check_room(resources, kind)
+    _await_room(resources, kind)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     for left in reversed(range(max_failures + 1)):
         with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
@@ -107,6 +107,7 @@ def _trainer(
             num_workers=_workers(resources),
             use_gpu=kind == "cuda",
             resources_per_worker={"CPU": 1, "GPU": 1} if kind == "cuda" else {"CPU": 1},
+            label_selector=dict(resources.labels) or None,
         ),
         run_config=api.RunConfig(
             name=name,
@@ -143,17 +144,19 @@ def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
     return resources.train_workers if fewest is None else (fewest, resources.train_workers)
 
 
-def _check_room(resources: ResourcesSpec, kind: str) -> None:
-    import ray
+def _await_room(resources: ResourcesSpec, kind: str) -> None:
+    """Wait for the workers' nodes where the recipe says so; refuse (ClusterError) what the cluster cannot hold."""
+    from engine.cluster import nodes
 
     unit = "GPU" if kind == "cuda" else "CPU"
-    room = int(ray.cluster_resources().get(unit, 0))
     fewest = resources.train_workers_min or resources.train_workers
+    nodes.wait_for({unit: 1.0}, resources.train_workers, resources, None, enough=fewest)
+    room = nodes.slots({unit: 1.0}, resources.labels)
     if fewest > room:
         raise ClusterError(
             "resources.train_workers",
             f"{fewest} workers of one {unit} each are asked for, the cluster has {room}",
-            "ask for fewer or add nodes",
+            "ask for fewer, add nodes, or set resources.wait where an autoscaler starts them",
         )
 
 

@@ -193,3 +193,29 @@ def test_plan_of_a_billion(tmp_path: Path) -> None:
     assert int(megabytes) < 300
     assert "1,000,000,000" in result.stdout
     assert _work() - before < 3 * SECONDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["quickstart", "--output", "runs/x"], "would lie in the job's own folder"),
+        (["quickstart"], "would lie in the job's own folder"),
+        (["quickstart", "--output", "s3://b/x", "--verb", "submit"], "is no verb for a cluster"),
+        (["quickstart", "--output", "s3://b/x", "--set", "generate.cout=5"], "did you mean count?"),
+        (["nowhere.yaml", "--output", "s3://b/x"], "no such recipe"),
+    ],
+)
+def test_what_no_cluster_could_run_is_not_submitted(tmp_path: Path, arguments: list[str], says: str) -> None:
+    expect(mimeo("submit", "--cluster", "http://127.0.0.1:1", *arguments, cwd=tmp_path), 2, says)
+
+
+def test_a_recipe_outside_the_folder_that_is_sent_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    path = recipe(tmp_path, "name: x\nsource: {kind: digits}\nimages: {size: 8}\n")
+    words = ["submit", "--cluster", "http://127.0.0.1:1", path, "--output", "s3://b/x", "--working-dir", "sent"]
+    expect(mimeo(*words, cwd=tmp_path), 2, "lies outside the folder that is sent")
+    expect(
+        mimeo("submit", "--cluster", "http://127.0.0.1:1", path, "--output", "/shared/x", cwd=tmp_path),
+        6,
+        "no job server",
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 from engine.errors import StorageError
@@ -53,6 +54,23 @@ class DeadlyActor(IdleActor):
             self._worker.make = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
             return ShardActor._make(self, k)
         return super()._make(k)
+
+
+class FrozenActor(IdleActor):
+    """Does not come back from shard `POISON` the first time that any of them works on it."""
+
+    def _make(self, k: int) -> Record:
+        if k == POISON and self._worker.store.create(".frozen", b""):
+            time.sleep(3600)
+        return super()._make(k)
+
+
+class AsleepActor(IdleActor):
+    """Never comes back."""
+
+    def _make(self, k: int) -> Record:
+        time.sleep(3600)
+        raise AssertionError
 
 
 class FullDiskActor(IdleActor):

@@ -41,6 +41,7 @@ def make_order(ready: Output, folder: Path, *, adapter: Path | None = None, **ge
     for entry in ready.store.list():
         if entry.name.startswith(("catalog", "conditions")):
             store.create(entry.name, ready.store.read(entry.name))
+    store.create("plan.json", b"{}")
     tuned = Adapter(adapter, lora.check(adapter, ready.checkpoint).sha256) if adapter else None
     return Order(str(folder), spec, ready.checkpoint, tuned, "cpu", "aaaa", 1)
 
@@ -70,6 +71,13 @@ def test_samples_say_where_they_come_from(ready: Output, tmp_path: Path) -> None
     }
     for meta in samples(tmp_path)[0]:
         assert meta.items() >= expected.items()
+
+
+def test_an_output_that_this_node_does_not_see_is_refused(ready: Output, tmp_path: Path) -> None:
+    order = make_order(ready, tmp_path)
+    open_store(str(tmp_path)).remove("plan.json")
+    with pytest.raises(errors.StorageError, match=r"^node .*does not see the output .*object store"):
+        build_worker(order)
 
 
 def test_a_lora_is_attached_and_named(ready: Output, tmp_path: Path) -> None:

@@ -15,13 +15,14 @@ import pytest
 import ray
 
 from engine.errors import ClusterError, ConfigError, DataError, StorageError
-from engine.generation import job
+from engine.generation import job, pool
 from engine.shards import manifest
 from engine.shards.verify import verify
 from engine.spec import RunSpec
 from engine.storage.store import open_store
 from tests.support import outputs, poison
 from tests.support.outputs import Output
+from tests.support.synthetic import Quiet
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +175,7 @@ def lenient(output: Output) -> Output:
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], None]]:
     """Run jobs with an actor of another class."""
-    yield lambda kind: monkeypatch.setattr(job, "ShardActor", kind)
+    yield lambda kind: monkeypatch.setattr(pool, "ShardActor", kind)
     wait_for_free_cluster()
 
 
@@ -210,8 +211,27 @@ def test_workers_that_die_while_loading_end_the_job(copy: Callable[..., Output],
         copy("out").generate()
 
 
+def test_where_nothing_moves_a_new_pool_takes_over(copy: Callable[..., Output], actor: Callable[[type], None]) -> None:
+    actor(poison.FrozenActor)
+    output = lenient(copy("out", {"count": 50}, actors=2, stall=3.0))
+    reporter = Quiet()
+    assert output.generate(reporter).reasons == {"not_drawn": 50}
+    assert [note for note in reporter.notes if "a new pool of workers makes the" in note]
+    assert verify(output.store).faults == []
+
+
+def test_a_pool_that_never_moves_ends_in_one_line(
+    copy: Callable[..., Output], actor: Callable[[type], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.generation.watch.LOADING_S", 4.0)
+    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
+    actor(poison.AsleepActor)
+    with pytest.raises(ClusterError, match="nothing moves, after 1 new pools"):
+        copy("out").generate()
+
+
 def test_very_long_plans_put_several_shards_in_a_row() -> None:
-    rows = job._rows(list(range(job.MAX_ROWS * 3 + 1)))
-    assert len(rows) <= job.MAX_ROWS
-    assert [k for row in rows for k in json.loads(row["shards"])] == list(range(job.MAX_ROWS * 3 + 1))
-    assert [json.loads(row["shards"]) for row in job._rows([4, 2, 9])] == [[4], [2], [9]]
+    rows = pool.rows(list(range(pool.MAX_ROWS * 3 + 1)))
+    assert len(rows) <= pool.MAX_ROWS
+    assert [k for row in rows for k in json.loads(row["shards"])] == list(range(pool.MAX_ROWS * 3 + 1))
+    assert [json.loads(row["shards"]) for row in pool.rows([4, 2, 9])] == [[4], [2], [9]]

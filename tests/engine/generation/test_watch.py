@@ -78,3 +78,35 @@ def test_silence_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     with watch.running():
         wait_for(lambda: "no new sample" in said.getvalue())
     assert said.getvalue().count("\n") <= 2
+
+
+def test_stuck_once_nothing_moved_for_longer_than_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock of its own: loading may take long, then the longest silence decides; a new pool may load again."""
+    now = 0.0
+    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now)
+    watch = Watch(PlainReporter(io.StringIO()), Noted(), Snapshots(), done=0, quarantined=0)
+    now = 1700.0
+    assert not watch.stuck()
+    watch.add(record(0))
+    now = 1740.0
+    watch.add(record(1))  # 40 s are usual
+    now = 1740.0 + 199
+    assert not watch.stuck()
+    now = 1740.0 + 201
+    assert watch.stuck()
+    now += 1700.0
+    assert not watch.stuck()
+
+
+def test_another_actor_on_the_same_shard_is_movement() -> None:
+    task, board = Noted(), Snapshots((4, 6))
+    watch = Watch(PlainReporter(io.StringIO()), task, board, done=0, quarantined=0, stall=0.0)
+    watch._look()
+    watch._show()
+    assert watch.stuck()
+    board.entries = ((4, 6), (4, 2))  # of a frozen worker, and of the one in its place
+    watch._look()
+    watch._show()
+    assert watch._moved > 0
+    assert not watch._loading
+    assert task.updates == [(6, 0)]

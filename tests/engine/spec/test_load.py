@@ -58,7 +58,7 @@ def test_numbers_as_people_write_them() -> None:
         ("conditions.prompt=''", "must not be empty"),
         ("name=../../x", "name"),
         ("seed=-1", "seed"),
-        ("images.size=30", "multiple of 4"),
+        ("images.size=28", "multiple of 8"),
         ("version=2", "version"),
         ("generate.count", "KEY=VALUE"),
         ("=3", "KEY=VALUE"),
