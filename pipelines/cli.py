@@ -13,6 +13,7 @@ import typer
 from engine import __version__
 from engine.errors import MimeoError
 from pipelines import (
+    cluster,
     condition,
     doctor,
     equivalence,
@@ -49,6 +50,7 @@ VERBS = (
     verify,
     status,
     doctor,
+    cluster,
 )
 
 app = typer.Typer(
