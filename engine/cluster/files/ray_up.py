@@ -20,6 +20,7 @@ STARTS = ("head_start_ray_commands", "worker_start_ray_commands")
 IMAGES = ("image", "head_image", "worker_image")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 MARKET = "mimeo/market"
+OURSELVES = re.compile(r"[\s\"'](\S*/)?(mimeo|\.)(\[[a-z,]*\])?[\"']?(\s|$)")  # this project, as an argument of pip
 
 
 def check(findings: Findings, document: dict[str, Any]) -> None:
@@ -151,7 +152,9 @@ def _versions(findings: Findings, document: dict[str, Any]) -> None:
     for key in SETUP:
         for index, command in enumerate(listing(document.get(key))):
             count += common.versions(findings, f"{key}[{index}]", command, pin)
-            constrained = constrained or ("-c " in str(command) and "constraints.txt" in str(command))
+            constrained = constrained or bool(
+                re.search(r"-c \S*constraints\.txt", str(command)) and OURSELVES.search(str(command))
+            )
     for type_name, value in mapping(document.get("available_node_types")).items():
         own = mapping(at(value, "docker"))
         key = f"available_node_types.{type_name}"

@@ -15,7 +15,7 @@ MAX_DEPTH = 64
 
 
 class Loader(yaml.SafeLoader):
-    """Safe YAML that refuses a key that appears twice."""
+    """Safe YAML that refuses a key that appears twice or is not text."""
 
 
 def _mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -27,7 +27,13 @@ def _mapping(loader: Loader, node: yaml.MappingNode, deep: bool = False) -> dict
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
             seen.add(key.value)
     loader.flatten_mapping(node)
-    return loader.construct_mapping(node, deep=True)
+    out = loader.construct_mapping(node, deep=True)
+    for key in out:
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} is not text: put it in quotes", node.start_mark
+            )
+    return out
 
 
 Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
