@@ -25,9 +25,11 @@ begin='
   set -euo pipefail
   umask 077
   mkdir -p "$HOME/.mimeo"
-  cat >"$HOME/.mimeo/$4.token"
+  cat >"$HOME/.mimeo/$4.token.new"
+  mv "$HOME/.mimeo/$4.token.new" "$HOME/.mimeo/$4.token"  # this host may be the one that it comes from
   cd "$5"
-  pidfile="$HOME/.mimeo/$4.pid"
+  own="$HOME/.mimeo/$4-$(hostname)"  # hosts may share a home folder
+  pidfile="$own.pid"
   if [ -s "$pidfile" ] && grep -q "mimeo-$4" "/proc/$(cat "$pidfile")/cmdline" 2>/dev/null; then
     echo "is up already"
     exit 0
@@ -39,20 +41,20 @@ begin='
   else
     options+=(--address="$2:$3")
   fi
-  setsid nohup ray start "${options[@]}" >"$HOME/.mimeo/$4.log" 2>&1 </dev/null &
+  setsid nohup ray start "${options[@]}" >"$own.log" 2>&1 </dev/null &
   echo $! >"$pidfile"
   for _ in $(seq 60); do
-    kill -0 "$(cat "$pidfile")" 2>/dev/null || { tail -n 5 "$HOME/.mimeo/$4.log" >&2; exit 1; }
-    grep -q "block forever" "$HOME/.mimeo/$4.log" && exit 0
+    kill -0 "$(cat "$pidfile")" 2>/dev/null || { tail -n 5 "$own.log" >&2; exit 1; }
+    grep -q "block forever" "$own.log" && exit 0
     sleep 1
   done
-  echo "did not start in 60 s: $HOME/.mimeo/$4.log" >&2
+  echo "did not start in 60 s: $own.log" >&2
   exit 1
 '
 # shellcheck disable=SC2016
 end='
   set -euo pipefail
-  pidfile="$HOME/.mimeo/$1.pid"
+  pidfile="$HOME/.mimeo/$1-$(hostname).pid"
   [ -s "$pidfile" ] || exit 0
   pid=$(cat "$pidfile")
   if grep -q "mimeo-$1" "/proc/$pid/cmdline" 2>/dev/null; then  # else the number belongs to somebody else by now
