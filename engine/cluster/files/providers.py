@@ -27,6 +27,7 @@ GCP_NODE = words("""
 acceleratorType advancedMachineFeatures canIpForward confidentialInstanceConfig deletionProtection description disks
 displayDevice guestAccelerators hostname instanceEncryptionKey keyRevocationActionType labels machineType metadata
 minCpuPlatform networkConfig networkInterfaces networkPerformanceConfig params privateIpv6GoogleAccess
+localSsdEncryptionMode shieldedInstanceIntegrityPolicy sourceMachineImageEncryptionKey workloadIdentityConfig
 reservationAffinity resourcePolicies runtimeVersion scheduling schedulingConfig serviceAccounts shieldedInstanceConfig
 sourceInstanceTemplate sourceMachineImage tags
 """)
