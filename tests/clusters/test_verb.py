@@ -28,6 +28,16 @@ def test_a_bad_file_beside_a_good_one(tmp_path: Path, capsys: pytest.CaptureFixt
     assert lines[-1] == f"ok: {CLUSTERS / 'gcp.yaml'} (ray up)"
 
 
+def test_ray_adds_no_lines_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("cluster_name: x\nprovider: {type: aws, region: r}\nmax_workers: 3\n")
+    command = [sys.executable, "-m", "pipelines.cluster", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 2
+    assert result.stderr == ""
+    assert all(line.startswith(f"{path}: ") for line in result.stdout.splitlines())
+
+
 def test_no_file_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert execute(["cluster"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -6,7 +6,9 @@ import contextlib
 import copy
 import io
 import json
+import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ def _ray(findings: Findings, document: dict[str, Any]) -> None:
     if len(findings.problems) > before:
         return
     try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with _quiet():
             prepared = prepare_config(config)
             validate_config(prepared)
             check_legacy_fields(prepared)
@@ -66,6 +68,18 @@ def _ray(findings: Findings, document: dict[str, Any]) -> None:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         found = re.search(r"`(head_node_type|available_node_types|max_workers|provider)`", first)
         findings.problem(found.group(1) if found else "", f"Ray refuses it: {first}", "correct it")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Ray's own lines out of the answer."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _node_types(findings: Findings, document: dict[str, Any], name: str, provider: Provider) -> None:
