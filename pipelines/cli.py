@@ -13,6 +13,7 @@ import typer
 from engine import __version__
 from engine.errors import MimeoError
 from pipelines import (
+    cluster,
     condition,
     doctor,
     equivalence,
@@ -51,6 +52,7 @@ VERBS = (
     status,
     submit,
     doctor,
+    cluster,
 )
 
 app = typer.Typer(

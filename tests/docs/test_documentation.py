@@ -14,7 +14,7 @@ from engine import spec as specs
 from engine.spec.models import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "clusters").rglob("*.md")])
 
 
 def blocks(language: str) -> list[tuple[str, str]]:

@@ -1,0 +1,79 @@
+"""Hosts with addresses of their own: a run over an S3 store while one host is cut off and another one crashes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import hosts
+from tests.support.hosts import Network
+from tests.support.runs import SHARDS, SmallRun, digest
+
+URL = "s3://runs/out"
+
+
+@pytest.fixture
+def three() -> Iterator[Network]:
+    with hosts.network(3) as made:
+        yield made
+
+
+def shards(network: Network) -> int:
+    """Shards that the store holds."""
+    code = f"import s3fs; print(len(s3fs.S3FileSystem().glob('{URL}/data/*.tar')))"
+    network.popen(network.switch, sys.executable, "-c", code, log="count.log").wait()
+    text = network.said("count.log").strip()
+    return int(text) if text.isdigit() else 0
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], said: Callable[[], str]) -> None:
+    deadline = time.monotonic() + 500
+    while not condition():
+        assert process.poll() is None, said()
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.3)
+
+
+def test_a_run_over_three_hosts_survives_a_cut_and_a_crash(three: Network, small: SmallRun, tmp_path: Path) -> None:
+    three.store()
+    for k in range(3):
+        three.start(k, 1)
+        if k == 0:
+            three.ready(1)
+    three.ready(3)
+    words = small.words(actors=3, cpus_per_actor=1, stall=15)
+    driver = three.mimeo("generate", "quickstart", "-o", URL, *words)
+    wait_until(lambda: shards(three) >= 6, driver, three.said)
+    three.cut(1)
+    three.crash(2)
+    cut = time.monotonic()
+    assert shards(three) < SHARDS, "the run was over before a host was lost"
+    assert driver.wait(timeout=500) == 0, three.said()
+    print(f"{time.monotonic() - cut:.0f} s after the loss of two of three hosts")
+    print(three.said())
+    verify = three.mimeo("verify", URL, log="verify.log")
+    assert verify.wait(timeout=100) == 0, three.said("verify.log")
+    code = f"import s3fs, sys; sys.stdout.buffer.write(s3fs.S3FileSystem().cat('{URL}/manifest.parquet'))"
+    three.popen(three.switch, sys.executable, "-c", code, log="manifest").wait()
+    assert digest((three.folder / "manifest").read_bytes()) == small.manifest
+
+
+def test_a_path_that_a_node_does_not_see_is_refused(three: Network, small: SmallRun, tmp_path: Path) -> None:
+    output = tmp_path / "disk" / "out"
+    output.parent.mkdir()
+    three.start(0, 1)
+    three.ready(1)
+    three.start(1, 1, "unshare", "-m", "bash", "-c", f'mount -t tmpfs tmpfs {output.parent} && exec "$@"', "-")
+    three.ready(2)
+    driver = three.mimeo("generate", "quickstart", "-o", str(output), *small.words(actors=2, cpus_per_actor=1))
+    assert driver.wait(timeout=200) == 4, three.said()
+    last = three.said().strip().splitlines()[-1]
+    assert last.startswith("error: node 10.77.0.2")
+    assert f"does not see the output {output}" in last
+    assert "object store" in last
