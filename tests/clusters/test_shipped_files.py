@@ -178,6 +178,6 @@ def test_the_job_runs_a_verb_that_exists() -> None:
     from pipelines.cli import VERBS
 
     entrypoint = load(CLUSTERS / "kuberay/rayjob.yaml")["spec"]["entrypoint"]
-    found = re.fullmatch(r"python -m (pipelines\.\w+) \S+ --output s3://\S+", entrypoint)
+    found = re.fullmatch(r"python -m (pipelines\.\w+) \S+ --output s3://\S+( --set \S+)*", entrypoint)
     assert found is not None
     assert found.group(1) in {verb.__name__ for verb in VERBS}
