@@ -12,6 +12,7 @@ import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.io import savemat
 
 from tests.support.images import mixed_folder
 from tests.support.s3 import CREDENTIALS
@@ -29,7 +30,7 @@ def upload(folder: Path, url: str) -> str:
 
 
 def make_sets(root: Path) -> dict[str, dict[str, Any]]:
-    """A folder, tars, Parquet and a MedMNIST file of real image files below `root`; source sections with relative paths."""
+    """A folder, tars, Parquet and files of MedMNIST's and USPS's layouts; the first three of real image files below `root`; source sections with relative paths."""
     made = mixed_folder(root / "folder", per_class=12, bad=0.0)
     classes = sorted({name.partition("/")[0] for name in made.good})
     for path in list(root.rglob("*.*")):  # names that a store and a disk may spell differently
@@ -44,10 +45,13 @@ def make_sets(root: Path) -> dict[str, dict[str, Any]]:
         arrays[f"{part}_images"] = rng.integers(0, 256, (n, 28, 28), np.uint8)
         arrays[f"{part}_labels"] = (np.arange(n) % 3).astype(np.uint8).reshape(n, 1)
     np.savez(root / "x.npz", **arrays)
+    grey, digits = rng.integers(0, 256, (40, 256), np.uint8), (np.arange(40) % 10 + 1).astype(np.uint8)
+    savemat(root / "usps.mat", {"usps_all": np.concatenate([grey, digits[:, None]], axis=1)})
     return {
         "folder": {"kind": "folder", "path": "folder"},
         "webdataset": {"kind": "webdataset", "path": "tars", "test_path": "more/test-*.tar"},
         "parquet": {"kind": "parquet", "path": "parquet"},
+        "usps": {"kind": "usps", "path": "usps.mat"},
         "medmnist": {"kind": "medmnist", "path": "x.npz"},
     }
 

@@ -25,7 +25,7 @@ from tests.support.publishers import ROOT
 from tests.support.s3 import Faults
 
 IMAGES = ImagesSpec(size=32)
-KINDS = ("folder", "webdataset", "parquet", "medmnist")
+KINDS = ("folder", "webdataset", "parquet", "medmnist", "usps")
 CATALOGS = """
 import json, sys
 from engine.cluster.progress import PlainReporter
@@ -150,7 +150,7 @@ def test_a_refusal_is_one_line(kind: str, s3_endpoint: str, bucket: str, data: t
     faults = Faults(part="", refuse=10**6, status=403)
     with s3.proxy(s3_endpoint, faults) as endpoint, s3.environment(endpoint):
         with pytest.raises(StorageError, match="check the address, the credentials") as caught:
-            opened(placed(data[1][kind], bucket))
+            opened(placed(data[1][kind], bucket))[""].check()
         assert "\n" not in str(caught.value)
 
 
