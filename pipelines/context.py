@@ -13,7 +13,9 @@ from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError
 from engine.images.catalog import precheck
 from engine.spec import RunSpec
+from engine.spec.load import change_paths
 from engine.storage.lock import hold
+from engine.storage.paths import check_url
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
 from engine.training.matching import precheck as matching
@@ -47,6 +49,7 @@ def output_url(spec: RunSpec, output: str | None) -> str:
 def check(spec: RunSpec) -> None:
     """Everything about the recipe that can be known in a moment, without Ray, torch or a GPU."""
     check_name(spec.generate.scheduler)
+    change_paths(specs.plain(spec), lambda key, path: check_url(path) or path)
     for key, value in (("model.checkpoint", spec.model.checkpoint), ("model.lora", spec.model.lora)):
         if value and value.startswith("/") and not Path(value).exists():
             raise ConfigError(
@@ -79,7 +82,7 @@ def check_models(spec: RunSpec) -> None:
     from engine.generation import job
 
     model = checkpoint.inspect(spec.model, spec.images.size)
-    job.check(spec, model, None if spec.model.lora is None else Path(spec.model.lora))
+    job.check(spec, model, spec.model.lora)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
@@ -98,7 +101,6 @@ def open_run(
     spec = load_recipe(recipe, overrides)
     check(spec)
     store = open_store(output_url(spec, output), probe=True)
-    matching.check_place(spec, store)
     check_more(spec, store)
     if not store.exists(SPEC):
         check_models(spec)

@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.errors import ConfigError
 from engine.spec import RunSpec
 from engine.spec.models import ModelSpec
-from engine.storage.store import Store
+from engine.storage.store import Store, address
 from engine.training.matching.precheck import MARKER, lora_of, model_of
 from pipelines.context import Run, open_run
 
@@ -38,17 +37,10 @@ def generator(spec: RunSpec, store: Store, *, matched: bool = False) -> ModelSpe
     """
     tuned = model_of(spec, store) if matched else None
     if tuned is not None:
-        return spec.model.model_copy(update={"checkpoint": str(tuned), "revision": None})
+        return spec.model.model_copy(update={"checkpoint": tuned, "revision": None})
     if spec.model.checkpoint is not None:
         return spec.model
-    folder = store.local("model")
-    if folder is None:
-        raise ConfigError(
-            "model.checkpoint",
-            "a closed-set generator that lies on an object store cannot be opened in place",
-            "copy its model/ folder to a disk that every node sees and name it in model.checkpoint",
-        )
-    return spec.model.model_copy(update={"checkpoint": str(folder)})
+    return spec.model.model_copy(update={"checkpoint": address(store, "model")})
 
 
 def _catalog(run: Run, limit: float | None) -> str:
@@ -86,7 +78,7 @@ def _features(run: Run, limit: float | None) -> str:
     from engine.images import catalog
 
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
-    job.features(run.spec, catalog.load(run.store), model.path, run.store, run.reporter)
+    job.features(run.spec, catalog.load(run.store), model, run.store, run.reporter)
     return "CLIP features and class statistics"
 
 

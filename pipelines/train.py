@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from pathlib import Path
 
 from engine.errors import ConfigError
 from engine.spec import RunSpec
@@ -33,14 +32,14 @@ def stages_of(spec: RunSpec) -> tuple[str, ...]:
     return upto("pretrain") if "reconstructed" in spec.train.arms else upto("catalog")
 
 
-def autoencoder(run: Run) -> tuple[Path, str] | None:
-    """The generator's directory and its digest, where an arm needs its VAE."""
+def autoencoder(run: Run) -> tuple[str, str] | None:
+    """The generator's directory (path or URL) and its digest, where an arm needs its VAE."""
     if run.spec.train is None or "reconstructed" not in run.spec.train.arms:
         return None
     from engine.diffusion import checkpoint
 
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
-    return model.path, model.digest
+    return model.place, model.digest
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.support import s3
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -53,6 +55,20 @@ def ray_cluster() -> Iterator[None]:
 
     with session(ResourcesSpec(device="cpu"), num_cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """The endpoint of an S3 server that lives as long as the session."""
+    with s3.serve() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str) -> Iterator[str]:
+    """A folder of a new bucket, with the environment that S3 clients need."""
+    with s3.environment(s3_endpoint):
+        yield f"s3://{s3.make_bucket(s3_endpoint)}/runs/toy"
 
 
 settings.register_profile("mimeo", deadline=None)  # a loaded machine must not fail a property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from engine.images.catalog import Catalog
 from engine.images.reader import Reader
 from engine.spec import RunSpec, identity
 from engine.storage.store import Store
+
+if TYPE_CHECKING:
+    from engine.diffusion.checkpoint import Checkpoint
 
 VERSION = 1  # raised when captions or features of the same inputs change
 READ = 64 * 1024 * 1024
@@ -65,14 +68,19 @@ def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, r
 
 
 def features(
-    spec: RunSpec, catalog: Catalog, checkpoint: Path, store: Store, progress: Reporter, run: pool.Run = pool.run
+    spec: RunSpec,
+    catalog: Catalog,
+    checkpoint: Path | Checkpoint,
+    store: Store,
+    progress: Reporter,
+    run: pool.Run = pool.run,
 ) -> None:
     """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do when done.
 
     Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that were
     generated from. A checkpoint without an image encoder gives features of width 0 when the run uses none.
     """
-    model = _feature_model(spec, checkpoint)
+    model = _feature_model(spec, checkpoint if isinstance(checkpoint, Path) else checkpoint.path)
     rows = _train(catalog)
     made_from = {
         "version": VERSION,
@@ -85,7 +93,7 @@ def features(
     if not stored.is_current(store, (FEATURES, CLASSES), made_from):
         values = np.empty((len(rows), 0), np.float32)
         if model.dim:
-            values = _computed(spec, model, rows, progress, run)
+            values = _computed(spec, model if isinstance(checkpoint, Path) else checkpoint, rows, progress, run)
         stored.publish(store, FEATURES, pa.table({"key": rows["key"], "feature": as_lists(values)}), made_from)
     if not store.exists(CLASSES):
         values = as_matrix(stored.read(store, FEATURES)[0]["feature"])
@@ -111,7 +119,7 @@ def _observed(spec: RunSpec, strategy: Strategy, rows: pa.Table, progress: Repor
 
 
 def _computed(
-    spec: RunSpec, model: FeatureModel, rows: pa.Table, progress: Reporter, run: pool.Run
+    spec: RunSpec, model: FeatureModel | Checkpoint, rows: pa.Table, progress: Reporter, run: pool.Run
 ) -> NDArray[np.float32]:
     where = pool.device(spec.resources, needs_model=True)
     with progress.task("features", len(rows)) as task:
@@ -131,9 +139,13 @@ def caption_work(spec: RunSpec, device: str) -> pool.Work:
     return work
 
 
-def feature_work(spec: RunSpec, model: FeatureModel, device: str) -> pool.Work:
-    """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not finite."""
-    extractor = FeatureExtractor(model, device)
+def feature_work(spec: RunSpec, model: FeatureModel | Checkpoint, device: str) -> pool.Work:
+    """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not finite.
+
+    A checkpoint's own model is looked for on the actor's node.
+    """
+    found = model if isinstance(model, FeatureModel) else _feature_model(spec, model.path)
+    extractor = FeatureExtractor(found, device)
     reader = Reader(spec)
 
     def work(rows: pa.Table) -> pa.Table:

@@ -11,10 +11,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from engine.diffusion import layout, schedulers, weights
+from engine.diffusion import hub, layout, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
-from engine.diffusion.hub import locate
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec, ModelSpec
 
@@ -23,14 +22,14 @@ from engine.spec.models import GenerateSpec, ModelSpec
 class Checkpoint:
     """A checkpoint that has passed every check, at one image size.
 
-    `family` is the pipeline's class as the index names it; `latent_size` and `image_size` are sides in pixels. `places`: which
+    `place` is its directory, or its URL on an object store. `family` is the pipeline's class as the index names it; `latent_size` and `image_size` are sides in pixels. `places`: which
     widths of image features fit, and where they stand in the text's `states` (none where the family reads no text);
     `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows. `digest` is the sha256 over
     `files`, which has the sha256 of each weight and configuration file by relative path; `feature_dim` is the width of the
     image encoder's projection.
     """
 
-    path: Path
+    place: str
     family: str
     image_size: int
     latent_channels: int
@@ -45,14 +44,19 @@ class Checkpoint:
     parameters: int
     classes: int | None = None
 
+    @property
+    def path(self) -> Path:
+        """The directory on this node; that of a URL is fetched at its first use and must hold the same bytes (StorageError)."""
+        return hub.here(self.place, self.digest, self.files)
+
 
 def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
-    """Check a local directory or a cached Hub snapshot without a GPU; ConfigError, one line, for whatever cannot be used.
+    """Check a local directory, the copy of a URL's folder, or a cached Hub snapshot without a GPU; ConfigError, one line, for whatever cannot be used.
 
     Structure first (in moments, without torch), then every number of every weight, then that diffusers and transformers
     find all the weights that the models need.
     """
-    folder = locate(model.checkpoint, model.revision)
+    folder = hub.locate(model.checkpoint, model.revision)
     index = layout.read_index(folder)
     layout.refuse_code(folder, index.components)
     tokenizers = index.named("tokenizer")
@@ -72,7 +76,7 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     _check_complete(folder, tuple(found), digest)
     parts = [header for name in index.named("model") for header in headers[name]]
     return Checkpoint(
-        path=folder,
+        place=hub.place(model.checkpoint, folder),
         family=index.pipeline,
         image_size=image_size,
         digest=digest,

@@ -1,12 +1,16 @@
-"""Where a checkpoint lies: a local directory, or a pinned commit of a Hugging Face Hub repository in the local cache."""
+"""Where a checkpoint lies: a local directory, a folder of an object store, or a pinned commit of a Hugging Face Hub repository."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from engine.diffusion.layout import STEMS
 from engine.errors import ConfigError
+from engine.storage import cache
+from engine.storage.urls import normalise
 
 _WHERE = "model.checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -14,15 +18,20 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 _UNWANTED = ("safety_checker/*",)
 TIMEOUT_S = 5.0
+_REDUCED = re.compile(r"\.(fp16|bf16|non_ema)\b.*(safetensors|json)$|index\.(fp16|bf16)\.json$")
+_PLAIN = {f"{stem}{end}" for stem in set(STEMS.values()) for end in (".safetensors", ".safetensors.index.json")}
+_HERE: dict[tuple[str, str], Path] = {}
 
 
 def locate(checkpoint: str | None, revision: str | None) -> Path:
-    """The directory of a checkpoint: as given where it exists, else the Hub id's snapshot, downloaded when it is not cached.
+    """The directory of a checkpoint: as given where it exists, this node's copy of a URL's folder, or the Hub id's snapshot.
 
-    A Hub id needs `revision`, a commit's 40 hex digits. ConfigError in one line where it cannot be had.
+    What is not on this node is downloaded. A Hub id needs `revision`, a commit's 40 hex digits. ConfigError in one line where it cannot be had.
     """
     if checkpoint is None:
         raise ConfigError(_WHERE, "is not set", "name a diffusers directory, or run mimeo pretrain first")
+    if "://" in checkpoint:
+        return _stored(checkpoint)
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -39,6 +48,51 @@ def locate(checkpoint: str | None, revision: str | None) -> Path:
         what = f"{checkpoint} is no directory here, and as a Hub id it needs model.revision, a commit's 40 hex digits"
         raise ConfigError(_WHERE, what, f"see https://huggingface.co/{checkpoint}/commits/main")
     return _snapshot(checkpoint, revision)
+
+
+def place(checkpoint: str | None, folder: Path) -> str:
+    """What names a located checkpoint on every node: its URL, or its directory."""
+    return normalise(checkpoint) if checkpoint is not None and "://" in checkpoint else str(folder)
+
+
+def here(place: str, digest: str = "", files: Mapping[str, str] | None = None) -> Path:
+    """The directory of a `place` on this node; a URL's is fetched once and compared with the SHA-256 of its `files`.
+
+    `digest` names the content, so that a process asks the store only once. Raises StorageError.
+    """
+    if "://" not in place:
+        return Path(place)
+    if (place, digest) not in _HERE or not digest:
+        _HERE[place, digest] = cache.fetch(place, digests=files, select=_wanted)
+    return _HERE[place, digest]
+
+
+def file_here(place: Path | str, sha256: str = "") -> Path:
+    """A file on this node: as given, or a URL's, fetched once and compared with its SHA-256 where that is known."""
+    if "://" not in str(place):
+        return Path(place).expanduser()
+    name = str(place).rpartition("/")[2]
+    return cache.fetch(str(place), digests={name: sha256} if sha256 else None)
+
+
+def _stored(url: str) -> Path:
+    folder = cache.fetch(url, select=_wanted)
+    if folder.is_file():
+        raise ConfigError(_WHERE, f"{url} is a file, not a diffusers directory", "give the folder of model_index.json")
+    if not (folder / "model_index.json").is_file():
+        raise ConfigError(_WHERE, f"{url} is not a diffusers directory (no model_index.json)", "check the address")
+    if not any(folder.glob("*/*.safetensors")):
+        fix = "convert it on a machine where you trust it: save_pretrained(NEW, safe_serialization=True)"
+        raise ConfigError(_WHERE, f"{url} has no safetensors weights; pickled ones are never downloaded", fix)
+    return folder
+
+
+def _wanted(names: Sequence[str]) -> list[str]:
+    """The files of a diffusers directory that are used, and code, which is refused; half-precision duplicates are left."""
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in (*_WANTED, "*/*.py"))]
+    found = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in _UNWANTED)]
+    parts = {name.rpartition("/")[0] for name in found if name.rpartition("/")[2] in _PLAIN}
+    return [name for name in found if not (_REDUCED.search(name) and name.rpartition("/")[0] in parts)]
 
 
 def _snapshot(repository: str, revision: str) -> Path:

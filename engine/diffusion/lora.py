@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from engine.diffusion import families, weights
+from engine.diffusion import families, hub, weights
 from engine.diffusion.checkpoint import Checkpoint, empty, quiet
 from engine.diffusion.families.adapters import Adapters, Content
 from engine.diffusion.families.base import Family
@@ -50,11 +50,12 @@ def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
     Refused: pickles, broken files, NaN; keys that no module of the denoiser or a text encoder consumes (other families), other
     widths, one of the two matrices missing, some modules of a kind covered and others not, up matrices that are all zero.
     """
-    path = Path(lora).expanduser()
-    if path.suffix in weights.PICKLED:
-        raise ConfigError(str(path), "is a pickle, which can run code when it is opened", "convert it to .safetensors")
-    if path.suffix != ".safetensors" or not path.is_file():
-        raise ConfigError("model.lora", f"{path} is not a .safetensors file", "name one")
+    suffix = PurePath(lora).suffix
+    if suffix in weights.PICKLED:
+        raise ConfigError(str(lora), "is a pickle, which can run code when it is opened", "convert it to .safetensors")
+    path = hub.file_here(lora) if suffix == ".safetensors" else Path(lora)
+    if suffix != ".safetensors" or not path.is_file():
+        raise ConfigError("model.lora", f"{lora} is not a .safetensors file", "name one")
     weights.read_header(path)
     weights.check_finite(path)
     family = families.FAMILIES[checkpoint.family]
@@ -80,15 +81,15 @@ def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
     )
 
 
-def attach(pipeline: Any, lora: Path | str, scale: float) -> None:
-    """Add the adapter at `scale` to the pipeline's denoiser and, if it has parts for them, the text encoders.
+def attach(pipeline: Any, lora: Path | str, scale: float, sha256: str = "") -> None:
+    """Add the adapter (a path or URL; `sha256` where it is known) at `scale` to the pipeline's denoiser and, if it has parts for them, the text encoders.
 
     The product is added to the weights, so that sampling costs nothing more; in bfloat16, whose steps can be larger than
     the change, the adapter stays a computation of its own.
     """
-    adapters = families.of(pipeline).adapters
+    adapters, path = families.of(pipeline).adapters, hub.file_here(lora, sha256)
     with quiet():
-        adapters.attach(pipeline, Path(lora).expanduser(), scale)
+        adapters.attach(pipeline, path, scale)
     for part in adapters.parts:
         getattr(pipeline, part).requires_grad_(False)
 

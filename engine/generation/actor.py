@@ -33,15 +33,17 @@ LOADING = "loading"
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA file and its SHA-256."""
+    """A LoRA file, as path or URL, and its SHA-256."""
 
-    path: Path
+    place: Path | str
     sha256: str
 
 
 @dataclass(frozen=True)
 class Order:
     """What an actor needs to begin: small, picklable; models, conditions and images are loaded where the actor runs.
+
+    Models that lie on an object store travel as URL and digests, and are fetched once to the actor's own node.
 
     `session` names the driver's session, `actors` says how many of them there are.
     """
@@ -72,7 +74,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     torch.set_num_threads(spec.resources.threads)
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
-        lora.attach(pipeline, order.lora.path, spec.model.lora_scale)
+        lora.attach(pipeline, order.lora.place, spec.model.lora_scale, order.lora.sha256)
     conditions = table.load(store, spec)
     return ShardWorker(
         spec,

@@ -58,13 +58,13 @@ def generate(
     catalog: Catalog,
     reporter: Reporter,
     *,
-    lora: Path | None = None,
+    lora: Path | str | None = None,
     order: Literal["planned", "shuffled"] = "planned",
     here: str | None = None,
 ) -> Summary:
     """Make every shard that is not there yet, inside a Ray session, and finish the set with its manifest and indexes.
 
-    May be stopped at any time and called again: what is published stays. `lora` is the adapter's file, if there is one; `order`
+    May be stopped at any time and called again: what is published stays. `lora` is the adapter's file or URL, if there is one; `order`
     only changes what is scheduled first; `here` names a device on which this process makes all shards itself. Raises ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
     raise.
     """
@@ -177,7 +177,7 @@ def _plan_json(
     }
 
 
-def check(spec: RunSpec, checkpoint: Checkpoint, lora: Path | None = None) -> str | None:
+def check(spec: RunSpec, checkpoint: Checkpoint, lora: Path | str | None = None) -> str | None:
     """Refuse, before a GPU is used, what the checkpoint cannot do (ConfigError); the digest of the LoRA, if there is one."""
     from engine.conditions import job as conditions_job
     from engine.diffusion.checkpoint import check_generate

@@ -8,7 +8,7 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,14 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.cluster.progress import Reporter
-from engine.errors import DataError
-from engine.images.inspection import FACTS, places_table
+from engine.errors import DataError, StorageError
+from engine.images.inspection import FACTS, places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
 from engine.images.listing import UNLABELLED, Bad, Candidate, Listing
-from engine.images.sources import hub
+from engine.images.sources import ImageSource, hub
 from engine.images.sources.base import GROUP
 from engine.images.splits import NAMES, assign, require_all
 from engine.spec import RunSpec
+from engine.spec.models import ImagesSpec
 from engine.storage.store import Store
 
 SCHEMA = pa.schema(
@@ -52,6 +53,7 @@ QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "set", "class_name", "reason", "detail", "duplicate_of")]
 )
 TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parquet", "catalog/_done.json"
+FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
 
@@ -111,9 +113,9 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     table = _split_table(good, names, numbers, spec)
     catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
     _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
-    reasons = Counter(entry.reason for entry in bad + duplicates)
-    if reasons:
-        reporter.note(f"quarantined: {_told(reasons)}; listed in {QUARANTINED}")
+    found = Counter(entry.reason for entry in bad + duplicates)
+    if found:
+        reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")
     return catalog
 
 
@@ -161,7 +163,7 @@ def _inspected(listing: Listing, spec: RunSpec, store: Store, reporter: Reporter
     """FACTS tables from Ray Data, in whatever order tasks end; only places and facts travel, never images."""
     import ray
 
-    look = functools.partial(inspect_once, sets=listing.sets, images=spec.images, store=store)
+    look = functools.partial(_look, sets=listing.sets, images=spec.images, store=store)
     chunks = _chunks(listing.groups())
     known = done = bad = 0
     with reporter.task("catalog", 0) as task:
@@ -172,10 +174,25 @@ def _inspected(listing: Listing, spec: RunSpec, store: Store, reporter: Reporter
             data = ray.data.from_arrow(wave).map_batches(look, batch_size=None, batch_format="pyarrow", num_cpus=1)
             blocks: Iterable[Any] = data.iter_batches(batch_size=None, batch_format="pyarrow")
             for block in blocks:
+                _raise_fault(block)
                 done += block.num_rows
                 bad += pc.sum(pc.not_equal(block["reason"], "")).as_py() or 0
                 task.update(done, bad=bad)
                 yield block
+
+
+def _look(table: pa.Table, sets: Mapping[str, ImageSource], images: ImagesSpec, store: Store) -> pa.Table:
+    """`inspect_once`; a store that refuses comes back as a value, as Ray would wrap the exception."""
+    try:
+        return inspect_once(table, sets, images, store)
+    except StorageError as error:
+        return reasons(table.slice(0, 1), FAULT, json.dumps([error.where, error.what, error.fix]))
+
+
+def _raise_fault(block: pa.Table) -> None:
+    found = block.filter(pc.equal(block["reason"], FAULT))
+    if found.num_rows:
+        raise StorageError(*json.loads(found["detail"][0].as_py()))
 
 
 def _bad_rows(facts: pa.Table) -> list[Bad]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from engine.spec import RunSpec
 from engine.spec.models import SplitSpec
 
 UNLABELLED = -1
+REMOTE_S = 5.0  # the longest that entries of an object store are counted before Ray starts
 QUICK = 20_000  # entries that are listed before Ray starts: half a second of files, one of tar members
 
 
@@ -56,6 +58,7 @@ class Listing:
         self.labels = Labels(self.sets[""].class_names)
         self.bad: list[Bad] = []
         self._limit: int | None = getattr(spec.source, "limit", None)
+        self._remote = "://" in getattr(spec.source, "path", "")
 
     def groups(self) -> Iterator[list[Candidate]]:
         """Candidates in groups that are cheapest to read together; the main set first."""
@@ -77,10 +80,10 @@ class Listing:
         """
         for source in self.sets.values():
             source.check()
-        total, complete = 0, True
+        total, complete, began = 0, True, time.monotonic()
         for group in self._coded(""):
             total += len(group)
-            if total > QUICK:
+            if total > QUICK or (self._remote and time.monotonic() - began > REMOTE_S):
                 complete = False
                 break
         if complete:

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -39,10 +39,14 @@ _WHAT = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One file of a store: its name relative to the root, its size in bytes."""
+    """One file of a store: its name relative to the root, its size in bytes.
+
+    `version` changes with the content of a remote file (ETag, generation or time, as the store gives it).
+    """
 
     name: str
     size: int
+    version: str = field(default="", compare=False)
 
 
 class Store(Protocol):

@@ -22,6 +22,9 @@ _TRANSIENT_CLASS = {
     "ConnectionError",
     "HTTPClientError",
     "ClientConnectionError",
+    "ClientPayloadError",
+    "ResponseStreamingError",
+    "IncompleteReadError",
     "ServiceRequestError",
     "ServiceResponseError",
 }
@@ -29,6 +32,17 @@ _TRANSIENT_CLASS = {
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}}
 }
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "generation",
+    "md5Hash",
+    "content_md5",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
 Result = TypeVar("Result")
 
@@ -62,7 +76,7 @@ class RemoteStore:
             raise StorageError(
                 self._where(name), "is 5 GiB or more, too large for one PUT", "lower generate.shard_size"
             )
-        won = self._retried(name, lambda: self._create_once(path, payload))
+        won = self.retried(name, lambda: self._create_once(path, payload))
         if isinstance(data, Path):
             data.unlink(missing_ok=True)
         return won
@@ -70,47 +84,47 @@ class RemoteStore:
     def replace(self, name: str, data: bytes) -> None:
         """Write a derived file with one PUT; see `Store.replace`."""
         path = self._path(name)
-        self._retried(name, lambda: self.filesystem.pipe_file(path, bytes(data), **self._one_shot()))
+        self.retried(name, lambda: self.filesystem.pipe_file(path, bytes(data), **self._one_shot()))
 
     def read(self, name: str) -> bytes:
         """The whole file; see `Store.read`."""
         path = self._path(name)
-        data: bytes = self._retried(name, lambda: self.filesystem.cat_file(path))
+        data: bytes = self.retried(name, lambda: self.filesystem.cat_file(path))
         return data
 
     def open(self, name: str) -> BinaryIO:
         """A seekable stream that reads ahead; see `Store.open`."""
         path = self._path(name)
-        stream: BinaryIO = self._retried(name, lambda: self.filesystem.open(path, "rb", cache_type="readahead"))
+        stream: BinaryIO = self.retried(name, lambda: self.filesystem.open(path, "rb", cache_type="readahead"))
         return stream
 
     def exists(self, name: str) -> bool:
         """Whether the file is there; an unreachable store raises StorageError instead of saying no."""
         path = self._path(name)
         try:
-            return bool(self._retried(name, lambda: self.filesystem.info(path))["type"] == "file")
+            return bool(self.retried(name, lambda: self.filesystem.info(path))["type"] == "file")
         except FileNotFoundError:
             return False
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every file whose name begins with `prefix`; see `Store.list`."""
         folder, _, _ = prefix.rpartition("/")
-        start = self._path(folder) if folder else self._root
+        start = self._path(folder) if folder else self.root
         try:
-            found = self._retried(prefix, lambda: self.filesystem.find(start, detail=True))
+            found = self.retried(prefix, lambda: self.filesystem.find(start, detail=True))
         except FileNotFoundError:
             return
         for path in sorted(found):
-            name = path[len(self._root) + 1 :]
+            name = path[len(self.root) + 1 :]
             hidden = is_private(name) and not is_private(prefix)
             if found[path]["type"] == "file" and name.startswith(prefix) and not hidden:
-                yield Entry(name, int(found[path]["size"]))
+                yield Entry(name, int(found[path]["size"]), version_of(found[path]))
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there; see `Store.remove`."""
         path = self._path(name)
         try:
-            self._retried(name, lambda: self.filesystem.rm_file(path))
+            self.retried(name, lambda: self.filesystem.rm_file(path))
         except FileNotFoundError:
             return
 
@@ -125,7 +139,7 @@ class RemoteStore:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.{os.getpid()}.part")
         try:
-            self._retried(name, lambda: self.filesystem.get_file(path, str(part)))
+            self.retried(name, lambda: self.filesystem.get_file(path, str(part)))
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
@@ -148,12 +162,13 @@ class RemoteStore:
             )
 
     @property
-    def _root(self) -> str:
+    def root(self) -> str:
+        """The folder as fsspec's file system names it: bucket/folder."""
         root: str = self.filesystem._strip_protocol(self.url)
         return root.rstrip("/")
 
     def _path(self, name: str) -> str:
-        return f"{self._root}/{check_name(name)}"
+        return f"{self.root}/{check_name(name)}"
 
     def _where(self, name: str) -> str:
         return f"{self.url}/{name}" if name else self.url
@@ -174,7 +189,8 @@ class RemoteStore:
                 told = error if is_transient(error) or not is_transient(unread) else unread
                 raise told from told.__cause__
 
-    def _retried(self, name: str, call: Callable[[], Result]) -> Result:
+    def retried(self, name: str, call: Callable[[], Result]) -> Result:
+        """The result of a request, asked again for a minute while faults pass; errors as the methods of a store raise them."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_after_delay(_RETRY_SECONDS),
@@ -187,6 +203,11 @@ class RemoteStore:
             if isinstance(error, FileNotFoundError) and not _NO_BUCKET & set(_codes(error)):
                 raise FileNotFoundError(errno.ENOENT, "no such file", self._where(name)) from error
             raise remote_error(error, self._where(name)) from error
+
+
+def version_of(facts: dict[str, Any]) -> str:
+    """What a listing says that changes with a file's content."""
+    return next((str(facts[name]) for name in _VERSIONS if facts.get(name)), "")
 
 
 def is_transient(error: BaseException) -> bool:

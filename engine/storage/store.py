@@ -12,7 +12,7 @@ from engine.storage.local import LocalStore, host
 from engine.storage.remote import RemoteStore
 from engine.storage.urls import is_remote, normalise
 
-__all__ = ["Entry", "Store", "open_store", "sweep"]
+__all__ = ["Entry", "Store", "address", "open_store", "sweep"]
 
 
 def open_store(url: str | Path, *, probe: bool = False) -> Store:
@@ -30,6 +30,11 @@ def open_store(url: str | Path, *, probe: bool = False) -> Store:
         else:
             _probe_local(store, name)
     return store
+
+
+def address(store: Store, name: str) -> str:
+    """The path of a file or folder of a store, or its URL where the store is remote."""
+    return str(store.local(name) or f"{store.url}/{name}")
 
 
 def sweep(store: Store) -> int:

@@ -15,7 +15,7 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
 from engine.spec.models import ModelSpec
 from engine.storage.run import claim
-from engine.storage.store import Store, open_store
+from engine.storage.store import Store, address, open_store
 from engine.training.judge import Arm, Data
 from engine.training.judge_data import Arrays
 
@@ -40,7 +40,7 @@ def generator_key(spec: RunSpec) -> str:
 
 
 def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "generator") -> str:
-    """Train the closed-set generator of a trial, or find it; returns the path of its directory.
+    """Train the closed-set generator of a trial, or find it; returns the path or URL of its directory.
 
     `name` tells apart generators of equal settings that see different images.
     """
@@ -53,7 +53,7 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
         job = Job(spec, store, made_from(spec, shared.catalog, captions))
         images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
         Training(job, _place(device), images).run()
-    return str(store.local("model"))
+    return address(store, "model")
 
 
 def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Scores:
@@ -72,7 +72,7 @@ def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Share
 
     store = fine_tuned(spec, name, generator, shared, device)
     tuned = model_of(spec, store)
-    model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": str(tuned)})
+    model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": tuned})
     base = checkpoints.inspect(model, spec.images.size)
     known, lora = table.load(store, spec), lora_of(spec, store)
     generation.generate(spec, store, base, known, shared.catalog, quiet(), lora=lora, here=device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,13 +50,18 @@ def make_bucket(endpoint: str) -> str:
 
 @dataclass
 class Faults:
-    """What the proxy does to requests whose method and path match; counts go down as faults are dealt."""
+    """What the proxy does to requests whose method and path match; counts go down as faults are dealt.
+
+    `delay`: seconds before each reply to a GET; `sent`: bytes of the replies to GETs so far.
+    """
 
     part: str = ""
     lose_put_replies: int = 0
     refuse: int = 0
     status: int = 503
     drop_condition: bool = False
+    delay: float = 0.0
+    sent: int = 0
     requests: list[str] = field(default_factory=list)
 
 
@@ -74,6 +80,8 @@ def proxy(endpoint: str, faults: Faults) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             faults.requests.append(f"{self.command} {self.path}")
             hit = faults.part in self.path
+            if hit and self.command == "GET":
+                time.sleep(faults.delay)
             if hit and faults.refuse > 0:
                 faults.refuse -= 1
                 self._answer(faults.status, {}, b"<Error><Code>SlowDown</Code><Message>slow down</Message></Error>")
@@ -102,6 +110,8 @@ def proxy(endpoint: str, faults: Faults) -> Iterator[str]:
                     self.send_header(name, value)
             self.send_header("Content-Length", length)
             self.end_headers()
+            if self.command == "GET" and faults.part in self.path:
+                faults.sent += len(content)
             if self.command != "HEAD":
                 self.wfile.write(content)
 

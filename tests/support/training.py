@@ -57,8 +57,10 @@ def digits(count: int = 24) -> TrainingSet:
     return TrainingSet(torch.from_numpy(pixels), labels, prompts, tuple(f"a {name}" for name in NAMES))
 
 
-def training(folder: Path, spec: RunSpec, *, place: Place | None = None, deadline: float | None = None) -> Training:
-    """The training of `spec` into `folder` as one of its workers runs it."""
+def training(
+    folder: Path | str, spec: RunSpec, *, place: Place | None = None, deadline: float | None = None
+) -> Training:
+    """The training of `spec` into `folder` (or a URL) as one of its workers runs it."""
     job = Job(spec, open_store(str(folder)), {"spec": spec.name}, deadline)
     return Training(job, place or Place(0, 1, CPU), digits())
 

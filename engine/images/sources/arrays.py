@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.errors import MimeoError
+from engine.errors import MimeoError, StorageError
 from engine.images.decode import BadImage
 from engine.images.sources.base import GROUP, Place, Ref, Rejected
 
@@ -62,6 +62,8 @@ class ArraySet(ABC):
         for position, place in enumerate(places):
             try:
                 image = self._pixels[place.row]
+            except StorageError:  # says nothing of the images
+                raise
             except (MimeoError, IndexError) as error:
                 yield position, BadImage("unreadable", str(error)[:200])
                 continue

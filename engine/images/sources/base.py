@@ -13,7 +13,10 @@ import pyarrow as pa
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
+from engine.storage.paths import RemotePath, check_url, split_wild
+from engine.storage.urls import is_remote, normalise
 
+Root = Path | RemotePath  # a local folder, or one of an object store
 GROUP = 512  # images that one task inspects when the source has no larger unit of reading
 
 
@@ -100,11 +103,15 @@ def decode_name(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text))
 
 
-def find_files(path: str, suffix: str, where: str) -> tuple[Path, list[str]]:
-    """(root, names below it, sorted) of a file, of a folder's `*suffix` files, or of a glob; DataError when there is none."""
-    if "://" in path:
-        raise DataError(where, f"{path} is a URL", "copy the data to a disk that every node sees and give its path")
-    given = Path(path).expanduser()
+def find_files(path: str, suffix: str, where: str) -> tuple[Root, list[str]]:
+    """(root, names below it, sorted) of a file, of a folder's `*suffix` files, or of a glob; DataError when there is none.
+
+    `path` may be a URL; StorageError where its store refuses.
+    """
+    check_url(path)
+    if "://" in path and is_remote(base := normalise(split_wild(path)[0])):
+        return _find_remote(RemotePath.of(base), split_wild(path)[1], suffix, where)
+    given = Path(path.removeprefix("file://")).expanduser()
     if given.is_file():
         return given.parent, [given.name]
     if given.is_dir():
@@ -118,6 +125,16 @@ def find_files(path: str, suffix: str, where: str) -> tuple[Path, list[str]]:
     if not names:
         raise DataError(where, f"{given} holds no {suffix} file", "check the path")
     return root, names
+
+
+def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tuple[Root, list[str]]:
+    if not pattern and given.is_file():
+        return given.parent, [given.last]
+    names = given.glob(pattern) if pattern else [e.name for e in given.files() if e.name.endswith(suffix)]
+    if not names:
+        what = f"{given}/{pattern} fits no file" if pattern else f"{given} does not exist or holds no {suffix} file"
+        raise DataError(where, what, "check the address")
+    return given, names
 
 
 def _split_glob(path: Path) -> tuple[Path, str]:

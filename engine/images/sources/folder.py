@@ -11,10 +11,10 @@ from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.labels import check_names
 from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
+from engine.images.sources.remotefolder import SPLIT_NAMES, RemoteFolder, check_classes, hidden, refuse_splits
 from engine.spec.models import FolderSource, ImagesSpec
+from engine.storage.paths import place_of
 
-IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -22,10 +22,6 @@ KINDS = (
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISBLK, "a block device"),
 )
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED
 
 
 class Folder:
@@ -57,7 +53,7 @@ class Folder:
                     self.where, f"{self.root} {what}", "give a folder with one sub-folder of images a class"
                 )
             entries = sorted(
-                (e for e in os.scandir(self.root) if not _hidden(e.name)), key=lambda e: os.fsencode(e.name)
+                (e for e in os.scandir(self.root) if not hidden(e.name)), key=lambda e: os.fsencode(e.name)
             )
         except OSError as error:
             raise DataError(
@@ -72,11 +68,7 @@ class Folder:
     def check(self) -> None:
         """Refuse names that cannot be classes, split folders, one class only, and classes without a single file."""
         if {name.lower() for name in self._folders} <= SPLIT_NAMES and self._is_nested():
-            raise DataError(
-                self.where,
-                f"{self.root} holds splits ({', '.join(self._folders)}), not classes",
-                f"set {self.where} to {self.root}/{self._folders[0]}, and source.test_path to the test set",
-            )
+            refuse_splits(self.root, self._folders, self.where)
         check_names(self._folders, self.where)
         for name in self._folders:
             folder = self.root / name
@@ -86,26 +78,17 @@ class Folder:
                 )
             if next(self._walk(folder), None) is None:
                 raise DataError(self.where, f"class folder {name} is empty", "add images to it or remove it")
-        self._check_classes()
+        check_classes(self.root, self._folders, self.class_names, self.where)
 
     def _is_nested(self) -> bool:
         return any(entry.is_dir() for name in self._folders for entry in os.scandir(self.root / name))
-
-    def _check_classes(self) -> None:
-        if self.class_names == self._folders and len(self._folders) < 2:
-            what = f"{self.root} holds one class only ({self._folders[0]})"
-            raise DataError(self.where, what, "a classifier needs two or more")
-        unknown = sorted(set(self._folders) - set(self.class_names or ()))
-        if unknown:
-            what = f"class folder {unknown[0]} is no class of the main set ({len(self.class_names or ())} classes)"
-            raise DataError(self.where, what, "rename or remove it")
 
     def _walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or sorted."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if _hidden(entry.name):
+                    if hidden(entry.name):
                         continue
                     if entry.is_dir(follow_symlinks=False) and not _looks_like_image(entry.name):
                         yield from self._walk(Path(entry.path))
@@ -171,12 +154,19 @@ def _looks_like_image(name: str) -> bool:
     return name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
 
 
-def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder]:
+def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:
     """The folder, and the test folder where one is given; both must exist."""
-    main = Folder(Path(source.path).expanduser(), images, where="source.path")
+    main = _opened(source.path, images, where="source.path")
     sets = {"": main}
     if source.test_path is not None:
-        sets["test"] = Folder(
-            Path(source.test_path).expanduser(), images, where="source.test_path", class_names=main.class_names
-        )
+        sets["test"] = _opened(source.test_path, images, where="source.test_path", class_names=main.class_names)
     return sets
+
+
+def _opened(
+    path: str, images: ImagesSpec, *, where: str, class_names: Sequence[str] | None = None
+) -> Folder | RemoteFolder:
+    place = place_of(path)
+    if isinstance(place, Path):
+        return Folder(place, images, where=where, class_names=class_names)
+    return RemoteFolder(place, images, where=where, class_names=class_names)

@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -13,7 +14,9 @@ from numpy.lib import format as npy
 from engine.errors import DataError
 from engine.images.labels import MAX_CLASSES
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
+from engine.images.sources.base import Root
 from engine.spec.models import ImagesSpec, MedMnistSource
+from engine.storage.paths import place_of
 
 WHERE = "source.path"
 FIX = "use a 2-D MedMNIST .npz, with train_images, train_labels, val_*, test_*"
@@ -21,16 +24,21 @@ MAX_BYTES = 4 << 30  # a member is held whole by each process that reads it
 BROKEN = (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
+def _opened(path: Root) -> IO[bytes]:
+    """The file; of a remote one only the parts that are used travel."""
+    return path.open("rb") if isinstance(path, Path) else path.open()
+
+
 def _first(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
-def _header(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
+def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of a member, without its numbers; DataError where there is none."""
     if not path.is_file():
         raise DataError(WHERE, f"{path} does not exist", FIX)
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{member}.npy") as file:
+        with _opened(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
             read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
     except KeyError:
@@ -41,15 +49,15 @@ def _header(path: Path, member: str) -> tuple[tuple[int, ...], np.dtype]:
 
 
 @cache
-def _member(path: Path, member: str) -> np.ndarray:
+def _member(path: Root, member: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with _opened(path) as whole, np.load(whole, allow_pickle=False) as file:
             return np.asarray(file[member])
     except BROKEN as error:
         raise DataError(WHERE, f"{member} in {path} cannot be read ({_first(error)})", FIX) from None
 
 
-def _check_images(path: Path, part: str) -> int:
+def _check_images(path: Root, part: str) -> int:
     """How many images a part has, with the faults of its pixels; reads no pixel."""
     shape, dtype = _header(path, f"{part}_images")
     told = f"{part}_images in {path} has the shape {shape} of {dtype}"
@@ -63,7 +71,7 @@ def _check_images(path: Path, part: str) -> int:
     return shape[0]
 
 
-def _labels(path: Path, part: str) -> Labels:
+def _labels(path: Root, part: str) -> Labels:
     """(N,) class numbers of a part; DataError where an image has several labels or none."""
     shape, dtype = _header(path, f"{part}_labels")
     told = f"{part}_labels in {path} has the shape {shape} of {dtype}"
@@ -80,7 +88,7 @@ def _labels(path: Path, part: str) -> Labels:
 class MedMnist(ArraySet):
     """The parts of a file one after the other; labels are class numbers."""
 
-    def __init__(self, name: str, path: Path, parts: tuple[str, ...], class_names: tuple[str, ...] | None) -> None:
+    def __init__(self, name: str, path: Root, parts: tuple[str, ...], class_names: tuple[str, ...] | None) -> None:
         super().__init__(name)
         self.path, self.parts = path, parts
         self.class_names = class_names
@@ -113,7 +121,8 @@ class MedMnist(ArraySet):
 
 def open_sets(source: MedMnistSource, images: ImagesSpec, *, download: bool) -> dict[str, MedMnist]:
     """Train and val together are the main set, test is the test set; classes are numbered from 0 over all of them."""
-    path = Path(source.path).expanduser().absolute()
+    given = place_of(source.path)
+    path = given.absolute() if isinstance(given, Path) else given
     names = source.class_names
     if names is None:
         most = max(int(_labels(path, part).max(initial=0)) for part in ("train", "val", "test"))

@@ -6,7 +6,6 @@ import difflib
 import json
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +15,9 @@ import pyarrow.parquet as pq
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import parse_label
-from engine.images.sources.base import Place, Ref, Rejected, decode_name, encode_name, find_files, read_by_file
+from engine.images.sources.base import Place, Ref, Rejected, Root, decode_name, encode_name, find_files, read_by_file
 from engine.spec.models import ImagesSpec, ParquetSource
+from engine.storage.paths import RemotePath
 
 CHECKED_ROWS = 2_000_000  # labels that are read before Ray starts; of larger sets the catalog finds an empty class
 READ_ROWS = 64  # encoded images that are in memory at once beside one compressed row group
@@ -30,7 +30,7 @@ class ParquetFiles:
 
     def __init__(
         self,
-        root: Path,
+        root: Root,
         names: Sequence[str],
         *,
         where: str,
@@ -48,7 +48,8 @@ class ParquetFiles:
     def _open(self, name: str) -> pq.ParquetFile:
         path = self.root / name
         try:
-            return pq.ParquetFile(path, memory_map=False)
+            source = path.open(block=0) if isinstance(path, RemotePath) else path  # columns by their byte ranges
+            return pq.ParquetFile(source, memory_map=False)
         except (pa.ArrowInvalid, pa.ArrowIOError) as error:
             first = str(error).splitlines()[0]
             raise DataError(self.where, f"{path} is no readable Parquet file ({first})", "fetch it again") from None

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.errors import DataError
+from engine.errors import DataError, StorageError
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
+from engine.images.sources.base import Root
 from engine.spec.models import ImagesSpec, UspsSource
+from engine.storage.paths import place_of
 
 WHERE = "source.path"
 FIX = "use usps_all.mat with the table usps_all of 257 columns"
@@ -17,14 +19,17 @@ SIDE = 16
 
 
 @cache
-def _table(path: Path) -> np.ndarray:
+def _table(path: Root) -> np.ndarray:
     """(N, 257) uint8 as the file has it; raises DataError."""
     from scipy.io import loadmat
 
     if not path.is_file():
         raise DataError(WHERE, f"{path} does not exist", FIX)
     try:
-        table = loadmat(path, variable_names=["usps_all"]).get("usps_all")
+        with path.open("rb") if isinstance(path, Path) else path.open() as file:
+            table = loadmat(file, variable_names=["usps_all"]).get("usps_all")
+    except StorageError:
+        raise
     except Exception as error:  # scipy raises whatever a broken byte leads it to
         raise DataError(WHERE, f"{path} is no readable .mat file ({_first(error)})", FIX) from None
     if table is None:
@@ -45,7 +50,7 @@ class Usps(ArraySet):
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
 
-    def __init__(self, name: str, path: Path) -> None:
+    def __init__(self, name: str, path: Root) -> None:
         super().__init__(name)
         self.path = path
 
@@ -62,4 +67,5 @@ class Usps(ArraySet):
 
 def open_sets(source: UspsSource, images: ImagesSpec, *, download: bool) -> dict[str, Usps]:
     """The one set that there is."""
-    return {"": Usps("usps", Path(source.path).expanduser().absolute())}
+    given = place_of(source.path)
+    return {"": Usps("usps", given.absolute() if isinstance(given, Path) else given)}

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.diffusion import hub
+
 BATCH = 16
 
 
@@ -17,12 +19,12 @@ def _autoencoder(path: str) -> tuple[Any, str]:
     from diffusers import AutoencoderKL
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    vae: Any = AutoencoderKL.from_pretrained(path, subfolder="vae", local_files_only=True)
+    vae: Any = AutoencoderKL.from_pretrained(hub.here(path), subfolder="vae", local_files_only=True)
     return vae.to(device).eval(), device
 
 
 def reconstructed(pixels: NDArray[np.uint8], path: str) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 pixels encoded (the mode of the posterior) and decoded by the VAE of a diffusers directory."""
+    """(N, H, W, 3) uint8 pixels encoded (the mode of the posterior) and decoded by the VAE of a diffusers directory (path or URL)."""
     import torch
 
     vae, device = _autoencoder(path)

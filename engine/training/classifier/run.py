@@ -40,7 +40,7 @@ class Plan:
     catalog: Catalog
     sources: tuple[sources.Source, ...]
     tasks: tuple[Task, ...]
-    autoencoder: Path | None
+    autoencoder: str | None
 
     def pending(self, store: Store) -> tuple[Task, ...]:
         """The tasks without a result."""
@@ -54,10 +54,10 @@ def section(spec: RunSpec) -> TrainSpec:
     return spec.train
 
 
-def plan(spec: RunSpec, store: Store, catalog: Catalog, *, autoencoder: tuple[Path, str] | None = None) -> Plan:
+def plan(spec: RunSpec, store: Store, catalog: Catalog, *, autoencoder: tuple[Path | str, str] | None = None) -> Plan:
     """Check the arms against what there is and name their classifiers; needs the catalog, and the sealed set where one is drawn.
 
-    `autoencoder`: the generator's diffusers directory and its digest, for the arm `reconstructed`. Raises ConfigError and DataError.
+    `autoencoder`: the generator's diffusers directory (path or URL) and its digest, for the arm `reconstructed`. Raises ConfigError and DataError.
     """
     train, found = section(spec), check(spec, catalog)
     if train.needs_synthetic:
@@ -70,7 +70,7 @@ def plan(spec: RunSpec, store: Store, catalog: Catalog, *, autoencoder: tuple[Pa
         for seed in range(train.seeds):
             inputs = common | {"arm": arm.key, "seed": seed, "synthetic": drawn, "autoencoder": model}
             made.append(Task(arm, seed, f"{arm.key}-{seed}-{digest(inputs)[:8]}", inputs))
-    return Plan(spec, train, catalog, tuple(found), tuple(made), autoencoder[0] if autoencoder else None)
+    return Plan(spec, train, catalog, tuple(found), tuple(made), str(autoencoder[0]) if autoencoder else None)
 
 
 def check(spec: RunSpec, catalog: Catalog) -> list[sources.Source]:
@@ -134,8 +134,7 @@ def read_sets(planned: Plan, tasks: Sequence[Task], progress: Reporter) -> dict[
     if any(task.arm.kind not in ONLY_OTHERS for task in tasks):
         asked.append(ingest.real(REAL, spec, rows, same_codec=True))
     if any(task.arm.kind == "reconstructed" for task in tasks):
-        place = str(planned.autoencoder)
-        asked.append(ingest.real(RECONSTRUCTED, spec, rows, same_codec=True, autoencoder=place))
+        asked.append(ingest.real(RECONSTRUCTED, spec, rows, same_codec=True, autoencoder=planned.autoencoder))
     most = max((task.arm.multiple for task in tasks if task.arm.needs_synthetic), default=0) * n
     if most:
         asked += sources.requests(SYNTHETIC, planned.sources, most, catalog.class_names)

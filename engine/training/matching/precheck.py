@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from engine.errors import ConfigError
 from engine.spec import RunSpec
-from engine.storage.store import Store
+from engine.storage.store import Store, address
 
 FOLDER = "match/model"
 MARKER = "match/mimeo.json"
@@ -31,20 +29,13 @@ def precheck(spec: RunSpec) -> None:
         raise ConfigError("resources.train_workers", what, "ask for fewer")
 
 
-def check_place(spec: RunSpec, store: Store) -> None:
-    """Refuse an output where the workers could not open the fine-tuned model (ConfigError)."""
-    if spec.match is not None and store.local(FOLDER) is None:
-        fix = "use an output on a disk that every node sees, and copy it afterwards"
-        raise ConfigError("match", "writes a model, which cannot be opened in place on an object store", fix)
-
-
-def lora_of(spec: RunSpec, store: Store) -> Path | None:
-    """The LoRA that the run draws with: the one that its fine-tune writes, or the recipe's; None where it has none."""
+def lora_of(spec: RunSpec, store: Store) -> str | None:
+    """The LoRA (path or URL) that the run draws with: its fine-tune's, or the recipe's; None where it has none."""
     if spec.match is not None and spec.match.adapter == "lora":
-        return store.local(f"{FOLDER}/{WEIGHTS}")
-    return Path(spec.model.lora) if spec.model.lora is not None else None
+        return address(store, f"{FOLDER}/{WEIGHTS}")
+    return spec.model.lora
 
 
-def model_of(spec: RunSpec, store: Store) -> Path | None:
-    """The checkpoint that the run's full fine-tune writes; None where it has none."""
-    return store.local(FOLDER) if spec.match is not None and spec.match.adapter == "full" else None
+def model_of(spec: RunSpec, store: Store) -> str | None:
+    """The checkpoint (path or URL) that the run's full fine-tune writes; None where it has none."""
+    return address(store, FOLDER) if spec.match is not None and spec.match.adapter == "full" else None

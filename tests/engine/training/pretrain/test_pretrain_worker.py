@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -71,6 +72,15 @@ def test_runs_stopped_by_the_time_limit_go_on(tmp_path: Path, unbroken: Path) ->
         assert runs < 30
     assert runs > 3
     assert weights(tmp_path) == weights(unbroken)
+
+
+def test_it_goes_on_from_an_object_store_alone(tmp_path: Path, unbroken: Path, s3_url: str) -> None:
+    while not training(s3_url, tiny_spec(**STEPS), deadline=time.time()).run()["done"]:
+        pass
+    store = open_store(s3_url)
+    files = json.loads(store.read("model/mimeo.json"))["files"]
+    assert files == json.loads((unbroken / "model/mimeo.json").read_text())["files"]
+    assert all(hashlib.sha256(store.read(f"model/{name}")).hexdigest() == digest for name, digest in files.items())
 
 
 def test_a_torn_checkpoint_is_passed_over(tmp_path: Path, unbroken: Path) -> None:
