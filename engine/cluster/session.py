@@ -6,7 +6,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -14,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from engine.cluster import head
 from engine.errors import ClusterError
 from engine.spec.models import ResourcesSpec
 from engine.storage.store import Store
@@ -210,8 +210,8 @@ def _joined() -> Iterator[None]:
     address = os.environ["RAY_ADDRESS"]
     host, _, port = address.rpartition(":")
     try:
-        if host and port.isdigit():  # Ray's own client ends the process when nobody answers
-            socket.create_connection((host, int(port)), timeout=10).close()
+        if host and port.isdigit() and not head.answers(address):  # Ray's own client ends the process then
+            raise OSError("nobody answers")
         with _own_sigterm(), _silent_start():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
@@ -221,8 +221,12 @@ def _joined() -> Iterator[None]:
             f"cannot join the cluster at {address} ({first})",
             "check the address and RAY_AUTH_MODE=token",
         ) from None
+    where = ray.get_runtime_context().gcs_address
+    lost = threading.Event()
     try:
-        _configure_data()
-        yield
+        with head.watched(where) as lost:
+            _configure_data()
+            yield
     finally:
-        ray.shutdown()
+        if not lost.is_set():
+            ray.shutdown()

@@ -75,10 +75,10 @@ class Network:
         """End all of the host's processes at once."""
         end(self.folder / self.names[host])
 
-    def mimeo(self, *arguments: str, log: str = "driver.log", **env: str) -> subprocess.Popen[Any]:
-        """A driver on the head's host that joins its cluster."""
-        env = {"RAY_ADDRESS": f"{self.address(0)}:{PORT}", "PYTHONPATH": str(ROOT), **env}
-        return self.popen(self.names[0], sys.executable, "-m", "pipelines.cli", *arguments, log=log, env=env)
+    def mimeo(self, *arguments: str, log: str = "driver.log", host: int = 0) -> subprocess.Popen[Any]:
+        """A driver on a host, the head's by default, that joins the cluster."""
+        env = {"RAY_ADDRESS": f"{self.address(0)}:{PORT}", "PYTHONPATH": str(ROOT)}
+        return self.popen(self.names[host], sys.executable, "-m", "pipelines.cli", *arguments, log=log, env=env)
 
     def said(self, log: str = "driver.log") -> str:
         return (self.folder / log).read_text()

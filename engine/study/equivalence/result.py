@@ -20,6 +20,8 @@ COVERS = (
     "data set: another draw of test images is not covered."
 )
 
+SATURATED = 0.25  # in the logarithm of the errors: all real images remove at most a fifth of the base's errors
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -105,9 +107,11 @@ class Analysis:
         laws of the error, so that its spread is about the same for easy and for hard orders of the real images.
         """
         held, top = (self.measured.real[:, k].mean(1) for k in (self.measured.sizes.index(self.measured.bases[b]), -1))
-        rise = mean_interval(_fewer_errors(held, top).tolist(), LEVEL).low
-        if rise is None or rise <= 0:
-            return "not identifiable: real accuracy is saturated at this base"
+        rise = mean_interval(_fewer_errors(held, top).tolist(), LEVEL)
+        if rise.low is None or rise.high is None or rise.low <= 0:
+            if rise.high is not None and rise.high < SATURATED:
+                return "not identifiable: real accuracy is saturated at this base"
+            return "not identifiable: what further real images give is within noise"
         found = mean_interval(_fewer_errors(held, self.measured.synthetic[:, b].mean((1, 2))).tolist(), LEVEL)
         if found.low is None or found.high is None or found.high < 0:
             return "no value: synthetic images lower the accuracy"

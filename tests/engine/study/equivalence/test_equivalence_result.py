@@ -78,6 +78,15 @@ def test_saturated_real_data_is_said_to_be_so() -> None:
     assert "saturated" in result["bases"][0]["verdict"]
 
 
+def test_a_real_curve_within_noise_is_not_called_saturated() -> None:
+    """Two repeats of a curve that rises by half of the errors, one of them by luck not at all."""
+    rise = iter([0.97, 0.97, 0.97, 0.97, 0.97, 0.97, *[0.93] * 5, 0.97])
+    result = study(lambda base, n: 0.95, curve=lambda n: next(rise, 0.95), generators=2)
+    verdict = result["bases"][0]["verdict"]
+    assert verdict == "not identifiable: what further real images give is within noise"
+    assert result["advice"][0]["action"] == "label"
+
+
 def test_advice_is_to_generate_while_more_of_them_is_worth_a_tenth_of_the_base() -> None:
     rng = np.random.default_rng(0)
     cheap = Analysis(simulate(rng, [2.0, 2.0, 2.0], 2.5), 200).to_json()
