@@ -7,11 +7,12 @@ DEV_STAMP := $(VENV)/.installed-dev
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test check bench
+.PHONY: help install quickstart test test-clusters check bench
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
 	@echo "make test        the tests"
+	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks; results go to benchmarks/results"
 
@@ -36,6 +37,10 @@ quickstart: $(STAMP)
 
 test: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-clusters: $(DEV_STAMP)
+	$(INSTALL) -e '.[cluster]'
+	MIMEO_CLUSTER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/clusters
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from engine.cluster import head
 from engine.errors import ClusterError
@@ -203,6 +204,18 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _shorten_errors() -> None:
+    """Of what Ray prints on a driver about lost nodes and workers keep the first line; the rest is in Ray's logs."""
+    from ray._private import worker
+
+    def first_line(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+        text = " ".join(str(data["lines"][0]).partition("\n")[0].split())
+        if "has been marked dead" in text:
+            print(f"ray: {text.partition(' because')[0]}", file=sys.stderr)
+
+    worker.print_to_stdstream = first_line
+
+
 @contextmanager
 def _joined() -> Iterator[None]:
     import ray
@@ -213,6 +226,7 @@ def _joined() -> Iterator[None]:
         if host and port.isdigit() and not head.answers(address):  # Ray's own client ends the process then
             raise OSError("nobody answers")
         with _own_sigterm(), _silent_start():
+            _shorten_errors()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         first = " ".join(str(error).split())[:300] or type(error).__name__

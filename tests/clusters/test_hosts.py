@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -13,23 +14,22 @@ import pytest
 
 from tests.support import hosts
 from tests.support.hosts import Network
-from tests.support.runs import SHARDS, SmallRun, digest
+from tests.support.runs import SHARD_SIZE, SHARDS, SmallRun, digest
+
+pytestmark = pytest.mark.usefixtures("real_clusters")
 
 URL = "s3://runs/out"
 
 
 @pytest.fixture
-def three() -> Iterator[Network]:
+def three(real_clusters: None) -> Iterator[Network]:
     with hosts.network(3) as made:
         yield made
 
 
-def shards(network: Network) -> int:
-    """Shards that the store holds."""
-    code = f"import s3fs; print(len(s3fs.S3FileSystem().glob('{URL}/data/*.tar')))"
-    network.popen(network.switch, sys.executable, "-c", code, log="count.log").wait()
-    text = network.said("count.log").strip()
-    return int(text) if text.isdigit() else 0
+def drawn(network: Network) -> int:
+    """Images that the driver has told of."""
+    return max(map(int, re.findall(r"generate: (\d+)/", network.said())), default=0)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], said: Callable[[], str]) -> None:
@@ -49,11 +49,11 @@ def test_a_run_over_three_hosts_survives_a_cut_and_a_crash(three: Network, small
     three.ready(3)
     words = small.words(actors=3, cpus_per_actor=1, stall=15)
     driver = three.mimeo("generate", "quickstart", "-o", URL, *words)
-    wait_until(lambda: shards(three) >= 6, driver, three.said)
+    wait_until(lambda: drawn(three) >= 3 * SHARD_SIZE, driver, three.said)
     three.cut(1)
     three.crash(2)
     cut = time.monotonic()
-    assert shards(three) < SHARDS, "the run was over before a host was lost"
+    assert drawn(three) < SHARDS * SHARD_SIZE // 2, "the run was nearly over before a host was lost"
     assert driver.wait(timeout=500) == 0, three.said()
     print(f"{time.monotonic() - cut:.0f} s after the loss of two of three hosts")
     print(three.said())
@@ -77,3 +77,25 @@ def test_a_path_that_a_node_does_not_see_is_refused(three: Network, small: Small
     assert last.startswith("error: node 10.77.0.2")
     assert f"does not see the output {output}" in last
     assert "object store" in last
+
+
+def test_a_lost_head_ends_the_run_in_one_line_and_another_cluster_goes_on(
+    three: Network, small: SmallRun, tmp_path: Path
+) -> None:
+    """The driver's host stays, the head's goes; then a new cluster of one host resumes from the output alone."""
+    output = tmp_path / "out"
+    for k in (0, 1):
+        three.start(k, 1)
+        three.ready(k + 1)
+    words = ["generate", "quickstart", "-o", str(output), *small.words(actors=2, cpus_per_actor=1)]
+    driver = three.mimeo(*words, host=1)
+    wait_until(lambda: len(list((output / "data").glob("*.tar"))) >= 6, driver, three.said)
+    three.crash(0)
+    assert driver.wait(timeout=200) == 6, three.said()
+    last = three.said().strip().splitlines()[-1]
+    assert last.startswith("error: cluster: its head at 10.77.0.1:26379 has not answered for 45 s")
+    three.crash(1)
+    three.start(0, 2)
+    three.ready(1)
+    assert three.mimeo(*words, log="again.log").wait(timeout=400) == 0, three.said("again.log")
+    assert digest((output / "manifest.parquet").read_bytes()) == small.manifest

@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 from tests.support import clusters
+from tests.support.checkpoints import write_checkpoint
 from tests.support.clusters import ROOT, Head
+
+pytestmark = pytest.mark.usefixtures("real_clusters")
 
 SMALL = {
     "split.train": "60",
     "split.validation": "60",
     "split.test": "60",
-    "pretrain.unet.steps": "20",
-    "pretrain.vae.steps": "20",
-    "pretrain.clip.steps": "20",
-    "generate.count": "40",
+    "generate.count": "60",
     "generate.shard_size": "10",
     "generate.num_inference_steps": "2",
     "generate.gate.min_std": "0",
@@ -35,14 +35,14 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(real_clusters: None) -> Iterator[Head]:
     with clusters.head() as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("jobs") / "out"
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return f"model.checkpoint={write_checkpoint(tmp_path_factory.mktemp('model') / 'model')}"
 
 
 def mimeo(head: Head, *arguments: str, cwd: Path = ROOT, timeout: float = 400) -> subprocess.CompletedProcess[str]:
@@ -64,17 +64,19 @@ def submit(head: Head, verb: str, recipe: str, output: Path | str, *sets: str) -
     return mimeo(head, "submit", recipe, "--verb", verb, *where, *settings)
 
 
-def test_generate_match_train_and_search_are_jobs(head: Head, output: Path) -> None:
-    match = ["match.steps=4", "match.batch=8", "match.checkpoint_every=2", "match.samples=0", "match.rank=2"]
+def test_generate_match_train_and_search_are_jobs(head: Head, model: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    match = [model, "match.steps=4", "match.batch=8", "match.checkpoint_every=2", "match.samples=0", "match.rank=2"]
     done = submit(head, "match", "quickstart", output, *match)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "$ RAY_AUTH_MODE=token ray job submit --address" in done.stdout
     assert "match: generator fine-tuned by distribution matching: match/" in done.stdout
     done = submit(head, "generate", "quickstart", output, *match)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "generate: 40 synthetic images in 4 shards" in done.stdout
+    assert "generate: 60 synthetic images in 6 shards" in done.stdout
     assert mimeo(head, "verify", str(output)).returncode == 0
     train = [
+        model,
         "train.arms=[real, augmentation]",
         "train.multiples=[1]",
         "train.seeds=1",
@@ -83,7 +85,7 @@ def test_generate_match_train_and_search_are_jobs(head: Head, output: Path) -> N
     ]
     done = submit(head, "train", "train_digits", output.parent / "train", *train)
     assert done.returncode == 0, done.stdout + done.stderr
-    search = ["search.ratios=[0, 1]", "search.generator_seeds=1", "search.judge_seeds=1"]
+    search = [model, "search.ratios=[0, 1]", "search.generator_seeds=1", "search.judge_seeds=1"]
     done = submit(head, "search", "search", output.parent / "search", *search)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((output.parent / "search/results/search.json").read_text())["chosen"] in ("0x", "1x")
