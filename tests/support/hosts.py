@@ -35,7 +35,6 @@ class Network:
     names: list[str]
     env: dict[str, str] = field(repr=False)
     started: list[subprocess.Popen[Any]] = field(default_factory=list, repr=False)
-    nodes: dict[int, subprocess.Popen[Any]] = field(default_factory=dict, repr=False)
 
     @property
     def switch(self) -> str:
@@ -58,11 +57,8 @@ class Network:
         return process
 
     def start(self, host: int, cpus: int, *prefix: str) -> None:
-        """Start Ray on a host: the first is the head; the others do not see its session. `prefix`: a command to run it by."""
-        folder, session = self.folder / self.names[host], self.folder / self.names[0]
-        session.mkdir(exist_ok=True)
-        if host:
-            prefix = ("unshare", "-m", "bash", "-c", f'mount -t tmpfs tmpfs {session} && exec "$@"', "-", *prefix)
+        """Start Ray on a host: the first is the head. `prefix`: a command to run it by."""
+        folder = self.folder / self.names[host]
         words = [*prefix, str(RAY), "start", "--block", f"--node-ip-address={self.address(host)}", f"--num-cpus={cpus}"]
         words += ["--num-gpus=0", "--object-store-memory=150000000"]
         if host == 0:
@@ -70,7 +66,7 @@ class Network:
         else:
             words += [f"--address={self.address(0)}:{PORT}"]
         log, env = f"{self.names[host]}.log", {"MIMEO_HOST": str(folder)}
-        self.nodes[host] = self.popen(self.names[host], *words, log=log, env=env)
+        self.popen(self.names[host], *words, log=log, env=env)
 
     def cut(self, host: int) -> None:
         """Pull the host's cable."""
@@ -80,11 +76,10 @@ class Network:
         """End all of the host's processes at once."""
         end(self.folder / self.names[host])
 
-    def mimeo(self, *arguments: str, log: str = "driver.log", host: int = 0) -> subprocess.Popen[Any]:
-        """A driver on a host, the head's by default, that joins the cluster."""
+    def mimeo(self, *arguments: str, log: str = "driver.log") -> subprocess.Popen[Any]:
+        """A driver on the head's host that joins the cluster."""
         env = {"RAY_ADDRESS": f"{self.address(0)}:{PORT}", "PYTHONPATH": str(ROOT)}
-        into = ["nsenter", "-t", str(self.nodes[host].pid), "-m"] if host else []
-        return self.popen(self.names[host], *into, sys.executable, "-m", "pipelines.cli", *arguments, log=log, env=env)
+        return self.popen(self.names[0], sys.executable, "-m", "pipelines.cli", *arguments, log=log, env=env)
 
     def said(self, log: str = "driver.log") -> str:
         return (self.folder / log).read_text()
