@@ -14,6 +14,8 @@ import pytest
 
 from engine.storage.store import open_store
 
+pytestmark = pytest.mark.usefixtures("real_clusters")
+
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 name: stored
