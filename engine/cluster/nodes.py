@@ -7,8 +7,10 @@ import importlib.util
 import os
 import platform
 import secrets
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from engine import __version__
@@ -20,7 +22,7 @@ from engine.storage.store import Store, open_store
 
 POLL_S = 1.0
 ANSWER_S = 120.0  # within which every node must have answered; a new worker process imports for seconds
-PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "PIL", "mimeo")
+PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "PIL")
 KINDS = ("CPU", "GPU")  # of what a node has, said to a person
 Need = Mapping[str, float]
 
@@ -66,6 +68,28 @@ def wait_for(need: Need, count: int, resources: ResourcesSpec, reporter: Reporte
             time.sleep(POLL_S)
     finally:
         request_resources(bundles=[])
+
+
+@contextmanager
+def told_of_missing(need: Need, count: int, resources: ResourcesSpec, reporter: Reporter) -> Iterator[None]:
+    """While the block runs, say once, after `resources.wait` seconds, how many of `count` places of `need` have not come."""
+
+    def tell() -> None:
+        found = slots(need, resources.labels)
+        if found < count:
+            reporter.note(
+                f"{found} of {count} places of {_words(need, resources.labels)} came within {resources.wait:.0f} s; the run "
+                "goes on with them (is the node group's maximum or its quota lower?)"
+            )
+
+    timer = threading.Timer(resources.wait, tell)
+    timer.daemon = True
+    if resources.wait > 0 and slots(need, resources.labels) < count:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check(store: Store | None) -> None:
@@ -114,7 +138,7 @@ def facts() -> dict[str, Any]:
         "Python": ".".join(platform.python_version_tuple()[:2]),
         "Ray": importlib.metadata.version("ray"),
         "mimeo": __version__,
-        "missing": [name for name in PACKAGES if name != "mimeo" and importlib.util.find_spec(name) is None],
+        "missing": [name for name in PACKAGES if importlib.util.find_spec(name) is None],
     }
 
 

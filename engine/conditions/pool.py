@@ -55,13 +55,14 @@ def _chunks(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str) ->
     import ray
 
     items = [{"start": start, "rows": packed(rows.slice(start, CHUNK))} for start in range(0, len(rows), CHUNK)]
-    local = resources if where == "cuda" else resources.model_copy(update={"device": "cpu"})
-    size = min(session.actors(local), len(items))
-    slots: dict[str, Any] = (
-        {"num_gpus": resources.gpus_per_actor, "num_cpus": 0}
-        if where == "cuda"
-        else {"num_cpus": resources.cpus_per_actor}
-    )
+    slots: dict[str, Any] = {"num_cpus": resources.cpus_per_actor}
+    if where == "cuda":
+        slots = {"num_gpus": resources.gpus_per_actor, "num_cpus": 0}
+        if resources.labels:
+            slots["label_selector"] = dict(resources.labels)
+    else:  # any node will do
+        resources = resources.model_copy(update={"device": "cpu", "labels": {}})
+    size = min(session.actors(resources), len(items))
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         Worker,
         compute=ray.data.ActorPoolStrategy(size=size),

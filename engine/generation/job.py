@@ -112,13 +112,14 @@ def _make(
     from engine.cluster.board import Board
 
     todo = pool.rows(pending)
-    actors = min(session.actors(spec.resources), len(todo))
-    nodes.wait_for(session.need(spec.resources), actors, spec.resources, reporter)
+    actors, need = min(session.actors(spec.resources), len(todo)), session.need(spec.resources)
+    nodes.wait_for(need, actors, spec.resources, reporter)
     device = session.device(spec.resources)
     what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors)
     board = Board.create()
     attempts.clear(store)
-    with reporter.task("generate", budget.count) as task:
+    missing = nodes.told_of_missing(need, actors, spec.resources, reporter)
+    with missing, reporter.task("generate", budget.count) as task:
         watch = Watch(reporter, task, board, budget.done, budget.quarantined, spec.resources.stall)
         with watch.running(), closing(pool.records(what, todo, board, watch.stuck, reporter.note)) as made:
             for record in made:

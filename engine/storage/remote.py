@@ -44,6 +44,8 @@ _VERSIONS = (
     "created",
 )
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound", "ContainerBeingDeleted"}
+_REGION = {"PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301"}
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired", "InvalidToken"}
 Result = TypeVar("Result")
 
 
@@ -234,6 +236,12 @@ def remote_error(error: BaseException, where: str) -> StorageError:
     fix = "check the address, the credentials and the rights of this account"
     if _NO_BUCKET & set(codes):
         fix = "create the bucket, or correct its name"
+    elif _REGION & set(codes):
+        fix = "set AWS_DEFAULT_REGION to the bucket's region, and its endpoint where one is set"
+    elif _EXPIRED & set(codes):
+        fix = "renew the credentials; then run the same command again: it goes on where it stopped"
+    elif "400" in codes:  # a HEAD has no body to say why
+        fix = "renew the credentials and check AWS_DEFAULT_REGION; then run the same command again"
     elif is_transient(error):
         fix = "check the network; then run the same command again: it goes on where it stopped"
     return StorageError(where, what[:300], fix)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 import subprocess
 import sys
 import time
@@ -14,9 +16,10 @@ import pytest
 
 from tests.support import clusters
 from tests.support.clusters import ROOT, Head
-from tests.support.runs import SmallRun, digest
+from tests.support.runs import SmallRun, digest, small_run
 
 GPU_NODES = 3
+WINDOW = 6  # shards
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"  # what the provider takes the head for
 ENV = {
     "RAY_FAKE_CLUSTER": "1",
@@ -81,15 +84,19 @@ def head(real_clusters: None) -> Iterator[Head]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def long(real_clusters: None, tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    """Two minutes of work, so that there is a rate before and after."""
+    return small_run(tmp_path_factory.mktemp("long"), shards=100, steps=120)
+
+
 OBSERVER = """
 import json, sys, time, ray
-
-pytestmark = pytest.mark.usefixtures("real_clusters")
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 while True:
     facts = [{"id": n["NodeID"], "labels": n["Labels"]} for n in ray.nodes() if n["Alive"]]
     with open(sys.argv[2], "a") as out:
-        print(json.dumps(facts), file=out)
+        print(json.dumps({"time": time.time(), "nodes": facts}), file=out)
     time.sleep(0.5)
 """
 
@@ -104,13 +111,20 @@ def _observer(head: Head) -> Iterator[None]:
     process.wait()
 
 
-def nodes(head: Head) -> list[dict[str, Any]]:
-    """The GPU nodes that are up."""
+def seen(head: Head) -> list[tuple[float, list[str]]]:
+    """Each look of the observer: when, and the ids of the GPU nodes that were up."""
     path = head.folder / "nodes.jsonl"
     while not path.exists() or not path.read_text().endswith("\n"):
         time.sleep(0.2)
-    found = json.loads(path.read_text().splitlines()[-1])
-    return [node for node in found if LABELS.items() <= node["labels"].items()]
+    looks = [json.loads(line) for line in path.read_text().splitlines()]
+    return [
+        (look["time"], [node["id"] for node in look["nodes"] if LABELS.items() <= node["labels"].items()])
+        for look in looks
+    ]
+
+
+def nodes(head: Head) -> list[str]:
+    return seen(head)[-1][1]
 
 
 def wait_for_nodes(head: Head, count: int, seconds: float) -> float:
@@ -121,38 +135,67 @@ def wait_for_nodes(head: Head, count: int, seconds: float) -> float:
     return time.monotonic() - began
 
 
-def driver(head: Head, *arguments: str) -> subprocess.Popen[str]:
-    env = head.env | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(ROOT)}
+def drain(head: Head, node: str) -> None:
+    """The notice that a cloud gives ten seconds before it takes a spot node back."""
+    order = [str(clusters.RAY), "drain-node", "--address", head.address, "--node-id", node]
+    order += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+    order += ["--deadline-remaining-seconds", "10"]
+    done = subprocess.run(order, env=head.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def rates(published: list[float], window: int = WINDOW) -> list[tuple[float, float]]:
+    """Shards a second over each `window` of them, with the moment at which the last one was published."""
+    return [(published[k], window / (published[k] - published[k - window])) for k in range(window, len(published))]
+
+
+def mimeo(head: Head, *arguments: str) -> subprocess.Popen[str]:
+    env = head.env | {"PYTHONPATH": str(ROOT)}
     words = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.Popen(words, env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def test_from_none_to_three_and_back_with_a_drain_between(head: Head, small: SmallRun, tmp_path: Path) -> None:
+def driver(head: Head, *arguments: str) -> subprocess.Popen[str]:
+    head.env["RAY_ADDRESS"] = head.address
+    try:
+        return mimeo(head, *arguments)
+    finally:
+        del head.env["RAY_ADDRESS"]
+
+
+def test_a_job_from_none_to_three_and_back_with_a_drain_between(head: Head, long: SmallRun, tmp_path: Path) -> None:
+    """It asks for one node more than there may be."""
     assert nodes(head) == []
-    words = small.words(actors=3, cpus_per_actor=1, wait=120, labels=json.dumps(LABELS), stall=20)
-    process = driver(head, "generate", "quickstart", "-o", str(tmp_path / "out"), *words)
+    out = tmp_path / "out"
+    words = long.words(actors=GPU_NODES + 1, cpus_per_actor=1, wait=60, labels=json.dumps(LABELS), stall=20)
+    where = ["--cluster", head.dashboard, "--verb", "generate", "--output", str(out)]
+    process = mimeo(head, "submit", "quickstart", *where, *words)
     up = wait_for_nodes(head, GPU_NODES, 120)
-    tars = lambda: len(list((tmp_path / "out/data").glob("*.tar")))  # noqa: E731
-    while tars() < 6:
+    tars = lambda: list((out / "data").glob("*.tar"))  # noqa: E731
+    while len(tars()) < 3 * WINDOW:
         assert process.poll() is None, process.communicate()
         time.sleep(0.2)
-    drained = nodes(head)[0]["id"]
-    order = [str(clusters.RAY), "drain-node", "--address", head.address, "--node-id", drained]
-    order += [
-        "--reason",
-        "DRAIN_NODE_REASON_PREEMPTION",
-        "--reason-message",
-        "spot",
-        "--deadline-remaining-seconds",
-        "10",
-    ]
-    done = subprocess.run(order, env=head.env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = process.communicate(timeout=400)[0]
+    drained, notice = nodes(head)[0], time.time()
+    drain(head, drained)
+    said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
-    assert digest((tmp_path / "out/manifest.parquet").read_bytes()) == small.manifest
+    assert digest((out / "manifest.parquet").read_bytes()) == long.manifest
+    assert f"{GPU_NODES} of {GPU_NODES + 1} places of 1 CPU with mimeo/group=gpu came within 60 s" in said
     down = wait_for_nodes(head, 0, 120)
-    print(f"three nodes {up:.0f} s after the start, none {down:.0f} s after the end")
+    curve = rates(sorted(path.stat().st_mtime for path in tars()))
+    before = statistics.median(rate for when, rate in curve if when < notice)
+    gone = next(when for when, ids in seen(head) if when > notice and drained not in ids)
+    again = next((when for when, ids in seen(head) if when > gone and len(ids) == GPU_NODES), None)
+    back = next((when for when, rate in curve if when > gone and rate >= 0.9 * before), None)
+    print(
+        f"\nthree nodes {up:.0f} s after the start, none {down:.0f} s after the end; {before:.2f} shards/s before the notice"
+    )
+    print(
+        f"after the notice: node gone {gone - notice:.0f} s, three again {(again or math.nan) - notice:.0f} s, rate {(back or math.nan) - notice:.0f} s"
+    )
+    assert again is not None, said
+    assert back is not None, said
+    assert back - notice <= 60
 
 
 def test_a_node_group_that_never_comes_is_one_line(head: Head, small: SmallRun, tmp_path: Path) -> None:
@@ -164,6 +207,7 @@ def test_a_node_group_that_never_comes_is_one_line(head: Head, small: SmallRun, 
 
 
 def test_no_gpu_in_the_cluster_is_one_line(head: Head, small: SmallRun, tmp_path: Path) -> None:
+    wait_for_nodes(head, 0, 120)
     words = [word.replace("device=cpu", "device=cuda") for word in small.words()]
     process = driver(head, "generate", "quickstart", "-o", str(tmp_path / "out"), *words)
     last = process.communicate(timeout=200)[0].strip().splitlines()[-1]

@@ -32,7 +32,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def small_run(folder: Path) -> SmallRun:
+def small_run(folder: Path, *, shards: int = SHARDS, steps: int = 40) -> SmallRun:
     """Write the checkpoint and make the reference on a private Ray."""
     model = write_checkpoint(folder / "model")
     settings = (
@@ -41,9 +41,9 @@ def small_run(folder: Path) -> SmallRun:
         "split.test=50",
         "conditions.caption.kind=class",
         "conditions.prompt=photo of digit {class}",
-        f"generate.count={SHARDS * SHARD_SIZE}",
+        f"generate.count={shards * SHARD_SIZE}",
         f"generate.shard_size={SHARD_SIZE}",
-        "generate.num_inference_steps=40",
+        f"generate.num_inference_steps={steps}",
         "generate.gate.min_std=0",
         "resources.device=cpu",
         "resources.batch_size=8",

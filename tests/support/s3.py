@@ -59,6 +59,7 @@ class Faults:
     lose_put_replies: int = 0
     refuse: int = 0
     status: int = 503
+    code: str = "SlowDown"
     drop_condition: bool = False
     delay: float = 0.0
     sent: int = 0
@@ -84,7 +85,8 @@ def proxy(endpoint: str, faults: Faults) -> Iterator[str]:
                 time.sleep(faults.delay)
             if hit and faults.refuse > 0:
                 faults.refuse -= 1
-                self._answer(faults.status, {}, b"<Error><Code>SlowDown</Code><Message>slow down</Message></Error>")
+                said = f"<Error><Code>{faults.code}</Code><Message>{faults.code} of the proxy</Message></Error>"
+                self._answer(faults.status, {"Content-Type": "application/xml"}, said.encode())
                 return
             headers = {
                 k: v for k, v in self.headers.items() if not faults.drop_condition or k.lower() != "if-none-match"

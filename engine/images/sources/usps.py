@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,7 @@ FIX = "use usps_all.mat with the table usps_all of 257 columns"
 SIDE = 16
 
 
-@cache
-def _table(path: Root) -> np.ndarray:
+def _read(path: Root) -> np.ndarray:
     """(N, 257) uint8 as the file has it; raises DataError."""
     from scipy.io import loadmat
 
@@ -54,15 +53,22 @@ class Usps(ArraySet):
         super().__init__(name)
         self.path = path
 
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return _read(self.path)
+
+    def __reduce__(self) -> tuple[type[Usps], tuple[str, Root]]:
+        return Usps, (self.name, self.path)
+
     def check(self) -> None:
-        """Raises DataError where the file is not that table."""
-        _table(self.path)
+        """Raises DataError where the file is not that table, StorageError where it is refused; reads it anew."""
+        self.__dict__["_table"] = _read(self.path)
 
     def load_labels(self) -> Labels:
-        return _table(self.path)[:, -1].astype(np.int64) - 1
+        return self._table[:, -1].astype(np.int64) - 1
 
     def load_pixels(self) -> Pixels:
-        return _table(self.path)[:, :-1].reshape(-1, SIDE, SIDE)
+        return self._table[:, :-1].reshape(-1, SIDE, SIDE)
 
 
 def open_sets(source: UspsSource, images: ImagesSpec, *, download: bool) -> dict[str, Usps]:

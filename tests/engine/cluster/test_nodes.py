@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,19 @@ def test_what_never_comes_ends_the_wait_in_one_line(ray_cluster: None) -> None:
     )
     assert reporter.notes == ["waiting up to 1 s for nodes: 3 x 2 CPU + 1 GPU with mimeo/group=gpu"]
     nodes.wait_for({"CPU": 2.0}, 2, ResourcesSpec(wait=1), reporter)  # they are there
+
+
+def test_places_that_do_not_come_are_told_of_once(ray_cluster: None) -> None:
+    reporter = Quiet()
+    for places in (4, 9):
+        with nodes.told_of_missing({"CPU": 1.0}, places, ResourcesSpec(wait=1), reporter):
+            time.sleep(2)
+    with nodes.told_of_missing({"CPU": 1.0}, 9, ResourcesSpec(wait=1), reporter):
+        pass  # over before
+    time.sleep(1.5)
+    assert reporter.notes == [
+        "4 of 9 places of 1 CPU came within 1 s; the run goes on with them (is the node group's maximum or its quota lower?)"
+    ]
 
 
 def test_a_fit_cluster_passes_and_keeps_no_token(ray_cluster: None, tmp_path: Path) -> None:

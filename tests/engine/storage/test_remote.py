@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -81,6 +82,28 @@ def test_lasting_trouble_is_one_line(s3_endpoint: str, s3_url: str, monkeypatch:
         RemoteStore(s3_url).create("data/a.tar", b"1")
     assert "\n" not in str(caught.value)
     assert list(open_store(s3_url).list()) == []
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "fix"),
+    [
+        (400, "ExpiredToken", "renew the credentials; then run the same command again"),
+        (400, "AuthorizationHeaderMalformed", "set AWS_DEFAULT_REGION to the bucket's region"),
+        (301, "PermanentRedirect", "set AWS_DEFAULT_REGION to the bucket's region"),
+        (403, "AccessDenied", "the rights of this account"),
+    ],
+)
+def test_a_refusal_says_its_own_fix_at_once(s3_endpoint: str, s3_url: str, status: int, code: str, fix: str) -> None:
+    faults = Faults(part="/data/", refuse=10**6, status=status, code=code)
+    with s3.proxy(s3_endpoint, faults) as endpoint, s3.environment(endpoint):
+        store = RemoteStore(s3_url)
+        began = time.monotonic()
+        with pytest.raises(StorageError, match=f"{code}.*{re.escape(fix)}") as caught:
+            store.create("data/a.tar", b"1")
+        with pytest.raises(StorageError, match=r"the credentials|bucket's region") as again:
+            store.exists("data/a.tar")  # a HEAD, whose reply has no body
+        assert time.monotonic() - began < 10
+        assert "\n" not in str(caught.value) + str(again.value)
 
 
 def test_a_missing_bucket_is_named_at_once(s3_url: str) -> None:

@@ -58,14 +58,20 @@ def predict(family: Family, pipeline: Any) -> torch.Tensor:
         return family.predict(denoiser, noisy.to(denoiser.dtype), times, told)
 
 
+def with_adapter(checkpoint: Checkpoint, kind: str) -> tuple[Any, Family, Any]:
+    """Pipeline, family and denoiser with a fresh adapter of rank 3."""
+    pipeline = load(checkpoint, "cpu", "float32")
+    family = families.of(pipeline)
+    denoiser = getattr(pipeline, family.denoiser)
+    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=list(TARGETS[kind])), denoiser)
+    return pipeline, family, denoiser
+
+
 @pytest.mark.parametrize("kind", ["xl", "sd3"])
 def test_a_saved_lora_acts_through_the_stock_loader_as_it_did_in_training(
     checked: dict[str, Checkpoint], stock: Callable[[str], Any], tmp_path: Path, kind: str
 ) -> None:
-    trained = load(checked[kind], "cpu", "float32")
-    family = families.of(trained)
-    denoiser = getattr(trained, family.denoiser)
-    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=list(TARGETS[kind])), denoiser)
+    trained, family, denoiser = with_adapter(checked[kind], kind)
     before = predict(family, trained)
     for name, parameter in denoiser.named_parameters():
         if "lora_B" in name:
@@ -82,10 +88,7 @@ def test_a_saved_lora_acts_through_the_stock_loader_as_it_did_in_training(
 def test_equal_adapters_make_equal_files(
     checked: dict[str, Checkpoint], stock: Callable[[str], Any], tmp_path: Path, kind: str
 ) -> None:
-    trained = load(checked[kind], "cpu", "float32")
-    family = families.of(trained)
-    denoiser = getattr(trained, family.denoiser)
-    inject_adapter_in_model(LoraConfig(r=3, lora_alpha=6, target_modules=list(TARGETS[kind])), denoiser)
+    _, family, denoiser = with_adapter(checked[kind], kind)
     for number in range(12):  # the library's order of two metadata would differ somewhere in all but one of 2,048 tests
         family.save_lora(tmp_path, f"{number}.safetensors", denoiser)
     files = sorted(tmp_path.glob("*.safetensors"))

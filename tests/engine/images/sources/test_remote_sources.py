@@ -145,9 +145,7 @@ def test_absent_places_are_one_line(kind: str, bucket: str) -> None:
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind != "usps"]
-)  # it was not refused once in a suite: not yet known why
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_refusal_is_one_line(kind: str, s3_endpoint: str, bucket: str, data: tuple[Path, dict[str, Any]]) -> None:
     faults = Faults(part="", refuse=10**6, status=403)
     with s3.proxy(s3_endpoint, faults) as endpoint, s3.environment(endpoint):
