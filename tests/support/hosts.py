@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import ceph
 from tests.support.clusters import RAY, READY_S, ROOT, end, environment
 
 PORT = 26379
@@ -84,25 +85,27 @@ class Network:
     def said(self, log: str = "driver.log") -> str:
         return (self.folder / log).read_text()
 
-    def store(self) -> dict[str, str]:
-        """Serve S3 (moto) on the switch, with a bucket `runs`; returns what its clients need."""
-        endpoint = f"http://10.77.0.254:{STORE_PORT}"
-        keys = {
+    def store(self) -> None:
+        """Serve S3 on the switch (moto, or Ceph where the tier has it), with a bucket `runs`."""
+        self.env |= {
             "AWS_ACCESS_KEY_ID": "x",
             "AWS_SECRET_ACCESS_KEY": "x",
-            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ENDPOINT_URL": f"http://10.77.0.254:{STORE_PORT}",
             "AWS_REGION": "us-east-1",
         }
-        self.env |= keys
-        self.popen(
-            self.switch, sys.executable, "-m", "moto.server", "-H", "0.0.0.0", "-p", str(STORE_PORT), log="s3.log"
-        )
+        words = ["-m", "moto.server", "-H", "0.0.0.0", "-p", str(STORE_PORT)]
+        if ceph.SCRIPT:
+            self.env |= ceph.KEYS
+            ports = [str(STORE_PORT + 1), str(STORE_PORT + 2)]
+            made = self.popen(self.switch, "bash", ceph.SCRIPT, str(self.folder / "ceph"), *ports, log="ceph.log")
+            assert made.wait() == 0, self.said("ceph.log")
+            words = ["-c", ceph.FORWARD, str(STORE_PORT), ports[0]]
+        self.popen(self.switch, sys.executable, *words, log="s3.log")
         code = "import s3fs, sys; s3fs.S3FileSystem().mkdir('runs')"
         deadline = time.monotonic() + READY_S
         while self.popen(self.switch, sys.executable, "-c", code, log="bucket.log").wait() != 0:
             assert time.monotonic() < deadline, self.said("s3.log") + self.said("bucket.log")
             time.sleep(0.5)
-        return keys
 
     def ready(self, nodes: int) -> None:
         """Wait until so many nodes have joined."""

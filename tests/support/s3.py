@@ -1,4 +1,4 @@
-"""An S3 server in this process (moto), and a proxy before it that loses replies, answers 503 or drops headers."""
+"""An S3 server (moto in this process, or Ceph), and a proxy before it that loses replies, answers 503 or drops headers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tests.support import ceph
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+CREDENTIALS |= ceph.KEYS if ceph.SCRIPT else {}
 
 
 @contextmanager
@@ -27,7 +30,11 @@ def environment(endpoint: str) -> Iterator[None]:
 
 @contextmanager
 def serve() -> Iterator[str]:
-    """Run moto's S3 for the block; yields its endpoint. Skips where moto or s3fs is not installed."""
+    """Run an S3 store for the block; yields its endpoint. Skips where moto or s3fs is not installed."""
+    if ceph.SCRIPT:
+        with ceph.radosgw() as endpoint:
+            yield endpoint
+        return
     server_module = pytest.importorskip("moto.server", reason="moto[s3,server] is not installed")
     pytest.importorskip("s3fs", reason="s3fs is not installed")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
