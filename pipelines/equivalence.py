@@ -23,7 +23,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
     from engine.study.equivalence.plan import check
 
     others = [_finished(url) for url in against or ()]
-    with open_run(recipe, set_, output, "equivalence", check) as run:
+    with open_run(recipe, set_, output, "equivalence", lambda spec, _: check(spec)) as run:
         from rich.console import Console
 
         from engine.cluster.session import session

@@ -24,7 +24,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which part of the method helps: arms over several generator seeds, trained as such, compared in pairs."""
     from engine.study.arms import check
 
-    with open_run(recipe, set_, output, "study ablation", check) as run:
+    with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec)) as run:
         from rich.console import Console
 
         from engine.cluster.session import session
@@ -48,7 +48,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Rounds in which the classifier so far decides what is drawn next, against a static plan of as many images."""
     from engine.study.deliberate.run import check
 
-    with open_run(recipe, set_, output, "study deliberate", check) as run:
+    with open_run(recipe, set_, output, "study deliberate", lambda spec, _: check(spec)) as run:
         from rich.console import Console
 
         from engine.cluster.session import session

@@ -9,7 +9,6 @@ from typing import Any
 from engine.errors import ConfigError
 from engine.spec import RunSpec, plain, validate
 from engine.spec.studies import AblationSpec
-from engine.storage.store import Store
 
 TRIALS = "results/ablation"
 STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation")
@@ -63,11 +62,9 @@ def trials(spec: RunSpec) -> list[Trial]:
     return found
 
 
-def check(spec: RunSpec, store: Store) -> None:
-    """Refuse, before Ray starts, arms and outputs that cannot work (ConfigError)."""
+def check(spec: RunSpec) -> None:
+    """Refuse, before Ray starts, arms that cannot work (ConfigError)."""
     from engine.training.matching.precheck import precheck
 
     for trial in trials(spec):
         precheck(trial.spec)
-    if store.local("trials") is None:
-        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")

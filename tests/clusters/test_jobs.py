@@ -101,15 +101,15 @@ def test_a_jobs_exit_code_is_the_verbs(head: Head, tmp_path: Path) -> None:
 
 
 def test_a_stopped_job_gives_its_lock_back_and_can_go_on(head: Head, tmp_path: Path) -> None:
-    long = ["pretrain.unet.steps=100000", "pretrain.unet.checkpoint_every=50"]
+    long = ["pretrain.unet.steps=100000", "pretrain.checkpoint_every=50"]
     settings = [word for one in [*(f"{k}={v}" for k, v in SMALL.items()), *long] for word in ("--set", one)]
     where = ["--cluster", head.dashboard, "--output", str(tmp_path / "out"), "--no-wait"]
     sent = mimeo(head, "submit", "quickstart", "--verb", "pretrain", *where, *settings)
     assert sent.returncode == 0, sent.stderr
     job_id = re.search(r"job (\S+) is submitted", sent.stdout)[1]  # type: ignore[index]
     deadline = time.monotonic() + 200
-    while not list((tmp_path / "out").rglob("*unet*.pt")):
-        assert time.monotonic() < deadline
+    while not list((tmp_path / "out/checkpoints").glob("pretrain*")):
+        assert time.monotonic() < deadline, list((tmp_path / "out").rglob("*"))
         time.sleep(0.5)
     words = [str(clusters.RAY), "job", "stop", job_id, "--address", head.dashboard]
     subprocess.run(words, env=head.env, capture_output=True, check=True, timeout=100)

@@ -1,4 +1,4 @@
-"""A run whose output is an object store: stopped and taken up again, it makes the bytes of a run on a disk."""
+"""Outputs on an object store: what was stopped or killed is taken up from the store alone and makes what a disk would hold."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 
@@ -52,24 +54,44 @@ with session(ResourcesSpec(device="cpu"), num_cpus=3):
 """
 
 
-def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the interpreter in `cwd`, whose folder `cache` is the node's cache."""
+SEARCH = (
+    RECIPE
+    + """
+judge: {steps: 20, batch: 16}
+search: {ratios: [0, 1, 2], generator_seeds: 2, judge_seeds: 1}
+"""
+)
+
+
+def start(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
+    """Start the interpreter in `cwd`, whose folder `cache` is the node's cache."""
     more = {"PYTHONPATH": str(ROOT), "COLUMNS": "200", "OMP_NUM_THREADS": "1", "MIMEO_CACHE": str(cwd / "cache")}
-    command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=1500, cwd=cwd, env={**os.environ, **more}, check=False
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env={**os.environ, **more},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
     )
+
+
+def python(*arguments: str, cwd: Path) -> tuple[int, str]:
+    """Run it to its end: its exit code and what it said."""
+    process = start(*arguments, cwd=cwd)
+    said = process.communicate(timeout=1500)[0]
+    return process.returncode, said
 
 
 @pytest.mark.timeout(1800)
 def test_a_store_holds_the_bytes_of_a_disk(tmp_path: Path, s3_url: str) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    made = python("-c", RUNS, s3_url, "out", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
+    code, said = python("-c", RUNS, s3_url, "out", cwd=tmp_path)
+    assert code == 0, said
     copies = [path.name for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     assert sorted(name.rpartition("-")[0] for name in copies) == ["model", "pytorch_lora_weights.safetensors"]
-    verified = python("-m", "pipelines.cli", "verify", s3_url, cwd=tmp_path)
-    assert (verified.returncode, verified.stdout.split(":")[0]) == (0, "clean"), verified.stderr
+    code, said = python("-m", "pipelines.cli", "verify", s3_url, cwd=tmp_path)
+    assert (code, said.split(":")[0]) == (0, "clean"), said
 
     store, disk = open_store(s3_url), open_store(tmp_path / "out")
     assert not list(store.list("checkpoints/"))
@@ -82,3 +104,27 @@ def test_a_store_holds_the_bytes_of_a_disk(tmp_path: Path, s3_url: str) -> None:
     for name in shards:
         assert store.read(name) == disk.read(name), name
     assert json.loads(store.read("plan.json"))["lora"]
+
+
+@pytest.mark.timeout(1800)
+def test_a_search_whose_cluster_died_goes_on_from_the_store(tmp_path: Path, s3_url: str) -> None:
+    """Driver and Ray are killed once a trial has published; another Ray makes the rest, and the result of an undisturbed search."""
+    (tmp_path / "recipe.yaml").write_text(SEARCH)
+    url = f"{s3_url}-search"
+    store, disk = open_store(url), open_store(tmp_path / "out")
+    words = ["-m", "pipelines.cli", "search", "recipe.yaml", "--set", "split.validation=50", "--output"]
+    process = start(*words, url, cwd=tmp_path)
+    deadline = time.monotonic() + 600
+    while not (published := [entry.name for entry in store.list("results/search/") if entry.size]):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:
+        one.kill()
+    process.wait()
+    kept = {name: store.read(name) for name in published}
+    for place in (url, "out"):
+        code, said = python(*words, place, cwd=tmp_path)
+        assert code == 0, said
+    assert {name: store.read(name) for name in published} == kept
+    assert json.loads(store.read("results/search.json")) == json.loads(disk.read("results/search.json"))

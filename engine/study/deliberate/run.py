@@ -27,7 +27,7 @@ COVERS = (
 )
 
 
-def check(spec: RunSpec, store: Store) -> None:
+def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, what cannot work (ConfigError)."""
     asked = section(spec)
     if spec.generate.count < asked.rounds:
@@ -39,8 +39,6 @@ def check(spec: RunSpec, store: Store) -> None:
             "is empty, and class_error is read on validation images",
             "set it, or leave class_error out",
         )
-    if store.local("trials") is None:
-        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")
 
 
 def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:

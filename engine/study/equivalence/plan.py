@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.spec.studies import EquivalenceSpec
-from engine.storage.store import Store
 from engine.study.arms import changed
 
 CELLS = "results/equivalence"
@@ -94,8 +93,8 @@ def judge_seeds(spec: RunSpec, repeat: int) -> range:
     return range(repeat * count, (repeat + 1) * count)
 
 
-def check(spec: RunSpec, store: Store) -> None:
-    """Refuse, before Ray starts, sizes and outputs that cannot work (ConfigError, DataError)."""
+def check(spec: RunSpec) -> None:
+    """Refuse, before Ray starts, sizes that cannot work (ConfigError, DataError)."""
     from engine.images.splits import planned_labels
     from engine.training.matching.precheck import precheck
 
@@ -103,8 +102,6 @@ def check(spec: RunSpec, store: Store) -> None:
     check_sizes(spec, labels)
     for base in section(spec).bases:
         precheck(cell_spec(spec, Cell(0, base)))
-    if store.local("trials") is None:
-        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")
 
 
 def check_sizes(spec: RunSpec, labels: Sequence[int] | NDArray[np.integer]) -> None:

@@ -162,8 +162,8 @@ def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
     return result if result["asked"] == section(spec).model_dump(mode="json") else None
 
 
-def check(spec: RunSpec, store: Store) -> None:
-    """Refuse, before Ray starts, splits, settings and outputs that cannot work (ConfigError)."""
+def check(spec: RunSpec) -> None:
+    """Refuse, before Ray starts, splits, and settings that cannot work (ConfigError)."""
     from engine.images.splits import planned_labels
     from engine.training.matching.precheck import precheck
 
@@ -180,8 +180,6 @@ def check(spec: RunSpec, store: Store) -> None:
         except ConfigError as error:
             raise ConfigError(f"search.space: {', '.join(described(point.values))}", error.what, error.fix) from None
     check_ratios(spec, len(planned_labels(spec)[0]))
-    if store.local("trials") is None:
-        raise ConfigError("output", "a study needs an output on a disk that every node sees", "give a folder")
 
 
 def check_ratios(spec: RunSpec, n: int) -> None:

@@ -94,9 +94,8 @@ def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:
         assert entry["p"] == pytest.approx(stats.ttest_rel(own, static).pvalue)
 
 
-def test_what_cannot_work_is_refused_before_ray_starts(ready: Output, tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
+def test_what_cannot_work_is_refused_before_ray_starts(ready: Output) -> None:
     with pytest.raises(ConfigError, match=r"split\.validation: is empty"):
-        studies.check(validate(_spec(ready).model_dump(mode="json") | {"split": {"train": 40, "test": 40}}), store)
+        studies.check(validate(_spec(ready).model_dump(mode="json") | {"split": {"train": 40, "test": 40}}))
     with pytest.raises(ConfigError, match="cannot be drawn in 30 rounds"):
-        studies.check(_spec(ready, rounds=30, by=["entropy"]), store)
+        studies.check(_spec(ready, rounds=30, by=["entropy"]))
