@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support import hosts
@@ -62,6 +64,28 @@ def test_a_run_over_three_hosts_survives_a_cut_and_a_crash(three: Network, small
     code = f"import s3fs, sys; sys.stdout.buffer.write(s3fs.S3FileSystem().cat('{URL}/manifest.parquet'))"
     three.popen(three.switch, sys.executable, "-c", code, log="manifest").wait()
     assert digest((three.folder / "manifest").read_bytes()) == small.manifest
+
+
+def test_a_frozen_host_holds_nothing_up_and_spoils_nothing_when_it_wakes(
+    three: Network, small: SmallRun, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    for k in (0, 1):
+        three.start(k, 1)
+        three.ready(k + 1)
+    words = small.words(actors=2, cpus_per_actor=1, stall=15)
+    driver = three.mimeo("generate", "quickstart", "-o", str(output), *words)
+    wait_until(lambda: len(list((output / "data").glob("*.tar"))) >= 6, driver, three.said)
+    frozen = three.freeze(1)
+    assert len(list((output / "data").glob("*.tar"))) < SHARDS
+    assert driver.wait(timeout=400) == 0, three.said()
+    files = {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()}
+    for process in frozen:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
+    time.sleep(15)  # the frozen worker ends its shard and finds it published
+    assert {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()} == files
+    assert digest((output / "manifest.parquet").read_bytes()) == small.manifest
 
 
 def test_a_path_that_a_node_does_not_see_is_refused(three: Network, small: SmallRun, tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.support import ceph
-from tests.support.clusters import RAY, READY_S, ROOT, end, environment
+from tests.support.clusters import RAY, READY_S, ROOT, end, environment, processes
 
 PORT = 26379
 STORE_PORT = 5000
@@ -76,6 +77,13 @@ class Network:
     def crash(self, host: int) -> None:
         """End all of the host's processes at once."""
         end(self.folder / self.names[host])
+
+    def freeze(self, host: int) -> list[psutil.Process]:
+        """Stop all of the host's processes where they are; `resume()` of what is returned lets them go on."""
+        frozen = processes(self.folder / self.names[host])
+        for process in frozen:
+            process.suspend()
+        return frozen
 
     def mimeo(self, *arguments: str, log: str = "driver.log") -> subprocess.Popen[Any]:
         """A driver on the head's host that joins the cluster."""
