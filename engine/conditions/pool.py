@@ -64,13 +64,14 @@ def _chunks(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str) ->
         resources = resources.model_copy(update={"device": "cpu", "labels": {}})
     size = min(session.actors(resources), len(items))
     data = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        Worker,
+        ConditionActor,
         compute=ray.data.ActorPoolStrategy(size=size),
         batch_size=1,
         batch_format="pyarrow",
         fn_constructor_kwargs={"make": make, "threads": resources.threads},
         **slots,
     )
+    data.set_name("conditions")  # in the dashboard
     for row in data.iter_rows():
         if row["error"]:
             raise _Fault(**json.loads(row["error"])).error()
@@ -92,7 +93,7 @@ class _Fault:
         return getattr(errors, self.kind)(*self.args)
 
 
-class Worker:
+class ConditionActor:
     """The actor: makes its work on the first chunk, so that a failure there comes back as a value too."""
 
     def __init__(self, make: Make, threads: int) -> None:

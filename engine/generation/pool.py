@@ -128,7 +128,7 @@ def _dataset(what: Order, todo: list[Row], board: Board) -> Any:
     options: dict[str, Any] = {"num_gpus": resources.gpus_per_actor} if what.device == "cuda" else {}
     if resources.labels:
         options["label_selector"] = dict(resources.labels)
-    return ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
+    made = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
         ShardActor,
         compute=ray.data.ActorPoolStrategy(size=what.actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
         batch_size=1,
@@ -137,3 +137,5 @@ def _dataset(what: Order, todo: list[Row], board: Board) -> Any:
         num_cpus=resources.cpus_per_actor,
         **options,
     )
+    made.set_name("generate")  # in the dashboard
+    return made

@@ -53,7 +53,7 @@ def test_errors_come_back_as_themselves(make: pool.Make, where: str, what: str) 
 def test_workers_use_the_threads_that_are_asked_for() -> None:
     before = torch.get_num_threads()
     try:
-        worker = pool.Worker(squares, threads=before + 2)
+        worker = pool.ConditionActor(squares, threads=before + 2)
         out = worker(pa.table({"start": [0], "rows": [pool.packed(ROWS.slice(0, 3))]}))
         assert torch.get_num_threads() == before + 2
     finally:
