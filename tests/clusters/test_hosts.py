@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.support import hosts
+from tests.support.clusters import processes
 from tests.support.hosts import Network
 from tests.support.runs import SHARD_SIZE, SHARDS, SmallRun, digest
 
@@ -86,6 +87,26 @@ def test_a_frozen_host_holds_nothing_up_and_spoils_nothing_when_it_wakes(
     time.sleep(15)  # the frozen worker ends its shard and finds it published
     assert {path: path.read_bytes() for path in sorted(output.rglob("*")) if path.is_file()} == files
     assert digest((output / "manifest.parquet").read_bytes()) == small.manifest
+
+
+def test_a_fine_tune_goes_on_with_the_workers_that_are_left(three: Network, small: SmallRun, tmp_path: Path) -> None:
+    """Two elastic workers on two hosts; one host crashes after a checkpoint."""
+    three.env["GLOO_SOCKET_IFNAME"] = "eth0"  # these hosts share one name
+    output = tmp_path / "out"
+    for k in (0, 1):
+        three.start(k, 1)
+        three.ready(k + 1)
+    settings = ["match.steps=300", "match.batch=8", "match.checkpoint_every=10", "match.samples=0", "match.rank=2"]
+    words = small.words(train_workers=2, train_workers_min=1)
+    words += [word for one in settings for word in ("--set", one)]
+    driver = three.mimeo("match", "quickstart", "-o", str(output), *words)
+    wait_until(lambda: bool(list(output.glob("checkpoints/match*"))), driver, three.said)
+    trains = [one for one in processes(three.folder / three.names[1]) if "TrainWorker" in " ".join(one.cmdline())]
+    assert trains, "no worker on the host that is to be lost"
+    three.crash(1)
+    assert not (output / "match/model").exists(), "it was over before the host was lost"
+    assert driver.wait(timeout=500) == 0, three.said()
+    assert (output / "match/model/pytorch_lora_weights.safetensors").is_file()
 
 
 def test_a_path_that_a_node_does_not_see_is_refused(three: Network, small: SmallRun, tmp_path: Path) -> None:
