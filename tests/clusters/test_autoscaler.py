@@ -164,11 +164,12 @@ def driver(head: Head, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_job_from_none_to_three_and_back_with_a_drain_between(head: Head, long: SmallRun, tmp_path: Path) -> None:
-    """It asks for one node more than there may be."""
+    """It asks for one node more than there may be; mimeo is in the nodes' image, so that the folder that is sent is empty."""
     assert nodes(head) == []
-    out = tmp_path / "out"
+    out, sent = tmp_path / "out", tmp_path / "sent"
+    sent.mkdir()
     words = long.words(actors=GPU_NODES + 1, cpus_per_actor=1, wait=60, labels=json.dumps(LABELS), stall=20)
-    where = ["--cluster", head.dashboard, "--verb", "generate", "--output", str(out)]
+    where = ["--cluster", head.dashboard, "--verb", "generate", "--output", str(out), "--working-dir", str(sent)]
     process = mimeo(head, "submit", "quickstart", *where, *words)
     up = wait_for_nodes(head, GPU_NODES, 120)
     tars = lambda: list((out / "data").glob("*.tar"))  # noqa: E731
@@ -204,12 +205,3 @@ def test_a_node_group_that_never_comes_is_one_line(head: Head, small: SmallRun, 
     last = process.communicate(timeout=200)[0].strip().splitlines()[-1]
     assert process.returncode == 6
     assert last.startswith("error: resources.wait: 0 of 1 places of 1 CPU with mimeo/group=h100 came within 5 s")
-
-
-def test_no_gpu_in_the_cluster_is_one_line(head: Head, small: SmallRun, tmp_path: Path) -> None:
-    wait_for_nodes(head, 0, 120)
-    words = [word.replace("device=cpu", "device=cuda") for word in small.words()]
-    process = driver(head, "generate", "quickstart", "-o", str(tmp_path / "out"), *words)
-    last = process.communicate(timeout=200)[0].strip().splitlines()[-1]
-    assert process.returncode == 6, last
-    assert last.startswith("error: resources.device: cuda is asked for, the cluster has 0 GPUs")

@@ -100,6 +100,24 @@ def test_a_jobs_exit_code_is_the_verbs(head: Head, tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("resources.device=cuda", "resources.device: cuda is asked for, the cluster has 0 GPUs"),
+        (
+            "resources.actors=99",
+            "resources.actors: 99 actors of 0.5 CPU are asked for, the cluster has 4 CPUs: 8 of them",
+        ),
+    ],
+)
+def test_more_than_the_cluster_has_is_one_line(head: Head, model: str, tmp_path: Path, change: str, says: str) -> None:
+    done = submit(head, "generate", "quickstart", tmp_path / "out", model, change)
+    assert done.returncode == 6, done.stdout + done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert line.startswith(f"error: {says}")
+    assert "Traceback" not in done.stdout
+
+
 def test_a_stopped_job_gives_its_lock_back_and_can_go_on(head: Head, tmp_path: Path) -> None:
     long = ["pretrain.unet.steps=100000", "pretrain.checkpoint_every=50"]
     settings = [word for one in [*(f"{k}={v}" for k, v in SMALL.items()), *long] for word in ("--set", one)]
