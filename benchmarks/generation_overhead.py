@@ -86,7 +86,7 @@ class PairedActor(ShardActor):
         return made[0]
 
     def _loop(self, k: int, draw: Any) -> None:
-        plan, size = self._worker.plan, self._order.spec.resources.batch_size
+        plan, size = self._worker.plan, self._worker.batch_size
         rows = plan.rows(*plan.shard(k))
         prompts = [self._worker.requests.conditions.prompts[anchor] for anchor in rows.anchor]
         for first in range(0, len(rows), size):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from engine.diffusion import families, schedulers
+from engine.diffusion import families, fast, schedulers, steps
 from engine.diffusion.families.base import Condition, Family, from_latents, tell
-from engine.errors import ClusterError, DataError, MimeoError
-from engine.spec.models import GenerateSpec
+from engine.errors import ClusterError, ConfigError, DataError, MimeoError
+from engine.spec.models import FastSpec, GenerateSpec
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -43,17 +45,40 @@ class Drawn:
 
 
 class OutOfMemory(Exception):
-    """A batch that the device's memory does not hold."""
+    """A batch of `images` that the device's memory does not hold."""
+
+    def __init__(self, images: int, message: str) -> None:
+        super().__init__(message)
+        self.images = images
+
+
+class _Arriving:
+    """A batch of pixels (N, H, W, 3) uint8 and flags (2, N) on their way from the device; on a CPU they are there."""
+
+    def __init__(self, pixels: torch.Tensor, flags: torch.Tensor) -> None:
+        self._arrived = torch.cuda.Event() if pixels.is_cuda else None
+        self._pixels, self._flags = _to_host(pixels), _to_host(flags)
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def drawn(self, row: int) -> Drawn:
+        """One picture, once it is there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        finite, good = self._flags[:, row].tolist()
+        if not finite:
+            return Drawn(None, "non_finite_latents")
+        return Drawn(self._pixels[row].numpy()) if good else Drawn(None, "non_finite_pixels")
 
 
 class Sampler:
     """Turns requests into pictures with the pipeline's own `__call__`; takes the pipeline over.
 
     A sample's random numbers come from its own CPU generator, its text is encoded alone: batch size and neighbours
-    change nothing but the last bits of the arithmetic.
+    change nothing but the last bits of the arithmetic. `how` changes the models' layout for good.
     """
 
-    def __init__(self, pipeline: Any, generate: GenerateSpec) -> None:
+    def __init__(self, pipeline: Any, generate: GenerateSpec, how: FastSpec | None = None) -> None:
         self._family, config = families.of(pipeline), pipeline.scheduler.config
         schedulers.check_kind(generate.scheduler, self._family.flow, self._family.name)
         schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
@@ -61,15 +86,57 @@ class Sampler:
         self._from_image = generate.strength < 1
         scheduler = schedulers.make(generate.scheduler, config)
         self.pipeline = _rebuild(self._family, pipeline, scheduler, self._from_image)
-        self._vae, taken = self.pipeline.vae, getattr(self.pipeline, self._family.denoiser).config
+        self._vae, self._denoiser = self.pipeline.vae, getattr(self.pipeline, self._family.denoiser)
+        taken = self._denoiser.config
         self._latent_shape = (taken.in_channels, taken.sample_size, taken.sample_size)
         self._encoder = self._family.encoder(self.pipeline)
         self._limit: int | None = None
+        self._padded = 0  # images of every batch, the last of a short one repeated; 0: batches as they come
+        self._how = how or FastSpec(channels_last="off")
+        self._ahead = self._vae.device.type == "cuda"
+        fast.prepare(self.pipeline, self._denoiser, self._how)
 
     @property
     def cut_prompts(self) -> int:
         """How many encoded prompts were longer than the tokenizer's length and were cut."""
         return self._encoder.cut_prompts
+
+    def expect(self, batch_size: int) -> None:
+        """Compile the denoiser, if that is asked for, for batches of this size; shorter ones are filled up to it."""
+        if self._how.compile != "off":
+            fast.compile_denoiser(self._denoiser, self._how.compile, by_block=self._generate.cache_interval > 1)
+            self._padded = batch_size
+
+    def fits(self, images: int) -> bool:
+        """Whether the device's memory holds a batch of `images`, tried with as few steps as the sampler can do."""
+        latents = np.zeros(self._latent_shape, np.float32) if self._from_image else None
+        try:
+            with torch.inference_mode():
+                self._batch([Request("", 0, init_latents=latents)] * images, trial=True)
+            return True
+        except Exception as error:
+            try:
+                _raise_if_out_of_memory(error, images)
+            except OutOfMemory:
+                return False
+            raise
+
+    def stream(self, batches: Iterable[Sequence[Request]]) -> Iterator[list[Drawn]]:
+        """What `draw` gives for each batch. On CUDA the next batch is begun before one is handed over.
+
+        So the copy of its pixels to the host, and whatever the caller does with them, run beside the next batch.
+        """
+        if not self._ahead:
+            yield from map(self.draw, batches)
+            return
+        begun: list[Callable[[], Drawn]] | None = None
+        for requests in batches:
+            following = self.begin(requests)
+            if begun is not None:
+                yield [row() for row in begun]
+            begun = following
+        if begun is not None:
+            yield [row() for row in begun]
 
     def draw(self, requests: Sequence[Request]) -> list[Drawn]:
         """One batch: a result for each request, in order.
@@ -78,6 +145,10 @@ class Sampler:
         fit in memory is halved, and later ones are drawn at the size that fitted; ClusterError where a single image
         does not fit. Faults of the device itself are raised.
         """
+        return [row() for row in self.begin(requests)]
+
+    def begin(self, requests: Sequence[Request]) -> list[Callable[[], Drawn]]:
+        """`draw`, but on CUDA without waiting for the results: each is had by a call."""
         with torch.inference_mode():
             return self._in_parts(list(requests), self._bisect)
 
@@ -95,9 +166,10 @@ class Sampler:
             try:
                 results += run(part)
             except OutOfMemory as error:
-                failure = str(error)
+                failure = error.images, str(error)
             if failure is not None:  # outside of the handler, whose traceback holds the batch's tensors
-                self._limit = self._smaller(len(part), failure)
+                self._limit = self._smaller(*failure)
+                self._padded = min(self._padded, self._limit)
         return results
 
     def _smaller(self, images: int, failure: str) -> int:
@@ -107,20 +179,23 @@ class Sampler:
             raise ClusterError("device memory", failure, "set model.dtype to bfloat16 or draw smaller images")
         return images // 2
 
-    def _bisect(self, requests: list[Request]) -> list[Drawn]:
+    def _bisect(self, requests: list[Request]) -> list[Callable[[], Drawn]]:
         try:
             return self._batch(requests)
         except (MimeoError, OutOfMemory):
             raise
         except Exception as error:
-            _raise_if_out_of_memory(error, len(requests))
+            _raise_if_out_of_memory(error, max(len(requests), self._padded))
             _raise_if_device_fault(error)
+            fast.raise_if_not_compiled(error)
             if len(requests) == 1:
-                return [Drawn(None, f"error: {_one_line(error)}")]
+                return [partial(Drawn, None, f"error: {_one_line(error)}")]
         middle = len(requests) // 2
         return self._bisect(requests[:middle]) + self._bisect(requests[middle:])
 
-    def _batch(self, requests: list[Request]) -> list[Drawn]:
+    def _batch(self, requests: list[Request], *, trial: bool = False) -> list[Callable[[], Drawn]]:
+        wanted = len(requests)
+        requests = requests + requests[-1:] * (self._padded - wanted)
         condition = tell(
             self._encoder, [r.prompt for r in requests], [r.label for r in requests], [r.token for r in requests]
         )
@@ -129,14 +204,36 @@ class Sampler:
         arguments: dict[str, Any] = {
             **self._family.ask(condition, without, side),
             "guidance_scale": self._generate.guidance_scale,
-            "num_inference_steps": self._generate.num_inference_steps,
+            "num_inference_steps": self._fewest_steps() if trial else self._generate.num_inference_steps,
             "generator": [torch.Generator("cpu").manual_seed(r.seed) for r in requests],
             "output_type": "latent",
         }
         if self._from_image:
             initial = self._initial(requests).to(self._vae.device, self._vae.dtype)
             arguments |= {"image": initial, "strength": self._generate.strength}
-        return self._decode(self.pipeline(**arguments).images)
+        with self._approximated(without is not None and not trial), fast.attention(self._how.attention):
+            arriving = self._decode(self.pipeline(**arguments).images)
+        return [partial(arriving.drawn, row) for row in range(wanted)]
+
+    @contextmanager
+    def _approximated(self, guided: bool) -> Iterator[None]:
+        """What `generate` allows to leave out of the steps, for the time of one sampling."""
+        interval, every = self._generate.guidance_interval, self._generate.cache_interval
+        with ExitStack() as stack:
+            if guided and interval != (0.0, 1.0):
+                stack.enter_context(steps.guided_within(self._denoiser, interval, lambda: self.pipeline.num_timesteps))
+            if every > 1:
+                stack.enter_context(steps.deep_features_kept(self._denoiser, every))
+            yield
+
+    def _fewest_steps(self) -> int:
+        """The smallest number of steps that the scheduler takes at this strength."""
+        asked, config = self._generate, self.pipeline.scheduler.config
+        for number in range(1, asked.num_inference_steps):
+            with suppress(ConfigError):
+                schedulers.check_steps(asked.scheduler, config, number, asked.strength)
+                return number
+        return asked.num_inference_steps
 
     def _unconditional(self, requests: list[Request]) -> Condition:
         """The other side of the guidance: without the conditions that `guidance_on` names, with those that it does not."""
@@ -155,9 +252,10 @@ class Sampler:
             raise ValueError(f"strength below 1 needs an initial latent of shape {self._latent_shape}")
         return torch.from_numpy(np.stack(latents))
 
-    def _decode(self, latents: torch.Tensor) -> list[Drawn]:
+    def _decode(self, latents: torch.Tensor) -> _Arriving:
         finite = _finite_rows(latents)
-        decoded = from_latents(self._vae, latents).float()
+        parts = latents.split(self._how.decode_batch or len(latents))
+        decoded = torch.cat([from_latents(self._vae, part).float() for part in parts])
         good = _finite_rows(decoded)
         if latents.dtype == torch.float16:
             again = finite & ~good
@@ -165,9 +263,7 @@ class Sampler:
                 decoded[again] = self._decode_in_float32(latents[again])
                 good = _finite_rows(decoded)
         quantised = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        pixels = quantised.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        flags = torch.stack([finite, good]).cpu().numpy()
-        return [_drawn(*row) for row in zip(pixels, *flags, strict=True)]
+        return _Arriving(quantised.permute(0, 2, 3, 1).contiguous(), torch.stack([finite, good]))
 
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
         self._vae.to(torch.float32)
@@ -216,15 +312,16 @@ def _finite_rows(values: torch.Tensor) -> torch.Tensor:
     return values.isfinite().flatten(1).all(1)
 
 
-def _drawn(pixels: np.ndarray, finite_latents: bool, finite_pixels: bool) -> Drawn:
-    if not finite_latents:
-        return Drawn(None, "non_finite_latents")
-    return Drawn(pixels) if finite_pixels else Drawn(None, "non_finite_pixels")
+def _to_host(values: torch.Tensor) -> torch.Tensor:
+    """On the host, from CUDA into pinned memory and without waiting; the tensor itself where it is there."""
+    if not values.is_cuda:
+        return values
+    return torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
 
 
 def _raise_if_out_of_memory(error: Exception, images: int) -> None:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        raise OutOfMemory(f"{images} image(s) do not fit: {_one_line(error)}")
+        raise OutOfMemory(images, f"{images} image(s) do not fit: {_one_line(error)}")
 
 
 def _raise_if_device_fault(error: Exception) -> None:

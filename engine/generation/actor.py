@@ -62,7 +62,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     import torch
 
     from engine.conditions import table
-    from engine.diffusion import checkpoint, lora
+    from engine.diffusion import batchsize, checkpoint, lora
     from engine.diffusion.sampler import Sampler
     from engine.generation.requests import Requests
     from engine.generation.worker import ShardWorker
@@ -75,13 +75,18 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
         lora.attach(pipeline, order.lora.place, spec.model.lora_scale, order.lora.sha256)
+    sampler = Sampler(pipeline, spec.generate, spec.resources.fast)
+    adapter = order.lora.sha256 if order.lora else None
+    batch_size = batchsize.choose(spec, order.device, order.checkpoint.digest, adapter, sampler.fits)
+    sampler.expect(batch_size)
     conditions = table.load(store, spec)
     return ShardWorker(
         spec,
         store,
         Plan(spec, conditions.labels, conditions.class_names),
         Requests(spec, conditions, _real_pixels(order), _scorer(order)),
-        Sampler(pipeline, spec.generate),
+        sampler,
+        batch_size=batch_size,
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         device=order.device,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
 
 if TYPE_CHECKING:
-    from engine.diffusion.sampler import Drawn, Sampler
+    from engine.diffusion.sampler import Drawn, Request, Sampler
 
 Progress = Callable[[int, int], None]
 
@@ -56,6 +56,7 @@ class ShardWorker:
         requests: Requests,
         sampler: Sampler,
         *,
+        batch_size: int,
         plan_facts: PlanFacts,
         provenance: dict[str, Any],
         device: str = "cpu",
@@ -63,6 +64,7 @@ class ShardWorker:
     ) -> None:
         self.spec, self.store, self.plan, self.requests, self.sampler = spec, store, plan, requests, sampler
         self.plan_facts, self.provenance, self.device, self.progress = plan_facts, provenance, device, progress
+        self.batch_size = batch_size
         self.gate = Gate(spec.generate.gate)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
@@ -100,14 +102,11 @@ class ShardWorker:
 
     def _draw(self, shard: _Shard, positions: Sequence[int]) -> None:
         """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""
-        size = self.spec.resources.batch_size
-        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
+        asked: deque[tuple[Sequence[int], list[int], list[Request]]] = deque()
         encoding: Future[None] | None = None
-        for batch, pixels in self._with_real_pixels(shard, batches):
-            seeds = self.plan.seeds(shard.rows.index[batch], shard.attempt).tolist()
-            asked = self.requests.make(shard.rows, shard.facts, batch, seeds, pixels, self.sampler)
-            drawn = self.sampler.draw(asked)
-            scores = self.requests.clip_scores(drawn, asked)
+        for drawn in self.sampler.stream(self._ask(shard, positions, asked)):
+            batch, seeds, requests = asked.popleft()
+            scores = self.requests.clip_scores(drawn, requests)
             kept = self._pass(shard, batch, seeds, drawn, scores)
             if encoding is not None:
                 encoding.result()
@@ -116,6 +115,21 @@ class ShardWorker:
                 self.progress(shard.index, shard.passed)
         if encoding is not None:
             encoding.result()
+
+    def _ask(
+        self,
+        shard: _Shard,
+        positions: Sequence[int],
+        asked: deque[tuple[Sequence[int], list[int], list[Request]]],
+    ) -> Iterator[list[Request]]:
+        """The requests of each batch; `asked` is told its positions and seeds too."""
+        size = self.batch_size
+        batches = [positions[i : i + size] for i in range(0, len(positions), size)]
+        for batch, pixels in self._with_real_pixels(shard, batches):
+            seeds = self.plan.seeds(shard.rows.index[batch], shard.attempt).tolist()
+            requests = self.requests.make(shard.rows, shard.facts, batch, seeds, pixels, self.sampler)
+            asked.append((batch, seeds, requests))
+            yield requests
 
     def _with_real_pixels(self, shard: _Shard, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
         """Each batch with the real images that its latents start from, read and decoded beside the drawing of the one before."""
@@ -192,7 +206,7 @@ class ShardWorker:
             facts_digest(shard.facts),
             attempt=attempt,
             seconds=round(seconds, 3),
-            batch_size=self.spec.resources.batch_size,
+            batch_size=self.batch_size,
             device=self.device,
         )
         records.publish(self.store, record)

@@ -25,6 +25,8 @@ ADDED: dict[str, Any] = {
     "match": None,
     "conditions.caption.instruction": None,
     "conditions.features.normalise": False,
+    "generate.cache_interval": 1,
+    "generate.guidance_interval": [0.0, 1.0],
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
     "judge.mixing": "equal",

@@ -157,6 +157,8 @@ class GenerateSpec(Spec):
     visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
     pairing: Literal["own", "class", "none"] = "none"
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
+    guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
+    cache_interval: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100)] = 1
     format: Literal["png", "jpg", "webp"] = "png"
     quality: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100)] = 95
     gate: GateSpec = GateSpec()
@@ -167,6 +169,8 @@ class GenerateSpec(Spec):
             raise ValueError("strength below 1 starts from a real image: set pairing to own or class")
         if self.guidance_on == "image" and self.visual_token == "none":
             raise ValueError("guidance_on image drops the visual token, and visual_token is none: use text or both")
+        if self.guidance_interval[0] >= self.guidance_interval[1]:
+            raise ValueError("guidance_interval must end after it begins, as in [0.2, 0.8]")
         if -(-self.count // self.shard_size) > 10**8:
             raise ValueError(f"count {self.count} makes more than 100,000,000 shards: raise shard_size")
         return self
@@ -186,12 +190,31 @@ class JudgeSpec(Spec):
     mixing: Literal["equal", "proportional"] = "equal"
 
 
+def _batch_size(value: Any) -> Any:
+    if value == "auto":
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 4096 or value != int(value):
+        raise ValueError("must be a whole number from 1 to 4096, or auto")
+    return int(value)
+
+
+class FastSpec(Spec):
+    """How the generator's arithmetic is carried out: the same mathematics, other rounding."""
+
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    fuse_qkv: bool = False
+    attention: Literal["auto", "flash", "cudnn", "efficient", "math"] = "auto"
+    compile: Literal["off", "default", "reduce-overhead"] = "off"
+    decode_batch: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=4096)] | None = None
+
+
 class ResourcesSpec(Spec):
     """Where and how wide it runs; never part of a run's identity."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     actors: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=100_000)] | None = None
-    batch_size: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=4096)] = 16
+    batch_size: Annotated[int | Literal["auto"], BeforeValidator(_batch_size)] = 16
+    fast: FastSpec = FastSpec()
     gpus_per_actor: Annotated[Number, Field(gt=0, le=8)] = 1.0
     cpus_per_actor: Annotated[Number, Field(ge=0, le=256)] = 0.5
     threads: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=256)] = 1
@@ -233,6 +256,13 @@ class RunSpec(Spec):
     deliberate: DeliberateSpec | None = None
     ablation: AblationSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
+
+    @model_validator(mode="after")
+    def _kept_features_outlive_a_graph(self) -> RunSpec:
+        if self.generate.cache_interval > 1 and self.resources.fast.compile == "reduce-overhead":
+            what = "generate.cache_interval keeps features that the graphs of resources.fast.compile overwrite"
+            raise ValueError(f"{what}: set compile to default or off")
+        return self
 
     @model_validator(mode="after")
     def _classes_only(self) -> RunSpec:

@@ -32,6 +32,7 @@ def idle_worker(order: Order, progress: Any = None) -> ShardWorker:
         Plan(spec, conditions.labels, conditions.class_names),
         Requests(spec, conditions),
         None,  # type: ignore[arg-type]
+        batch_size=1,
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance={},
     )

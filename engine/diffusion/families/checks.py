@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.spec.models import GenerateSpec
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FITTING = "use components that were made for each other"
@@ -79,3 +80,10 @@ def reads(folder: Path, network: str, width: int, written: int, what: str = "tex
     if width != written:
         plural = "text encoder writes" if network == "U-Net" and what == "text tokens" else "text encoders write"
         raise ConfigError(str(folder), f"the {network} reads {what} of width {width}, the {plural} {written}", FITTING)
+
+
+def no_kept_features(generate: GenerateSpec, name: str) -> None:
+    """Refuse step caching, which needs a U-Net."""
+    if generate.cache_interval > 1:
+        what = f"keeps the deep features of a U-Net, and {name} is a transformer"
+        raise ConfigError("generate.cache_interval", what, "leave it out")

@@ -80,7 +80,8 @@ class Dit:
         }
 
     def check_generate(self, generate: GenerateSpec) -> None:
-        """No visual token, no negative prompt."""
+        """No visual token, no negative prompt, no kept features."""
+        checks.no_kept_features(generate, self.name)
         if generate.visual_token != "none":
             what = f"is {generate.visual_token}, but the checkpoint is told classes only, no image features"
             raise ConfigError("generate.visual_token", what, _NO_TOKEN)

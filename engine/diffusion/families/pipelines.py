@@ -81,17 +81,18 @@ class ClassToImage(DiTPipeline):
     ) -> ImagePipelineOutput:
         """`class_labels` (N,); `null_labels` (N,) for guidance; `image`: scaled latents (N, C, h, w) for strength below 1."""
         model: Any = self.transformer
-        labels = class_labels if null_labels is None else torch.cat([class_labels, null_labels])
+        labels = class_labels if null_labels is None else torch.cat([null_labels, class_labels])
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents, timesteps = self._start(len(class_labels), generator, image, strength)
+        self.num_timesteps = len(timesteps)
         options = self._options(generator)
         for t in timesteps:
             taken = latents if null_labels is None else torch.cat([latents, latents])
             taken = self.scheduler.scale_model_input(taken, t)
-            predicted = model(taken, timestep=t.expand(len(taken)), class_labels=labels).sample
+            predicted = model(taken, timestep=t.expand(len(taken)), class_labels=labels, return_dict=False)[0]
             predicted = predicted[:, : latents.shape[1]]  # the rest is a learnt variance
             if null_labels is not None:
-                given, without = predicted.chunk(2)
+                without, given = predicted.chunk(2)
                 predicted = without + guidance_scale * (given - without)
             latents = self.scheduler.step(predicted, t, latents, **options).prev_sample.to(latents.dtype)
         return ImagePipelineOutput(images=latents)

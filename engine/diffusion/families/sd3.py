@@ -13,6 +13,7 @@ from engine.diffusion.families.base import Condition, Configs, find_place, place
 from engine.diffusion.families.parts import Part
 from engine.diffusion.families.xl import StableDiffusionXl
 from engine.errors import ConfigError
+from engine.spec.models import GenerateSpec
 
 if TYPE_CHECKING:
     import torch
@@ -129,6 +130,10 @@ class StableDiffusion3(StableDiffusionXl):
             "text_length": length,
             "prediction_type": "flow",
         }
+
+    def check_generate(self, generate: GenerateSpec) -> None:
+        """No kept features."""
+        checks.no_kept_features(generate, self.name)
 
     def build(self, components: dict[str, Any]) -> Any:
         """T5 and its tokenizer are None where there are none."""

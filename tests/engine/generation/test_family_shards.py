@@ -68,6 +68,7 @@ def test_a_shard_is_made(tmp_path: Path, kind: str) -> None:
         Plan(spec, conditions.labels, conditions.class_names),
         Requests(spec, conditions, lambda rows: pixels[rows]),
         Sampler(load(checkpoint, "cpu", "float32"), spec.generate),
+        batch_size=4,
         plan_facts=facts,
         provenance={"checkpoint": checkpoint.digest},
     )

@@ -7,6 +7,7 @@ import json
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from engine.generation.worker import ShardWorker
 from engine.shards import records
 from engine.shards.names import PlanFacts
 from engine.spec import RunSpec, spec_hash
+from engine.spec.models import FastSpec
 from engine.storage.store import open_store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import digits_spec
@@ -57,19 +59,21 @@ def make_conditions() -> Conditions:
 class Faulty(Sampler):
     """A real sampler whose results can be changed one by one, and whose calls are counted."""
 
-    def __init__(self, pipeline: Any, generate: Any, change: Change | None = None) -> None:
-        super().__init__(pipeline, generate)
+    def __init__(
+        self, pipeline: Any, generate: Any, change: Change | None = None, fast: FastSpec | None = None
+    ) -> None:
+        super().__init__(pipeline, generate, fast)
         self.change = change
         self.batches: list[list[int]] = []
         self.before: Callable[[], None] = lambda: None
 
-    def draw(self, requests: Sequence[Request]) -> list[Drawn]:
+    def begin(self, requests: Sequence[Request]) -> list[Callable[[], Drawn]]:
         self.before()
         self.batches.append([request.seed for request in requests])
-        drawn = super().draw(requests)
-        if self.change is None:
-            return drawn
-        return [self.change(request, image) for request, image in zip(requests, drawn, strict=True)]
+        return [partial(self._changed, *pair) for pair in zip(requests, super().begin(requests), strict=True)]
+
+    def _changed(self, request: Request, row: Callable[[], Drawn]) -> Drawn:
+        return row() if self.change is None else self.change(request, row())
 
 
 def make_worker(
@@ -79,6 +83,7 @@ def make_worker(
     *,
     change: Change | None = None,
     batch_size: int = 8,
+    fast: FastSpec | None = None,
     scorer: Any = None,
     real_pixels: Any = None,
     progress: Any = None,
@@ -95,7 +100,8 @@ def make_worker(
         open_store(str(folder)),
         Plan(spec, conditions.labels, conditions.class_names),
         Requests(spec, conditions, real_pixels, scorer),
-        Faulty(pipeline, spec.generate, change),
+        Faulty(pipeline, spec.generate, change, fast),
+        batch_size=batch_size,
         plan_facts=facts_of(spec),
         provenance={"engine": "test", "guidance_scale": spec.generate.guidance_scale},
         progress=progress,
@@ -188,6 +194,22 @@ def test_batch_size_changes_pixels_by_rounding_only(tmp_path: Path, checkpoint: 
     for key in one:
         assert {k: v for k, v in one[key].items() if k != "png"} == {k: v for k, v in other[key].items() if k != "png"}
         assert np.abs(pixels_of(one[key]) - pixels_of(other[key])).max() <= 2
+
+
+def test_fast_switches_and_copies_beside_change_pixels_by_rounding_only(tmp_path: Path, checkpoint: Path) -> None:
+    fast = FastSpec(channels_last="on", fuse_qkv=True, attention="math", decode_batch=3)
+    workers = make_worker(tmp_path / "a", checkpoint), make_worker(tmp_path / "b", checkpoint, fast=fast)
+    fail_first = change_for(lambda worker: worker.plan.seeds(np.array([3, 17])).tolist(), "non_finite_latents")
+    for worker in workers:
+        sampler_of(worker).change = fail_first(worker)
+    sampler_of(workers[1])._ahead = True  # as on CUDA, where the next batch is begun before one is handed over
+    one, other = (worker.make(0) for worker in workers)
+    assert (one.plan_digest, one.count, one.quarantined) == (other.plan_digest, other.count, other.quarantined)
+    a, b = (members(tmp_path / name, 0) for name in "ab")
+    assert list(a) == list(b)
+    for key in a:
+        assert {k: v for k, v in a[key].items() if k != "png"} == {k: v for k, v in b[key].items() if k != "png"}
+        assert np.abs(pixels_of(a[key]) - pixels_of(b[key])).max() <= 2
 
 
 def test_equal_batches_give_equal_bytes(tmp_path: Path, checkpoint: Path) -> None:

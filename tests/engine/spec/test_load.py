@@ -50,6 +50,16 @@ def test_numbers_as_people_write_them() -> None:
         ("conditions.caption={kind: model}", "kind model needs path"),
         ("conditions.caption={kind: blip, path: x, instruction: y}", "kind blip takes no instruction"),
         ("conditions.caption={kind: model, path: x, instruction: ' '}", "instruction"),
+        ("generate.guidance_interval=[0.5, 0.5]", "must end after it begins"),
+        ("generate.guidance_interval=[0.5, 1.5]", "guidance_interval.1 must be less than or equal to 1"),
+        ("generate.cache_interval=0", "greater than or equal to 1"),
+        ("resources.batch_size=most", "whole number from 1 to 4096, or auto"),
+        ("resources.batch_size=5000", "whole number from 1 to 4096, or auto"),
+        ("resources.batch_size=2.5", "whole number from 1 to 4096, or auto"),
+        ("resources.fast.compile=max", "'off', 'default' or 'reduce-overhead'"),
+        ("resources.fast.compil=off", "did you mean compile?"),
+        ("resources.fast.attention=fast", "'auto', 'flash', 'cudnn', 'efficient' or 'math'"),
+        ("resources.fast.decode_batch=0", "greater than or equal to 1"),
         ("generate.guidance_on=none", "'both', 'text' or 'image'"),
         ("generate.format=gif", "'png', 'jpg' or 'webp'"),
         ("split.train=1.5", "fraction between 0 and 1"),
@@ -88,6 +98,7 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     assert data["conditions"]["caption"].pop("instruction") is None
     assert data["conditions"]["features"].pop("normalise") is False
     assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
+    assert (data["generate"].pop("guidance_interval"), data["generate"].pop("cache_interval")) == ([0.0, 1.0], 1)
     assert data["pretrain"].pop("denoiser") == "unet"
     del data["pretrain"]["dit"]
     by_hand = hashlib.sha256(
@@ -95,10 +106,14 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     ).hexdigest()
     assert specs.spec_hash(spec) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["resources.actors=4", "resources.batch_size=1"])) == by_hand
+    fast = "resources.fast={channels_last: on, fuse_qkv: true, compile: default, attention: math, decode_batch: 4}"
+    assert specs.spec_hash(specs.load(QUICKSTART, [fast, "resources.batch_size=auto"])) == by_hand
     assert specs.spec_hash(specs.load(QUICKSTART, ["generate.gate.max_quarantined=0.5"])) == by_hand
     for other in (
         "generate.guidance_scale=3",
         "generate.guidance_on=text",
+        "generate.guidance_interval=[0.2, 0.8]",
+        "generate.cache_interval=2",
         "generate.quality_suffix=', best quality'",
         "conditions.features.normalise=true",
     ):
@@ -110,6 +125,13 @@ def test_identity_of_the_packaged_quickstart_is_for_ever() -> None:
     spec = specs.load(QUICKSTART)
     assert specs.spec_hash(spec) == "e44e01c452ef9d4d1cf12bf23005d928ffcbbda298bacbf4d8a038b89e4ddb28"
     assert f"{specs.sample_key(spec):016x}" == "84591fa22c0ddf2a"
+
+
+def test_kept_features_and_graphs_exclude_each_other() -> None:
+    kept = ["generate.cache_interval=2", "resources.fast.compile=reduce-overhead"]
+    with pytest.raises(ConfigError, match=r"cache_interval keeps features .* set compile to default or off"):
+        specs.load(QUICKSTART, kept)
+    assert specs.load(QUICKSTART, [kept[0], "resources.fast.compile=default"]).generate.cache_interval == 2
 
 
 def test_a_transformer_is_another_run_and_refuses_what_it_cannot_be_told() -> None:

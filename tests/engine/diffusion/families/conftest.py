@@ -43,3 +43,9 @@ def stock(family_folders: dict[str, Path]) -> Callable[[str], Any]:
         return pipeline
 
     return open_pipeline
+
+
+@pytest.fixture(scope="session")
+def all_checked(checked: dict[str, Checkpoint], inspected: dict[str, Checkpoint]) -> dict[str, Checkpoint]:
+    """Every family: digits, sd15 and sd21 beside the others."""
+    return checked | inspected

@@ -1,0 +1,38 @@
+"""Small results that a node need not find twice, as JSON files in its cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from engine.storage import cache
+
+FOLDER = "notes"
+
+
+def read(kind: str, key: dict[str, Any]) -> Any:
+    """The value noted under `key`, None where there is none that can be read."""
+    try:
+        note = json.loads(_path(kind, key).read_bytes())
+        return note["value"] if note["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(kind: str, key: dict[str, Any], value: Any) -> None:
+    """Note a value, whole or not at all; a cache that cannot be written to is no fault, since the value can be found again."""
+    path = _path(kind, key)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({"key": key, "value": value}, indent=1, sort_keys=True))
+        part.replace(path)
+
+
+def _path(kind: str, key: dict[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+    return cache.folder() / FOLDER / f"{kind}-{digest}.json"
