@@ -27,3 +27,12 @@ TimeLimit = Annotated[
     typer.Option("--time-limit", metavar="SECONDS", help="Stop cleanly after so long; the same command goes on."),
 ]
 Url = Annotated[str, typer.Argument(metavar="URL", help="The output of a run.")]
+Price = Annotated[
+    float | None,
+    typer.Option(
+        "--price-per-hour",
+        metavar="PRICE",
+        min=0,
+        help="Price of one device-hour (a GPU, or a CPU core), in any currency. Default: resources.price_per_hour of the run's first recipe.",
+    ),
+]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -15,8 +13,10 @@ from engine.conditions.table import load_captions
 from engine.errors import DataError
 from engine.generation.plan import Plan
 from engine.images.splits import planned_labels
-from engine.shards.names import shard_name
-from engine.spec import RunSpec, sample_key
+from engine.shards import cost, records
+from engine.shards.names import PLAN, PlanFacts, shard_name
+from engine.shards.records import Record
+from engine.spec import RunSpec, sample_key, spec_hash
 from engine.storage.run import SPEC, read_spec
 from engine.storage.store import Store, open_store
 from pipelines.context import check, load_recipe, output_url
@@ -57,14 +57,44 @@ def examples(spec: RunSpec, store: Store | None, plan: Plan, names: tuple[str, .
     return [prompts.fill(template, names[label], "<caption>") + suffix for label in rows.label]
 
 
-def _measured(store: Store | None) -> tuple[float, float] | None:
-    """(bytes a sample, seconds a sample of one actor) from the records of the run, when there are any."""
-    total = seconds = size = 0.0
-    for entry in store.list("data") if store is not None else ():
-        if entry.name.endswith(".json") and "-" in entry.name.rpartition("/")[2]:
-            record = json.loads(store.read(entry.name))
-            total, seconds, size = total + record["count"], seconds + record["seconds"], size + record["bytes"]
-    return (size / total, seconds / total) if total else None
+def made(store: Store | None) -> list[Record]:
+    """The records of the shards that an output already has."""
+    if store is None or not store.exists(PLAN):
+        return []
+    return [record for record in records.published(store, PlanFacts.load(store)).values() if record is not None]
+
+
+def _bytes_each(found: list[Record]) -> float | None:
+    count = sum(record.count for record in found)
+    return sum(record.bytes for record in found) / count if count else None
+
+
+def ahead(spec: RunSpec, store: Store | None, found: list[Record]) -> list[tuple[str, str]]:
+    """Device time, energy and price of what is left to make, at the rate of the shards that are there."""
+    if store is None or not found:
+        return [("device time", "known after the first shard")]
+    so_far, price = cost.total(found, cost.usages(store)), spec.resources.price_per_hour
+    same = spec_hash(read_spec(store)) == spec_hash(spec)
+    left = spec.generate.count - (sum(record.planned for record in found) if same else 0)
+    if not so_far.finished.seconds:  # records of an older engine
+        hours = left * sum(r.seconds for r in found) / sum(r.planned for r in found) / cost.HOUR_S
+        return [("actor time", f"{cost.figure(hours)} hours on one actor for {left:,} images, at this run's rate")]
+    need, unit = so_far.ahead(left), so_far.unit
+    hours = need.seconds / cost.HOUR_S
+    rate = f"at the rate of the {so_far.shards:,} shard{'s' if so_far.shards > 1 else ''} made here"
+    rows = [
+        (
+            "device time left" if same else "device time",
+            f"{cost.figure(hours)} {unit}-hours for {left:,} images, {rate}",
+        )
+    ]
+    if need.metered:
+        rows.append(("energy", f"{cost.figure(need.joules / cost.KWH_J)} kWh for these"))
+    if price is not None:
+        each = so_far.per_1000(price)
+        paid = f"; {cost.figure(each)} per 1,000 accepted images so far" if each is not None else ""
+        rows.append(("price", f"{cost.figure(price * hours)} for these, at {price:g} a {unit}-hour{paid}"))
+    return rows
 
 
 def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
@@ -73,8 +103,9 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
     if not len(labels):
         raise DataError("split.train", "no training images", "give the train split a larger share")
     plan, g, size = Plan(spec, labels, names), spec.generate, spec.images.size
-    measured = _measured(store)
-    bytes_each = measured[0] if measured else 3 * size * size * RAW_SHARE[g.format] + MEMBER_BYTES
+    found = made(store)
+    measured = _bytes_each(found)
+    bytes_each = measured or 3 * size * size * RAW_SHARE[g.format] + MEMBER_BYTES
     evaluations = g.count * max(1, round(g.num_inference_steps * g.strength)) * (2 if g.guidance_scale > 1 else 1)
     rows: list[tuple[str, str]] = [
         ("real training images", f"{len(labels):,} in {len(names)} classes, from {origin}"),
@@ -88,12 +119,7 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
             "disk",
             f"about {_bytes(bytes_each * g.count)} ({'measured on this run' if measured else 'a rough guess until the first shard'})",
         ),
-        (
-            "actor time",
-            _duration(measured[1] * g.count) + " on one actor, at this run's rate"
-            if measured
-            else "known after the first shard",
-        ),
+        *ahead(spec, store, found),
     ]
     if plan.shards > 100_000:
         rows.append(
@@ -112,13 +138,6 @@ def _bytes(value: float) -> str:
             return f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} PB"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} seconds"
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:

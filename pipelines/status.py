@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from engine.storage.run import read_spec
 from engine.storage.store import open_store
-from pipelines.options import Url
+from pipelines.options import Price, Url
 
 
-def main(url: Url) -> None:
-    """Say what a run has done so far, whether it is still running, and what is left."""
+def main(url: Url, price_per_hour: Price = None) -> None:
+    """Say what a run has done so far, whether it is still running, what is left, and what the images have cost."""
     from engine.cluster.progress import PlainReporter
     from engine.shards.status import status
     from pipelines.context import Run
@@ -26,8 +27,9 @@ def main(url: Url) -> None:
         if stage.name == "match" and spec.match is None:
             continue
         table.add_row(stage.name, "done" if stage.done(run) else "not done")
-    for name, value in status(store).lines():
-        table.add_row(name, value)
+    price = spec.resources.price_per_hour if price_per_hour is None else price_per_hour
+    for name, value in status(store).lines(price):
+        table.add_row(name, escape(value))
     Console().print(table)
     if not all(stage.done(run) for stage in STAGES):
         typer.echo("the command that started the run goes on from here")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from engine.evaluation.judge import RESULT as JUDGE
 from engine.images import catalog
-from engine.shards import manifest
+from engine.shards import cost, manifest
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import Store
 
@@ -23,7 +23,7 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     """Gather a judged run into `results/summary.json`, and return it.
 
     For each arm A of `results/judge.json`: `A_accuracy`, `A_accuracy_interval`, `A_test_error` and, but for real, `A_ratio`
-    and `A_ratio_interval`. Raises DataError where the run's manifest or catalog is not there.
+    and `A_ratio_interval`; `cost`: device-hours, energy in kWh and price of the synthetic set. Raises DataError where the run's manifest or catalog is not there.
     """
     judged = json.loads(store.read(JUDGE))
     sealed = manifest.load(store)
@@ -43,6 +43,7 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
         "quarantined": sealed.seal.quarantined,
         "bad_real_images": catalog.load(store).quarantined,
         "seconds": json.loads(store.read(SECONDS)) if store.exists(SECONDS) else {},
+        "cost": cost.gather(store, sealed.seal.facts).to_json(spec.resources.price_per_hour),
     }
     for key, arm in judged["arms"].items():
         result |= _flat(key, arm)

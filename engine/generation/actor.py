@@ -59,6 +59,14 @@ class Order:
 
 def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     """Load everything and return a worker; raises MimeoErrors where model, conditions or real images cannot be used."""
+    from engine.generation.meter import Meter
+
+    spec, store = order.spec, open_store(order.url)
+    if not store.exists(PLAN):
+        fix = "use an object store, or a disk that is mounted at the same path on every node"
+        raise StorageError(f"node {socket.gethostname()}", f"does not see the output {store.url}", fix)
+    meter = Meter(spec.resources, order.device, store)
+
     import torch
 
     from engine.conditions import table
@@ -67,10 +75,6 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     from engine.generation.requests import Requests
     from engine.generation.worker import ShardWorker
 
-    spec, store = order.spec, open_store(order.url)
-    if not store.exists(PLAN):
-        fix = "use an object store, or a disk that is mounted at the same path on every node"
-        raise StorageError(f"node {socket.gethostname()}", f"does not see the output {store.url}", fix)
     torch.set_num_threads(spec.resources.threads)
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
@@ -91,6 +95,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         provenance=provenance(order),
         device=order.device,
         progress=progress,
+        meter=meter,
     )
 
 

@@ -131,9 +131,12 @@ def _make(
 def _make_here(what: Order, pending: list[int], budget: Budget) -> None:
     """Make the pending shards in this process, one after another."""
     worker = build_worker(what)
-    for k in pending:
-        record = worker.make(k)
-        budget.add(record.planned, [entry.reason for entry in record.quarantined])
+    try:
+        for k in pending:
+            record = worker.make(k)
+            budget.add(record.planned, [entry.reason for entry in record.quarantined])
+    finally:
+        worker.meter.close()
 
 
 def _begin(store: Store, plan: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
 from engine.generation.gate import MIN_JUDGED, Gate, none_passed
+from engine.generation.meter import Meter, Spent
 from engine.generation.plan import Plan, Rows, facts_digest
 from engine.generation.requests import Requests
 from engine.images.encode import encode
@@ -45,7 +45,8 @@ class ShardWorker:
     """Holds a sampler and makes shards with it, one after another; knows nothing of Ray.
 
     Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
-    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON.
+    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON; `meter` has run since the
+    worker began to load.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class ShardWorker:
         provenance: dict[str, Any],
         device: str = "cpu",
         progress: Progress | None = None,
+        meter: Meter | None = None,
     ) -> None:
         self.spec, self.store, self.plan, self.requests, self.sampler = spec, store, plan, requests, sampler
         self.plan_facts, self.provenance, self.device, self.progress = plan_facts, provenance, device, progress
         self.batch_size = batch_size
         self.gate = Gate(spec.generate.gate)
+        self.meter = meter or Meter(spec.resources, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def make(self, k: int, attempt: int = 1) -> Record:
@@ -73,7 +76,7 @@ class ShardWorker:
 
         Raises DataError where no sample passes the gate, StorageError where the store refuses.
         """
-        began = time.monotonic()
+        began = self.meter.now()
         shard = self._open(k)
         if self.store.exists(tar_path(self.plan_facts.shard(k))):
             return self._published(shard)
@@ -85,14 +88,14 @@ class ShardWorker:
             self._draw(shard, positions)
         for position, reason in sorted(shard.failed.items()):
             self._quarantine(shard, position, reason, self.spec.generate.gate.max_attempts)
-        return self._publish(shard, attempt, time.monotonic() - began)
+        return self._publish(shard, attempt, began)
 
     def give_up(self, k: int, reason: str, attempt: int) -> Record:
         """Publish shard `k` without samples, all of them quarantined: what remains of one that kills its workers."""
         shard = self._open(k)
         for position in range(len(shard.rows)):
             self._quarantine(shard, position, reason, attempt)
-        return self._publish(shard, attempt, 0.0)
+        return self._publish(shard, attempt, self.meter.now())
 
     def _open(self, k: int) -> _Shard:
         first, stop = self.plan.shard(k)
@@ -193,11 +196,12 @@ class ShardWorker:
         fact = shard.facts[position]
         shard.builder.quarantine(Quarantined(fact["index"], fact["label"], reason, attempts))
 
-    def _publish(self, shard: _Shard, attempt: int, seconds: float) -> Record:
+    def _publish(self, shard: _Shard, attempt: int, began: Spent) -> Record:
         """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the one."""
         tar = shard.builder.finish()
         if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.data):
             return self._published(shard)
+        spent = self.meter.since(began)
         record = records.make(
             self.plan_facts,
             shard.index,
@@ -205,11 +209,14 @@ class ShardWorker:
             shard.builder.quarantined,
             facts_digest(shard.facts),
             attempt=attempt,
-            seconds=round(seconds, 3),
             batch_size=self.batch_size,
             device=self.device,
+            device_name=self.meter.name,
+            drawn=shard.drawn,
+            **spent.rounded(),
         )
         records.publish(self.store, record)
+        self.meter.book(spent)
         return record
 
     def _published(self, shard: _Shard) -> Record:

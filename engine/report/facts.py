@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from engine.errors import DataError
 from engine.images import catalog as catalogs
 from engine.images.catalog import QUARANTINED, Catalog
-from engine.shards import manifest
+from engine.shards import cost, manifest
+from engine.shards.cost import Cost
 from engine.shards.manifest import Manifest
 from engine.spec import RunSpec, plain
 from engine.spec.load import change_paths
@@ -35,7 +36,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
-    `curves` holds the losses of each training by name, `match` the fine-tune's results.
+    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set.
     """
 
     spec: RunSpec
@@ -49,6 +50,7 @@ class Facts:
     plan: dict[str, Any]
     seconds: dict[str, float]
     versions: dict[str, str]
+    cost: Cost
 
     @property
     def splits(self) -> dict[str, int]:
@@ -83,6 +85,7 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         plan=_json(store, PLAN) or {},
         seconds=_json(store, SECONDS) or {},
         versions=versions(),
+        cost=cost.gather(store, made.seal.facts),
     )
 
 

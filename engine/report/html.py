@@ -67,6 +67,7 @@ def render(
         headline=headline(facts),
         advices=advise(facts),
         run_facts=run_facts(facts),
+        costs=facts.cost.lines(facts.spec.resources.price_per_hour),
         recipe_text=yaml.safe_dump(without_folders(facts.spec), sort_keys=False, allow_unicode=True),
         quarantines=_quarantines(facts),
         captions=captions,

@@ -18,10 +18,12 @@ from engine.shards.groups import read_tar
 from engine.shards.names import DATA, PlanFacts, record_path, tar_path
 from engine.shards.writer import Quarantined, ShardBytes
 from engine.spec import canonical_json
+from engine.storage.parallel import mapped
 from engine.storage.store import Store
 
 FORMAT = 1
-_HOW = ("attempt", "host", "pid", "seconds", "batch_size", "device", "finished")
+_COST = ("device_name", "device_seconds", "joules", "drawn")  # came after the first records, which do not have them
+_HOW = ("attempt", "host", "pid", "seconds", "batch_size", "device", "finished", *_COST)
 Encoded = bytes  # the class below has a field named `bytes`
 _FIX = "remove it: it is rebuilt from the tar when the run is resumed"
 
@@ -32,6 +34,8 @@ class Record:
 
     `first`, `planned`: its samples of the plan; `count`: samples in the tar; `bytes`, `sha256`: of the tar;
     `plan_digest`: identity of its planned samples; `seconds`: time to make it; `finished`: when (Unix time).
+    `device_seconds`: `seconds` times the devices that the worker held (GPUs or a part of one, or CPU threads); `joules`: their
+    energy; `drawn`: samples drawn, those that failed the gate included. These are None where nobody measured them.
     """
 
     shard: str
@@ -50,6 +54,10 @@ class Record:
     batch_size: int = 0
     device: str = ""
     finished: float = 0.0
+    device_name: str | None = None
+    device_seconds: float | None = None
+    joules: float | None = None
+    drawn: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """The fields that must be equal wherever the shard is made, as plain data."""
@@ -80,6 +88,7 @@ class Record:
 
     def _plain(self) -> dict[str, Any]:
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        data = {name: value for name, value in data.items() if value is not None or name not in _COST}
         data["quarantined"] = [entry.to_json() for entry in self.quarantined]
         return data
 
@@ -87,7 +96,7 @@ class Record:
 def make(
     facts: PlanFacts, index: int, shard: ShardBytes, quarantined: Sequence[Quarantined], plan_digest: str, **how: Any
 ) -> Record:
-    """The record of a shard that this process has built; `how`: attempt, seconds, batch_size, device."""
+    """The record of a shard that this process has built; `how`: attempt, seconds, batch_size, device, cost."""
     first, planned = facts.span(index)
     here = {"host": socket.gethostname(), "pid": os.getpid(), "finished": round(time.time(), 3)}
     record = Record(
@@ -120,6 +129,20 @@ def load(store: Store, shard: str) -> Record | None:
         return Record.from_json(store.read(path), f"{store.url}/{path}")
     except FileNotFoundError:
         return None
+
+
+def published(store: Store, facts: PlanFacts) -> dict[int, Record | None]:
+    """The record of each published shard by its index; None where it is missing or broken."""
+    names = {entry.name for entry in store.list(f"{DATA}/")}
+    there = [index for index in range(facts.shards) if tar_path(facts.shard(index)) in names]
+
+    def one(index: int) -> Record | None:
+        try:
+            return load(store, facts.shard(index))
+        except DataError:
+            return None
+
+    return dict(zip(there, mapped(one, there), strict=True))
 
 
 def rebuild(store: Store, facts: PlanFacts, index: int, plan_digest: str) -> Record:
@@ -185,10 +208,13 @@ def _typed(record: Record) -> bool:
     texts = (record.shard, record.sha256, record.plan_digest, record.host, record.device)
     numbers = (record.index, record.first, record.planned, record.count, record.bytes, record.attempt, record.pid)
     times = (record.seconds, record.finished)
+    spent = [amount for amount in (record.device_seconds, record.joules) if amount is not None]
     return (
         all(isinstance(text, str) for text in texts)
         and all(type(number) is int for number in (*numbers, record.batch_size))
-        and all(type(moment) in (int, float) for moment in times)
+        and all(type(moment) in (int, float) for moment in (*times, *spent))
+        and isinstance(record.device_name, str | None)
+        and (record.drawn is None or type(record.drawn) is int)
         and all(entry.is_valid() for entry in record.quarantined)
     )
 

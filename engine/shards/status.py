@@ -6,15 +6,14 @@ import time
 from dataclasses import dataclass
 from datetime import timedelta
 
-from engine.errors import DataError
-from engine.shards import records
+from engine.shards import cost, records
+from engine.shards.cost import Cost
 from engine.shards.manifest import SEAL
-from engine.shards.names import DATA, PLAN, PlanFacts, tar_path
+from engine.shards.names import PLAN, PlanFacts
 from engine.shards.records import Record
 from engine.spec import spec_hash
 from engine.storage.holder import Holder
 from engine.storage.lock import holder
-from engine.storage.parallel import mapped
 from engine.storage.run import read_spec
 from engine.storage.store import Store
 
@@ -35,6 +34,7 @@ class Status:
     last_record_age: float | None
     running: Holder | None
     finished: bool
+    cost: Cost
 
     @property
     def seconds_left(self) -> float | None:
@@ -42,8 +42,8 @@ class Status:
         left = self.planned - self.done - self.quarantined
         return left / self.rate if self.running and self.rate else None
 
-    def lines(self) -> list[tuple[str, str]]:
-        """The state as (name, value) lines for a person."""
+    def lines(self, price_per_hour: float | None = None) -> list[tuple[str, str]]:
+        """The state as (name, value) lines for a person; with the price of a device-hour also what it has cost."""
         rate = f"{self.rate:,.3g} samples/s" if self.rate else "not known yet"
         left = timedelta(seconds=round(self.seconds_left)) if self.seconds_left is not None else None
         age = timedelta(seconds=round(self.last_record_age)) if self.last_record_age is not None else None
@@ -55,17 +55,16 @@ class Status:
             ("last shard", f"{age} ago" if age is not None else "none yet"),
             ("running", f"{running.what} on {running.host}, process {running.pid}" if running else "no"),
             ("manifest", "sealed" if self.finished else "not written yet"),
+            *self.cost.lines(price_per_hour),
         ]
 
 
 def status(store: Store) -> Status:
     """Read the state of an output; raises DataError where it holds no run."""
     facts = _facts(store)
-    names = {entry.name for entry in store.list(f"{DATA}/")}
-    published = [index for index in range(facts.shards) if tar_path(facts.shard(index)) in names]
-    found = list(mapped(lambda index: _record(store, facts.shard(index)), published))
-    known = [record for record in found if record is not None]
-    unknown = [facts.span(index)[1] for index, record in zip(published, found, strict=True) if record is None]
+    found = records.published(store, facts)
+    known = [record for record in found.values() if record is not None]
+    unknown = [facts.span(index)[1] for index, record in found.items() if record is None]
     newest = max((record.finished for record in known), default=0.0)
     return Status(
         name=facts.name,
@@ -73,11 +72,12 @@ def status(store: Store) -> Status:
         done=sum(record.count for record in known) + sum(unknown),
         quarantined=sum(len(record.quarantined) for record in known),
         shards=facts.shards,
-        shards_done=len(published),
+        shards_done=len(found),
         rate=_rate(known, newest),
         last_record_age=max(0.0, time.time() - newest) if newest else None,
         running=holder(store),
         finished=store.exists(SEAL),
+        cost=cost.total(known, cost.usages(store), len(unknown)),
     )
 
 
@@ -87,13 +87,6 @@ def _facts(store: Store) -> PlanFacts:
         return PlanFacts.load(store)
     spec = read_spec(store)
     return PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec))
-
-
-def _record(store: Store, shard: str) -> Record | None:
-    try:
-        return records.load(store, shard)
-    except DataError:
-        return None
 
 
 def _rate(known: list[Record], newest: float) -> float | None:

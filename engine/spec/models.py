@@ -224,6 +224,7 @@ class ResourcesSpec(Spec):
     wait: Annotated[Number, Field(ge=0, le=7 * 86_400)] = 0.0
     stall: Annotated[Number, Field(ge=5, le=86_400)] = 120.0
     tensorboard: bool = False
+    price_per_hour: Annotated[Number, Field(ge=0, le=1e9)] | None = None
 
     @model_validator(mode="after")
     def _at_least(self) -> ResourcesSpec:

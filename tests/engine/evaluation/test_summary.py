@@ -25,7 +25,7 @@ SHARES = {
 
 
 def test_the_summary_has_what_a_reader_looks_for(tmp_path: Path) -> None:
-    spec = digits_spec(split={"train": 12}, judge={"multiples": [1, 10], "seeds": 3})
+    spec = digits_spec(split={"train": 12}, judge={"multiples": [1, 10], "seeds": 3}, resources={"price_per_hour": 3})
     store, catalog = claimed(tmp_path, spec)
     write_shards(store, spec, *noisy_digits(120), catalog.class_names, lost=(5,))
     judged = publish_outcomes(store, spec, catalog, SHARES)
@@ -49,6 +49,8 @@ def test_the_summary_has_what_a_reader_looks_for(tmp_path: Path) -> None:
     assert found["spec_hash"] == spec_hash(spec)
     assert found["bad_real_images"] == 0
     assert found["seconds"] == {"judge": 31.5}
+    assert found["cost"]["shards_of_unknown_cost"] == 3
+    assert (found["cost"]["price_per_hour"], found["cost"]["price_per_1000_accepted"]) == (3.0, None)
 
     console = Console(width=80, record=True)
     console.print(table(found))

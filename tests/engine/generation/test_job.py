@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,9 @@ import ray
 
 from engine.errors import ClusterError, ConfigError, DataError, StorageError
 from engine.generation import job, pool
-from engine.shards import manifest
+from engine.generation.meter import cpu_name
+from engine.shards import cost, manifest
+from engine.shards.status import status
 from engine.shards.verify import verify
 from engine.spec import RunSpec
 from engine.storage.store import open_store
@@ -95,6 +98,32 @@ def again(output: Output) -> None:
     assert shas(output) == before
     assert verify(output.store).faults == []
     assert not list(output.store.list("attempts/"))
+
+
+def test_status_tells_what_a_run_has_cost(copy: Callable[..., Output]) -> None:
+    output = copy("costs", actors=2, threads=2)
+    began = time.monotonic()
+    output.generate()
+    lasted = time.monotonic() - began
+    found = status(output.store).cost
+    made = [json.loads(output.store.read(f"data/digits-{k:06d}.json")) for k in range(6)]
+    assert (found.shards, found.unknown, found.accepted, found.drawn) == (6, 0, 60, 60)
+    assert found.finished.seconds == pytest.approx(sum(record["device_seconds"] for record in made))
+    assert found.finished.seconds == pytest.approx(2 * sum(record["seconds"] for record in made), abs=0.02)
+    assert found.other.seconds > 0  # loading at least
+    assert found.hours * 3600 < 2 * 2 * lasted
+    lines = dict(status(output.store).lines(0.5))
+    assert lines["device time"].endswith(f"core-hours ({cpu_name()})")
+    assert lines["price"].endswith("at 0.5 a core-hour")
+    assert "energy" not in lines
+
+
+def test_a_run_in_this_process_ends_its_usage_file(copy: Callable[..., Output]) -> None:
+    output = copy("here")
+    output.generate(here="cpu")
+    (before,) = cost.usages(output.store)
+    assert before.device_seconds >= before.booked_seconds > 0
+    assert not [thread for thread in threading.enumerate() if thread.name == "meter" and thread.is_alive()]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,10 +21,11 @@ from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import DataError
 from engine.generation import worker as worker_module
+from engine.generation.meter import Meter, cpu_name
 from engine.generation.plan import Plan
 from engine.generation.requests import Requests
 from engine.generation.worker import ShardWorker
-from engine.shards import records
+from engine.shards import cost, records
 from engine.shards.names import PlanFacts
 from engine.spec import RunSpec, spec_hash
 from engine.spec.models import FastSpec
@@ -258,6 +260,35 @@ def test_what_fails_every_attempt_is_quarantined_with_its_last_reason(tmp_path: 
     assert record.count == 19
     assert "digits-000000000007" not in members(tmp_path, 0)
     assert len(sampler_of(worker).batches) == 5
+
+
+def test_a_record_tells_what_its_shard_cost(tmp_path: Path, checkpoint: Path) -> None:
+    worker = make_worker(tmp_path, checkpoint)
+    bad = np.array([2, 5, 11, 19])
+    sampler_of(worker).change = change_for(lambda w: w.plan.seeds(bad).tolist(), "non_finite_pixels")(worker)
+    worker.meter = Meter(worker.spec.resources.model_copy(update={"threads": 3}), "cpu", worker.store)
+    began = time.monotonic()
+    record = worker.make(0)
+    assert (record.count, record.drawn) == (20, 24)
+    assert 0 < record.seconds <= time.monotonic() - began + 0.001
+    assert record.device_seconds == pytest.approx(3 * record.seconds, abs=0.002)
+    assert (record.device_name, record.joules) == (cpu_name(), None)
+    assert cost.usages(worker.store)[0].booked_seconds == record.device_seconds
+    given_up = worker.give_up(2, "worker_died", 5)
+    assert given_up.drawn == 0
+    assert cost.gather(worker.store, worker.plan_facts).accepted == 20
+    worker.meter.close()
+
+
+def test_work_on_a_shard_that_another_worker_published_first_is_no_record_s(tmp_path: Path, checkpoint: Path) -> None:
+    winner, loser = make_worker(tmp_path, checkpoint), make_worker(tmp_path, checkpoint)
+    loser.meter = Meter(loser.spec.resources, "cpu", loser.store)
+    sampler_of(loser).before = lambda: winner.make(0) and None
+    record = loser.make(0)
+    loser.meter.close()
+    (usage,) = cost.usages(loser.store)
+    assert usage.booked_seconds == 0
+    assert usage.device_seconds > record.seconds
 
 
 def test_constant_pictures_do_not_pass(tmp_path: Path, checkpoint: Path) -> None:

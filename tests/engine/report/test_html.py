@@ -19,6 +19,7 @@ from engine.errors import DataError
 from engine.report import html
 from engine.report.facts import gather
 from engine.report.html import render, write
+from engine.shards.cost import Amount, Cost
 from engine.storage.store import open_store
 from tests.engine.report.conftest import HOSTILE, JudgedRun
 
@@ -189,3 +190,18 @@ def test_many_classes_show_the_weakest(judged_run: JudgedRun, monkeypatch: pytes
     assert "Shown are the 2 of 5 classes with the lowest synthetic-only accuracy" in found.words
     unjudged = Page(render(replace(facts, judge=None), []))
     assert "Shown are the 0 of 5 classes that come first" in unjudged.words
+
+
+def test_the_cost_of_the_set_is_in_the_report(judged_run: JudgedRun, page: Page) -> None:
+    assert "What the synthetic set cost" not in page.words  # its records tell no cost
+    facts = gather(judged_run.store, judged_run.spec)
+    gpu = ("cuda", "<b>GPU</b>")
+    cost = Cost(3, 0, 150, 149, 160, Amount(3600.0, 720_000.0, 3600.0), Amount(1764.0, 0.0, 0.0), {gpu: 5364.0})
+    resources = facts.spec.resources.model_copy(update={"price_per_hour": 10.0})
+    spec = facts.spec.model_copy(update={"resources": resources})
+    told = Page(render(replace(facts, cost=cost, spec=spec), []))
+    assert "1.49 GPU-hours (<b>GPU</b>)" in told.words
+    assert "149 of 160 drawn, 93.1 %" in told.words
+    assert "100 accepted images a GPU-hour" in told.words
+    assert "0.2 kWh, measured over 67 % of the device time" in told.words
+    assert "100 per 1,000 accepted images; 14.9 in all, at 10 a GPU-hour" in told.words

@@ -46,6 +46,27 @@ def test_identity_leaves_out_how_it_was_made() -> None:
     assert replace(RECORD, sha256="00" * 32).identity() != RECORD.identity()
 
 
+def test_records_of_before_costs_were_noted_are_read_and_written_as_they_are() -> None:
+    old = (
+        b'{"attempt":2,"batch_size":16,"bytes":10240,"check":"CHECK","count":4,"device":"cpu","finished":1700000000.0,'
+        b'"first":0,"format":1,"host":"host","index":0,"pid":7,"plan_digest":"PLAN","planned":5,'
+        b'"quarantined":[{"attempts":3,"index":3,"label":1,"reason":"low_clip_score"}],"seconds":1.5,"sha256":"SHA",'
+        b'"shard":"toy-000000"}\n'
+    )
+    old = old.replace(b"PLAN", b"cd" * 32).replace(b"SHA", b"ab" * 32)
+    data = json.loads(old)
+    del data["check"]
+    old = old.replace(b"CHECK", digest(data).encode())
+    assert Record.from_json(old, "r") == RECORD
+    assert RECORD.to_json() == old
+
+
+def test_the_cost_of_a_shard_is_in_its_record_and_not_in_its_identity() -> None:
+    told = replace(RECORD, device_name="NVIDIA H100", device_seconds=0.75, joules=300.25, drawn=9)
+    assert Record.from_json(told.to_json(), "r") == told
+    assert told.identity() == RECORD.identity()
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.integers(0, len(RECORD.to_json()) - 1), st.integers(1, 255), st.sampled_from(["flip", "cut", "insert", "drop"])
@@ -70,7 +91,10 @@ def test_what_is_no_record_is_refused(text: bytes) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"index": "0"}, {"index": True}, {"count": 1.5}, {"shard": None}, {"seconds": "1"}, {"quarantined": [{}]}],
+    [
+        *({"index": "0"}, {"index": True}, {"count": 1.5}, {"shard": None}, {"seconds": "1"}, {"quarantined": [{}]}),
+        *({"device_seconds": "1"}, {"joules": True}, {"drawn": 1.5}, {"device_name": 3}),
+    ],
 )
 def test_wrong_types_are_refused_even_with_a_right_checksum(change: dict[str, Any]) -> None:
     data = json.loads(RECORD.to_json())
