@@ -82,7 +82,9 @@ def parser(doc: str | None, pairs: int) -> argparse.ArgumentParser:
     """The options that benchmarks share: `--pairs`, `--quick`, `--results`."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--pairs", type=int, default=pairs, help="how often each side is measured")
-    made.add_argument("--quick", action="store_true", help="sizes of a smoke run: its figures mean nothing, none is kept")
+    made.add_argument(
+        "--quick", action="store_true", help="sizes of a smoke run: its figures mean nothing, none is kept"
+    )
     made.add_argument("--results", type=Path, help="where to write the JSON, in place of benchmarks/results")
     return made
 

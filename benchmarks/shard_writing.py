@@ -93,7 +93,7 @@ def write_engine(folder: Path, given: list[tuple[str, Files]]) -> None:
     for key, files in given:
         builder.add(key, files)
     tar = builder.finish()
-    if not store.create(tar_path(facts.shard(0)), tar.data):
+    if not store.create(tar_path(facts.shard(0)), tar.pieces):
         raise RuntimeError("the shard was there")
     records.publish(store, records.make(facts, 0, tar, (), "d" * 64, seconds=1.0, batch_size=16, device="cpu"))
 
@@ -165,13 +165,17 @@ def measure(name: str, case: dict[str, Any], count: int, place: Path) -> list[pa
         "tar_bytes": len(data),
         "pairs": count,
         "mb_per_s": {side: len(data) / 1e6 * pairs.ratio([1.0] * count, values) for side, values in wall.items()},
-        "cpu_us_a_sample": {side: 1e6 / len(given) * pairs.ratio(values, [1.0] * count) for side, values in cpu.items()},
+        "cpu_us_a_sample": {
+            side: 1e6 / len(given) * pairs.ratio(values, [1.0] * count) for side, values in cpu.items()
+        },
         "wall_seconds": wall,
         "cpu_seconds": cpu,
     }
     raw, stock = pairs.ratio(wall["raw"], wall["engine"]), pairs.ratio(cpu["webdataset"], cpu["engine"])
     return [
-        pairs.judged(name, "MB/s over raw write + fsync (wall)", raw, pairs.spread(wall["raw"]), case["of_raw"], **more),
+        pairs.judged(
+            name, "MB/s over raw write + fsync (wall)", raw, pairs.spread(wall["raw"]), case["of_raw"], **more
+        ),
         pairs.judged(
             name,
             "samples/s over TarWriter (CPU time)",
