@@ -76,9 +76,10 @@ class Arm:
         """Seconds to the first new sample; leaves the output as it was."""
         arguments = ["--child", str(self.recipe), str(self.folder / "out")]
         began = time.time()
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.resume", *arguments], cwd=ROOT, check=True, capture_output=True
-        )
+        command = [sys.executable, "-m", "benchmarks.resume", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr[-2000:]}")
         store = open_store(self.folder / "out")
         new = [self.facts.shard(k) for k in range(self.done, self.done + LEFT)]
         finished = [json.loads(store.read(record_path(shard)))["finished"] for shard in new]
