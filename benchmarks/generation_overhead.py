@@ -10,7 +10,6 @@ loading models is in none of them. The ratio is the median over pairs; the sprea
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import statistics
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmarks import pairs as pairing
 from benchmarks.machine import machine
 from engine.cluster.session import session
 from engine.generation import pool
@@ -186,8 +186,7 @@ def results(case: dict[str, Any], seconds: list[dict[str, float]]) -> dict[str, 
     images = case["batch"] * case["batches"]
     engine = [pair["engine"] + pair["gap"] for pair in seconds]
     plain = [pair["plain"] for pair in seconds]
-    spread = statistics.median(abs(b / a - 1) for a, b in itertools.pairwise(plain))
-    ratio = statistics.median(p / e for p, e in zip(plain, engine, strict=True))
+    spread, ratio = pairing.spread(plain), pairing.ratio(plain, engine)
     return {
         "batch": case["batch"],
         "steps": case["steps"],
@@ -196,20 +195,13 @@ def results(case: dict[str, Any], seconds: list[dict[str, float]]) -> dict[str, 
         "engine_images_per_s": images / statistics.median(engine),
         "plain_images_per_s": images / statistics.median(plain),
         "ratio": ratio,
-        "ratio_to_bare": statistics.median(pair["bare"] / e for pair, e in zip(seconds, engine, strict=True)),
+        "ratio_to_bare": pairing.ratio([pair["bare"] for pair in seconds], engine),
         "gap_ms": 1e3 * statistics.median(pair["gap"] for pair in seconds),
         "spread": spread,
         "target": case["target"],
-        "verdict": verdict(ratio, spread, case["target"]),
+        "verdict": pairing.verdict(ratio, spread, case["target"]),
         "seconds": seconds,
     }
-
-
-def verdict(ratio: float, spread: float, target: float) -> str:
-    """Whether the target is met or missed by more than the noise of a single pair."""
-    if abs(ratio - target) < spread:
-        return "too noisy to judge"
-    return "met" if ratio > target else "missed"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
+from benchmarks.pairs import ratio
 from engine.cluster.session import session
 from engine.spec import RunSpec, validate
 from engine.spec.models import ResourcesSpec
@@ -211,11 +212,6 @@ def timed(run: Callable[[], None], device: str) -> tuple[float, float]:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - began, torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else 0.0
-
-
-def ratio(slower: list[float], faster: list[float]) -> float:
-    """The median over rounds of how many times faster the second is."""
-    return statistics.median(a / b for a, b in zip(slower, faster, strict=True))
 
 
 def main() -> None:

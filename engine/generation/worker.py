@@ -199,7 +199,7 @@ class ShardWorker:
     def _publish(self, shard: _Shard, attempt: int, began: Spent) -> Record:
         """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the one."""
         tar = shard.builder.finish()
-        if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.data):
+        if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.pieces):
             return self._published(shard)
         spent = self.meter.since(began)
         record = records.make(

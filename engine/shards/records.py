@@ -105,7 +105,7 @@ def make(
         first=first,
         planned=planned,
         count=shard.count,
-        bytes=len(shard.data),
+        bytes=shard.size,
         sha256=shard.sha256,
         plan_digest=plan_digest,
         quarantined=tuple(quarantined),

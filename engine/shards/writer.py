@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from engine.shards.tar import BLOCK, QUARANTINE_KEYWORD, RECORD, global_header, header, padding
@@ -13,6 +15,8 @@ from engine.shards.tar import BLOCK, QUARANTINE_KEYWORD, RECORD, global_header, 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 EXTENSION = re.compile(r"[a-z0-9]{1,10}")
 MAX_REASON = 300
+PIECE = 1 << 20  # small members are joined up to this size; larger ones stay as they are, uncopied
+LARGE = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,26 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class ShardBytes:
-    """A finished shard: the tar, its SHA-256 (hex) and how many samples are in it."""
+    """A finished shard: the tar in pieces, how many samples are in it, and its SHA-256, which a thread computes meanwhile."""
 
-    data: bytes
-    sha256: str
+    pieces: tuple[bytes, ...]
     count: int
+    hashed: Future[str]
+
+    @property
+    def data(self) -> bytes:
+        """The whole tar."""
+        return b"".join(self.pieces)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar."""
+        return sum(map(len, self.pieces))
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the tar; waits for it."""
+        return self.hashed.result()
 
 
 class ShardBuilder:
@@ -57,7 +76,7 @@ class ShardBuilder:
 
     def add(self, key: str, files: Mapping[str, bytes]) -> None:
         """Add a sample: its files by extension, such as `{"png": ..., "cls": b"3", "json": ...}`."""
-        if not KEY.fullmatch(key) or not files or not all(EXTENSION.fullmatch(extension) for extension in files):
+        if not KEY.fullmatch(key) or not files or not all(map(_is_extension, files)):
             raise ValueError(f"sample {key!r} with files {sorted(files)} does not fit a shard")
         if key in self._samples:
             raise ValueError(f"sample {key!r} was added twice")
@@ -78,9 +97,13 @@ class ShardBuilder:
 
     def finish(self) -> ShardBytes:
         """The whole tar, ended and padded as POSIX asks (a multiple of 10,240 bytes)."""
-        data = b"".join(self._parts())
-        data = b"".join((data, bytes(2 * BLOCK), padding(len(data) + 2 * BLOCK, RECORD)))
-        return ShardBytes(data, hashlib.sha256(data).hexdigest(), len(self._samples))
+        pieces = list(_gathered(self._parts()))
+        size = sum(map(len, pieces)) + 2 * BLOCK
+        pieces.append(bytes(2 * BLOCK) + padding(size, RECORD))
+        hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")  # hashing and writing both leave the GIL to others
+        hashed = hasher.submit(_sha256, pieces)
+        hasher.shutdown(wait=False)
+        return ShardBytes(tuple(pieces), len(self._samples), hashed)
 
     def _parts(self) -> Iterator[bytes]:
         if self._quarantined:
@@ -93,3 +116,33 @@ class ShardBuilder:
                 yield header(f"{key}.{extension}".encode(), len(content))
                 yield content
                 yield padding(len(content))
+
+
+@functools.lru_cache(maxsize=64)
+def _is_extension(text: str) -> bool:
+    return EXTENSION.fullmatch(text) is not None
+
+
+def _gathered(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in fewer pieces: small parts are joined, large ones are not copied."""
+    small: list[bytes] = []
+    size = 0
+    for part in parts:
+        large = len(part) >= LARGE
+        if small and (large or size >= PIECE):
+            yield b"".join(small)
+            small, size = [], 0
+        if large:
+            yield part
+        else:
+            small.append(part)
+            size += len(part)
+    if small:
+        yield b"".join(small)
+
+
+def _sha256(pieces: Iterable[bytes]) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        found.update(piece)
+    return found.hexdigest()

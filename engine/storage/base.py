@@ -16,6 +16,7 @@ from engine.errors import StorageError
 
 TEMPORARY = ".tmp-"
 PRIVATE = ".mimeo"
+Content = bytes | tuple[bytes, ...] | Path  # of a new file: its bytes, in one piece or several, or a file that has them
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,150}")
 _RESUME = "make room, then run the same command again: it goes on where it stopped"
 _WHAT = {
@@ -58,11 +59,12 @@ class Store(Protocol):
 
     url: str
 
-    def create(self, name: str, data: bytes | Path) -> bool:
+    def create(self, name: str, data: Content) -> bool:
         """Publish a file in one exclusive step; readers see it whole or not at all.
 
         True: this call has published it. False: another writer was first. Remote stores also say True where another writer
-        published equal bytes: that cannot be told from a lost reply. A `Path` is a local file that is consumed.
+        published equal bytes: that cannot be told from a lost reply. A `Path` is a local file that is consumed; a tuple
+        holds the pieces of the file in order, which a local store writes without joining them.
         """
 
     def replace(self, name: str, data: bytes) -> None:

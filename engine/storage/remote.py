@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import tenacity
 
 from engine.errors import ConfigError, StorageError
-from engine.storage.base import Entry, check_name, is_private
+from engine.storage.base import Content, Entry, check_name, is_private
 
 MAX_BYTES = 5 * 2**30
 PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}
@@ -70,10 +70,12 @@ class RemoteStore:
             self._filesystem, self._process = _connect(self.url), os.getpid()
         return self._filesystem
 
-    def create(self, name: str, data: bytes | Path) -> bool:
+    def create(self, name: str, data: Content) -> bool:
         """Publish exclusively with one conditional PUT; on any failure the file is read back to tell whose it is."""
         path = self._path(name)
-        payload = data.read_bytes() if isinstance(data, Path) else bytes(data)
+        payload = (
+            data.read_bytes() if isinstance(data, Path) else b"".join(data if isinstance(data, tuple) else (data,))
+        )
         if len(payload) >= MAX_BYTES:
             raise StorageError(
                 self._where(name), "is 5 GiB or more, too large for one PUT", "lower generate.shard_size"

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DataError
-from engine.generation.gate import MIN_JUDGED, Budget, Gate
+from engine.generation.gate import MIN_JUDGED, Budget, Gate, _least_std
 from engine.spec.models import GateSpec
 
 
@@ -33,6 +33,25 @@ def test_uniform_colour_is_constant(colour: Any) -> None:
 def test_constant_means_a_standard_deviation_below_the_threshold(low: int, high: int, least: int) -> None:
     reason = Gate(GateSpec(min_std=least)).check(checkered(low, high))
     assert (reason == "constant_image") == (abs(high - low) / 2 < least)
+
+
+@settings(deadline=None)
+@given(
+    side=st.sampled_from([1, 2, 8, 33, 46, 64, 128]),
+    contrast=st.sampled_from([0, 1, 2, 5, 40, 255]),
+    share=st.sampled_from([0.0, 0.0002, 0.01, 0.5, 1.0]),
+    least=st.sampled_from([0, 0.25, 1, 5, 20]),
+    seed=st.integers(0, 2**32),
+)
+def test_the_quick_look_decides_as_the_whole_image_does(
+    side: int, contrast: int, share: float, least: float, seed: int
+) -> None:
+    chance = np.random.default_rng(seed)
+    noise = chance.integers(0, contrast + 1, (side, side, 3)) * (chance.random((side, side, 1)) < share)
+    pixels = noise.astype(np.uint8)
+    expected = float(pixels.reshape(-1, 3).astype(np.float32).std(axis=0).max()) < least
+    assert (Gate(GateSpec(min_std=least)).check(pixels) is not None) == expected
+    assert _least_std(pixels.reshape(-1, 3)) <= pixels.reshape(-1, 3).std(axis=0).max() + 1e-4
 
 
 def test_one_varying_channel_is_enough() -> None:

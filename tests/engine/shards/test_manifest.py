@@ -17,6 +17,7 @@ from engine.shards import manifest, records
 from engine.shards.manifest import MANIFEST, QUARANTINE, SEAL, Seal
 from engine.shards.names import PlanFacts, record_path, tar_path
 from engine.shards.verify import verify
+from engine.storage.base import Content
 from engine.storage.local import LocalStore
 from engine.storage.store import Store, open_store
 from tests.support.sealed import digest_of, make_output, publish_shard
@@ -127,7 +128,7 @@ class Dying(LocalStore):
             raise KeyboardInterrupt
         return result
 
-    def create(self, name: str, data: bytes | Path) -> bool:
+    def create(self, name: str, data: Content) -> bool:
         return bool(self._die(super().create, name, data))
 
     def replace(self, name: str, data: bytes) -> None:

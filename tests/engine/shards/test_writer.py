@@ -64,6 +64,18 @@ def test_finish_says_what_was_built() -> None:
     assert len(built.data) % 10240 == 0
 
 
+def test_large_members_are_pieces_of_their_own_and_small_ones_are_joined() -> None:
+    builder, image = ShardBuilder(), bytes(range(256)) * 400
+    samples = {f"toy-{i:012d}": {"jpg": image, "cls": b"1", "txt": b"x" * 300} for i in range(5)}
+    for key, files in samples.items():
+        builder.add(key, files)
+    built = builder.finish()
+    assert built.data == stock(samples)
+    assert built.size == len(built.data)
+    assert sum(piece is image for piece in built.pieces) == 5
+    assert len(built.pieces) <= 12
+
+
 @settings(deadline=None)
 @given(st.integers(1, 5000), st.text(st.characters(codec="ascii", exclude_characters="\n\0"), max_size=50))
 def test_global_header_equals_that_of_tarfile(repeat: int, text: str) -> None:

@@ -23,7 +23,7 @@ from tests.support import publishers
 from tests.support.publishers import NAME
 
 SIZE = 300_000
-CALLS = "openat,mkdir,flock,write,fsync,link,linkat,rename,renameat,renameat2,unlink,unlinkat,close,access"
+CALLS = "openat,mkdir,flock,write,writev,fsync,link,linkat,rename,renameat,renameat2,unlink,unlinkat,close,access"
 
 
 def test_empty_folders_go_with_their_last_file_and_are_no_obstacle_to_writers(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def strace(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("strace")
-@pytest.mark.parametrize("verb", ["create", "replace"])
+@pytest.mark.parametrize("verb", ["create", "create_in_pieces", "replace"])
 def test_a_kill_before_any_system_call_leaves_the_file_whole_or_as_it_was(tmp_path: Path, verb: str) -> None:
     old = b"old" if verb == "replace" else None
 
@@ -106,7 +106,9 @@ def test_a_kill_before_any_system_call_leaves_the_file_whole_or_as_it_was(tmp_pa
     status, lines = traced(tmp_path, fresh("whole"), verb)
     assert status == 0
     sweep_points = steps(lines)
-    assert {"openat", "write", "fsync", "flock"} <= {name for name, _ in sweep_points}
+    assert {"openat", "writev" if verb == "create_in_pieces" else "write", "fsync", "flock"} <= {
+        name for name, _ in sweep_points
+    }
     before, after = 0, 0
     for name, count in sweep_points:
         root = fresh(f"{name}-{count}")
@@ -119,7 +121,7 @@ def test_a_kill_before_any_system_call_leaves_the_file_whole_or_as_it_was(tmp_pa
         assert all(not entry.name.rpartition("/")[2].startswith(".") for entry in store.list())
         sweep(store)
         assert not temporaries(root)
-        if verb == "create":
+        if verb != "replace":
             assert store.create(NAME, b"again") == (content is None)
         else:
             store.replace(NAME, b"again")
@@ -231,7 +233,12 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_published(small_disk: Path)
     assert store.read("results/a.json") == b"old"
     assert [entry.name for entry in store.list()] == ["results/a.json"]
     assert not temporaries(small_disk)
-    assert store.create("data/big.tar", bytes(500_000))
+    pieces = tuple(bytes([number]) * 100_000 for number in range(30))
+    with pytest.raises(StorageError, match="no space left"):
+        store.create("data/big.tar", pieces)
+    assert not temporaries(small_disk)
+    assert store.create("data/big.tar", pieces[:5])
+    assert store.read("data/big.tar") == b"".join(pieces[:5])
 
 
 def test_a_read_only_disk_is_refused_by_the_probe(small_disk: Path) -> None:

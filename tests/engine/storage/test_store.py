@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from engine.errors import ConfigError, StorageError
 from engine.storage.base import Entry
+from engine.storage.local import _write
 from engine.storage.store import Store, open_store, sweep
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_create_publishes_once(store: Store) -> None:
@@ -28,6 +35,36 @@ def test_create_consumes_a_file(store: Store, tmp_path: Path) -> None:
     source.write_bytes(b"y")
     assert not store.create("big.bin", source)
     assert store.read("big.bin") == b"x" * 100_000
+
+
+def test_create_takes_pieces(store: Store) -> None:
+    pieces = tuple(bytes([number % 251]) * (number % 7) for number in range(1500))
+    assert store.create("pieces.bin", pieces)
+    assert not store.create("pieces.bin", pieces[:-1])
+    assert store.read("pieces.bin") == b"".join(pieces)
+    assert store.create("none.bin", ())
+    assert store.read("none.bin") == b""
+
+
+def test_a_call_that_takes_a_part_of_the_pieces_is_carried_on(tmp_path: Path) -> None:
+    pieces = tuple(bytes([number]) * 100_000 for number in range(12))
+    code = (
+        "import resource, sys; from engine.storage.store import open_store\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (450_000, 450_000))\n"
+        "pieces = tuple(bytes([number]) * 100_000 for number in range(12))\n"
+        "try: open_store(sys.argv[1]).create('a.bin', pieces)\n"
+        "except Exception as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT)
+    assert "larger than the limit" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+    read, write = os.pipe()
+    os.set_blocking(write, True)
+    with ThreadPoolExecutor(1) as pool, os.fdopen(read, "rb") as stream:
+        found = pool.submit(stream.read)
+        _write(write, pieces)
+        os.close(write)
+        assert found.result() == b"".join(pieces)
 
 
 def test_replace_overwrites(store: Store) -> None:

@@ -1,0 +1,140 @@
+"""The table of all benchmarks in benchmarks/README.md, with the figures of the committed results (python -m benchmarks.table [--write])."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pairs import FOLDER, number
+
+README = Path(__file__).parent / "README.md"
+BEGIN, END = "<!-- begin: python -m benchmarks.table --write -->", "<!-- end -->"
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One benchmark: `figure` makes text of the rows of its results."""
+
+    name: str
+    question: str
+    peer: str
+    target: str
+    figure: Callable[[Rows], str]
+    meaning: str
+
+    def cells(self, folder: Path) -> list[str]:
+        """The cells of the line; the figure is a dash until there are results."""
+        path = folder / f"{self.name}.json"
+        figure = self.figure(json.loads(path.read_text())["results"]) if path.exists() else "-"
+        return [f"[{self.name}]({self.name}.py)", self.question, self.peer, self.target, figure, self.meaning]
+
+
+def each(text: str, *fields: str) -> Callable[[Rows], str]:
+    """`text` filled with fields of each row, after the name of its case."""
+    return lambda rows: "; ".join(
+        f"{row['case']}: {text.format(*(number(row[field]) for field in fields))}" for row in rows
+    )
+
+
+def judged(*whats: str) -> Callable[[Rows], str]:
+    """Value and verdict of the rows whose `what` begins with one of these."""
+
+    def one(row: dict[str, Any]) -> str:
+        told = "" if row["target"] is None else f" ({row['verdict']})"
+        return f"{row['case']}: {number(row['value'])} {row['what']}{told}"
+
+    return lambda rows: "; ".join(one(row) for row in rows if row["what"].startswith(whats))
+
+
+LINES = (
+    Line(
+        "generation_overhead",
+        "What does the engine cost over a plain loop?",
+        "diffusers' pipeline called in a loop, nothing saved",
+        ">= 0.90 with batches of 0.3 s, >= 0.97 with half a second",
+        each("{}", "ratio"),
+        "the whole engine, images on disk, is as fast as the loop that throws them away",
+    ),
+    Line(
+        "match_step",
+        "What does the fine-tune gain by computing inputs once?",
+        "diffusers' own LoRA training loop",
+        "-",
+        each("{} times", "cached_over_diffusers"),
+        "matching trains no slower than the script that it replaces",
+    ),
+    Line(
+        "mixing_loader",
+        "How fast does the classifier's loader feed?",
+        "stock webdataset on the same shards",
+        "-",
+        each("{} times, {} with ingest over 10 epochs", "mixing_over_webdataset", "with_ingest_10_epochs"),
+        "decoding once pays from the second epoch on",
+    ),
+    Line(
+        "shard_writing",
+        "What does a durable shard cost?",
+        "a plain write + fsync of the same bytes; webdataset's TarWriter",
+        ">= 0.5 of the plain write and >= 4 times TarWriter at 62 KB; >= 10 times at 1.5 KB",
+        judged("MB/s", "samples/s"),
+        "what tar, hash, exclusive publish and record add to the disk's own time",
+    ),
+    Line(
+        "planning",
+        "What does a plan cost, however long?",
+        "a NumPy table of the same rows in memory; a plan of 1e6 samples",
+        "<= 100 ns a row; 1e9 samples <= 1.2 times 1e6",
+        judged("ns a row", "time to open", "MiB"),
+        "whether the length of a plan costs time or memory",
+    ),
+    Line(
+        "null_generator",
+        "How many samples a second does the engine carry, and what do they cost in memory?",
+        "one process that only writes such shards",
+        ">= 20,000 samples/s, >= 0.5 of the writer, <= 20 bytes a sample",
+        judged("samples/s", "bytes"),
+        "a generator must be faster than this before the engine is what limits it",
+    ),
+    Line(
+        "resume",
+        "How much later does a resumed run draw its first sample?",
+        "a cold start of the same verb",
+        "<= 1.05 with 1e6 samples done",
+        judged("over a cold", "ms that"),
+        "what stopping and going on costs",
+    ),
+    Line(
+        "verify_rate",
+        "How fast is verification?",
+        "reading the same files into SHA-256",
+        ">= 0.9",
+        judged("MB/s"),
+        "what checking a data set costs beyond hashing it",
+    ),
+)
+
+
+def table(folder: Path = FOLDER) -> str:
+    """The Markdown table."""
+    head = ["benchmark", "question", "peer or limit", "target", "figure", "what it means"]
+    rows = [head, ["---"] * len(head), *(line.cells(folder) for line in LINES)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def filled(text: str) -> str:
+    """The README with the table between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        README.write_text(filled(README.read_text()))
+    else:
+        print(table())
