@@ -91,7 +91,7 @@ def run(ready: Output, actors: int, shards: int, batches: int, slow: bool = Fals
         spec, clock = make_spec(ready.checkpoint.path, actors, shards, batches), Clock()
         with mock.patch.object(pool, "ShardActor", SleepingActor), mock.patch.object(job.pool, "records", clock):
             dataclasses.replace(ready, spec=spec, store=store).generate()
-        records = [json.loads(path.read_text()) for path in Path(place, "data").glob("*.json")]
+        records = [json.loads(path.read_text()) for path in Path(place, "data").glob("scaling-*.json")]
         told = [path.read_text().split() for path in Path(place, BARRIER).iterdir()]
     assert len(records) == shards
     assert not any(int(one[1]) for one in told if one), "an actor has imported torch"

@@ -142,10 +142,8 @@ def items_of(output: Output, real: Path) -> list[Item]:
     """What the engine plans, for the peers."""
     spec, conditions = output.spec, output.conditions
     plan = Plan(spec, conditions.labels, conditions.class_names)
-    rows, paths = (
-        plan.rows(0, plan.count),
-        [str(real / key) for key in output.catalog.split("train")["path"].to_pylist()],
-    )
+    rows = plan.rows(0, plan.count)
+    paths = [str(real / uri) for uri in output.catalog.split("train")["uri"].to_pylist()]
     return [
         Item(conditions.prompts[anchor], seed, label, paths[init] if init >= 0 else "")
         for anchor, seed, label, init in zip(
@@ -174,7 +172,7 @@ def run_engine(output: Output, folder: Path, format: str, photographs: bool) -> 
     actor = DevelopedActor if photographs else ShardActor
     with mock.patch.object(pool, "ShardActor", actor), mock.patch.object(job.manifest, "finalise", timed):
         fresh.generate()
-    finished = sorted(json.loads(path.read_text())["finished"] for path in (folder / "data").glob("*.json"))
+    finished = sorted(json.loads(path.read_text())["finished"] for path in (folder / "data").glob("peers-*.json"))
     return finished[-1] - finished[0] + sealing[0]
 
 
@@ -205,7 +203,8 @@ def measure(name: str, case: dict[str, Any], rounds: int, formats: Sequence[str]
         checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
         case = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
         output = prepare(folder / "out", make_spec(case, checkpoint, real))
-        items, warm = items_of(output, real)[case["batch"] * case["batches"] :], items_of(output, real)[: case["batch"]]
+        planned, shard = items_of(output, real), case["batch"] * case["batches"]
+        items, warm = planned[shard:], planned[: case["batch"]]
         works = {format: work_of(output, checkpoint, format, bool(case.get("photographs"))) for format in formats}
         script = ray.remote(num_cpus=0)(Script).remote(works[formats[0]], warm)
         shards = case.get("shards", 3)
@@ -230,8 +229,8 @@ def measure(name: str, case: dict[str, Any], rounds: int, formats: Sequence[str]
             for side in SIDES if number % 2 else reversed(SIDES):
                 where = folder / f"{side}-{format}-{number}".replace(" ", "-")
                 one[side] = sides[side](works[format], where)
-                first = len(warm) // case["batch"] * case["batch"] * case["batches"] if side == "engine" else 0
-                sizes[side, format] = check_files(where, format, len(items) + first, case["size"])
+                count = len(planned if side == "engine" else items)
+                sizes[side, format] = check_files(where, format, count, case["size"])
             seconds[format].append(one)
             print(f"{name}, {format}, round {number + 1}: {one}", file=sys.stderr, flush=True)
         ray.kill(script)

@@ -90,6 +90,19 @@ def batches(items: list[Item], size: int) -> list[list[Item]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
+def save_all(pipeline: Any, work: Work, folder: str, items: list[Item], format: str) -> float:
+    """The script's loop: draw and save every item, a file each; seconds from the first batch to the last file."""
+    began, number = time.time(), 0
+    for batch in batches(items, work.batch):
+        paths = [os.path.join(folder, f"{number + n:06d}.{format}") for n in range(len(batch))]  # noqa: PTH118
+        number += len(batch)
+        if os.path.exists(paths[-1]):  # noqa: PTH110
+            continue
+        for image, path in zip(draw(pipeline, work, batch), paths, strict=True):
+            image.save(path)
+    return time.time() - began
+
+
 class Script:
     """A process that has loaded its pipeline and drawn one batch; `run` is the script's loop."""
 
@@ -98,17 +111,8 @@ class Script:
         draw(self._pipeline, work, warm[: work.batch])
 
     def run(self, folder: str, items: list[Item], format: str) -> float:
-        """Draw and save every item, a file each; seconds from the first batch to the last file."""
-        began = time.time()
-        number = 0
-        for batch in batches(items, self._work.batch):
-            paths = [os.path.join(folder, f"{number + n:06d}.{format}") for n in range(len(batch))]  # noqa: PTH118
-            number += len(batch)
-            if os.path.exists(paths[-1]):  # noqa: PTH110
-                continue
-            for image, path in zip(draw(self._pipeline, self._work, batch), paths, strict=True):
-                image.save(path)
-        return time.time() - began
+        """See `save_all`."""
+        return save_all(self._pipeline, self._work, folder, items, format)
 
 
 class Pipe:

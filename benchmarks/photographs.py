@@ -58,7 +58,7 @@ class Developed:
             self._pictures = self._pictures.to(decoded)
         rows = [(self._next + n) % len(self._pictures) for n in range(len(decoded))]
         self._next += len(decoded)
-        sample = self._pictures[rows] + 0 * decoded
+        sample = self._pictures[rows]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
 
