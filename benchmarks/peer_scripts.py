@@ -207,6 +207,7 @@ def measure(name: str, case: dict[str, Any], rounds: int, formats: Sequence[str]
         items, warm = planned[shard:], planned[: case["batch"]]
         works = {format: work_of(output, checkpoint, format, bool(case.get("photographs"))) for format in formats}
         script = ray.remote(num_cpus=0)(Script).remote(works[formats[0]], warm)
+        ray.get(script.ready.remote())
         shards = case.get("shards", 3)
 
         def script_side(work: Work, where: Path) -> float:

@@ -110,6 +110,9 @@ class Script:
         self._work, self._pipeline = work, open_pipeline(work)
         draw(self._pipeline, work, warm[: work.batch])
 
+    def ready(self) -> None:
+        """Answers once the model is loaded."""
+
     def run(self, folder: str, items: list[Item], format: str) -> float:
         """See `save_all`."""
         return save_all(self._pipeline, self._work, folder, items, format)
