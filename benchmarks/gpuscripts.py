@@ -186,7 +186,7 @@ class Bench:
 def part_scripts(device: str, tiny: bool, rounds: int = 3) -> dict[str, Any]:
     """Every workload, every side in turning order; ratios of the engine's sides to the script's."""
     rows: list[dict[str, Any]] = []
-    rounds = 2 if tiny else rounds
+    rounds = 1 if tiny else rounds
     with tempfile.TemporaryDirectory(prefix="gpu-") as place:
         bench = Bench(device, tiny, Path(place))
         for number, (name, workload) in enumerate(WORKLOADS.items()):
