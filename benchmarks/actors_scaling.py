@@ -160,7 +160,7 @@ def table(rows: list[dict[str, Any]], slow: dict[str, Any], simulated: dict[str,
     feigned = (
         f"simulated driver (no Ray, no processes), {simulated['actors']:,} actors, {simulated['records']:,} records: "
         f"{simulated['cpu_us_per_record']:.0f} us of CPU a record, {simulated['cpu_ms_per_look']:.1f} ms a look at the board, "
-        f"{simulated['bytes_per_record']:.0f} bytes a record, {simulated['mib']:.0f} MiB"
+        f"{simulated['bytes_per_record']:.0f} bytes a record, {simulated['grown_mib']:.0f} MiB more than before"
     )
     driver = f"driver: {rows[-1]['driver_ms_per_1000']:.1f} ms of CPU for 1,000 samples at most actors, wished for {TARGET_DRIVER_MS:g} (not judged)"
     return "\n".join([head, *lines, driver, said, feigned])
