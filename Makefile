@@ -7,7 +7,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test test-clusters check bench
+.PHONY: help install quickstart test test-clusters check bench bench-gpu
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks; results go to benchmarks/results"
+	@echo "make bench-gpu   those of one CUDA device, models of published shapes with random weights"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -48,5 +49,8 @@ check: $(DEV_STAMP)
 	$(BIN)/mypy
 
 bench: $(DEV_STAMP)
-	failed=0; for file in $$(grep -l '^def main' benchmarks/*.py); do \
+	failed=0; for file in $$(grep -l '^def main' benchmarks/*.py | grep -v /gpu); do \
 	  $(BIN)/python -m benchmarks.$$(basename $$file .py) || failed=1; done; exit $$failed
+
+bench-gpu: $(STAMP)
+	for part in sd15 sdxl dit switches scripts; do $(BIN)/python -m benchmarks.gpu --part $$part || exit 1; done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -12,8 +13,6 @@ from typing import Any
 
 def machine(benchmark: str) -> dict[str, Any]:
     """What the figures were read on."""
-    import diffusers
-    import ray
     import torch
 
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
@@ -25,8 +24,15 @@ def machine(benchmark: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "load": os.getloadavg(),
         "python": platform.python_version(),
-        "versions": {package.__name__: package.__version__ for package in (torch, diffusers, ray)},
+        "versions": {name: _version(name) for name in ("torch", "diffusers", "ray")},
         "commit": commit.stdout.strip(),
         "command": f"python -m benchmarks.{benchmark}",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,193 @@
+"""How much of a generating actor's time is the model's, and where the rest goes (python -m benchmarks.profile).
+
+One actor of one thread makes half-second batches. Timers (`perf_counter`) are put around the pipeline's call and the VAE, which are "the
+model" (diffusers' own Python inside of the call belongs to it), and around the engine's other steps in the actor's main thread. The
+wall time is all of it from the end of the first shard, which warms up, to the end of the last one: what is not inside a timer is
+waiting for the encoder's thread, or Python between the steps. The share is judged over shards; its noise is how far that of one shard
+differs from that of the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from benchmarks.generation_overhead import CASES, make_spec, steps_for_half_a_second, verdict
+from benchmarks.machine import machine
+from engine.cluster.session import session
+from engine.generation import pool
+from engine.generation.actor import Order, ShardActor
+from engine.shards.records import Record
+from tests.support.checkpoints import write_checkpoint
+from tests.support.outputs import prepare
+
+RESULTS = Path(__file__).parent / "results" / "profile.json"
+TARGET = 0.97
+MODEL = ("pipeline", "vae")
+PARTS = {
+    "pipeline": "the pipeline's call: denoising",
+    "vae": "the VAE, decoding and encoding",
+    "around the model": "prompts, random generators, quantising, copying to the host",
+    "requests": "what is asked of the sampler",
+    "gate": "checking each image",
+    "plan": "the shard's planned samples",
+    "publish": "tar, digest, fsync, record",
+    "gap": "between two shards: Ray Data and the driver",
+    "other": "waiting for the encoder's thread, markers, Python between the steps",
+}
+
+
+class Timers:
+    """Seconds by name; `around` wraps a function."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, whose time is added to `name`."""
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.seconds[name] += time.perf_counter() - began
+
+        return timed
+
+
+class Called:
+    """A pipeline whose call is timed; everything else is the pipeline's."""
+
+    def __init__(self, pipeline: Any, timers: Timers) -> None:
+        self._pipeline, self._call = pipeline, timers.around("pipeline", pipeline.__call__)
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._call(*arguments, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pipeline, name)
+
+
+class ProfiledActor(ShardActor):
+    """Writes what each shard's time went to, a line a shard."""
+
+    def __init__(self, order: Order, board: Any = None) -> None:
+        super().__init__(order, board)
+        self._timers = timers = Timers()
+        worker = self._worker
+        sampler: Any = worker.sampler
+        vae = sampler.pipeline.vae
+        vae.decode, vae.encode = timers.around("vae", vae.decode), timers.around("vae", vae.encode)
+        sampler.pipeline = Called(sampler.pipeline, timers)
+        sampler.draw = timers.around("draw", sampler.draw)
+        worker.requests.make = timers.around("requests", worker.requests.make)  # type: ignore[method-assign]
+        for name, method in (("gate", "_pass"), ("plan", "_open"), ("publish", "_publish")):
+            setattr(worker, method, timers.around(name, getattr(worker, method)))
+        self._ended = self._returned = time.perf_counter()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        self._timers.seconds["gap"] += time.perf_counter() - self._returned
+        out = super().__call__(batch)
+        self._returned = time.perf_counter()
+        return out
+
+    def _make(self, k: int) -> Record:
+        record = super()._make(k)
+        now, spent = time.perf_counter(), dict(self._timers.seconds)
+        self._timers.seconds.clear()
+        with Path(self._order.url, "profile.jsonl").open("a") as out:
+            out.write(json.dumps({**spent, "wall": now - self._ended}) + "\n")
+        self._ended = now
+        return record
+
+
+def parts(spent: dict[str, float]) -> dict[str, float]:
+    """Seconds of one shard by part; they add up to its wall time."""
+    found = {name: spent.get(name, 0.0) for name in PARTS}
+    found["around the model"] = spent["draw"] - spent["pipeline"] - spent["vae"]
+    found["other"] = spent["wall"] - sum(found[name] for name in PARTS if name != "other")
+    return found
+
+
+def measure(case: dict[str, Any], shards: int) -> dict[str, Any]:
+    """Run the case, inside a session; the share of the model and of each other part."""
+    with tempfile.TemporaryDirectory(prefix="profile-") as place:
+        folder = Path(place)
+        checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
+        case = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
+        output = prepare(folder / "out", make_spec(case, checkpoint, shards))
+        with mock.patch.object(pool, "ShardActor", ProfiledActor):
+            output.generate()
+        lines = (folder / "out" / "profile.jsonl").read_text().splitlines()
+    return result(case, [json.loads(line) for line in lines][1:])
+
+
+def result(case: dict[str, Any], spent: list[dict[str, float]]) -> dict[str, Any]:
+    """Shares of the wall time of all shards, and the verdict on the model's."""
+    wall = sum(one["wall"] for one in spent)
+    every = [parts(one) for one in spent]
+    shares = {name: sum(one[name] for one in every) / wall for name in PARTS}
+    each = [sum(one[name] for name in MODEL) / line["wall"] for one, line in zip(every, spent, strict=True)]
+    share = sum(shares[name] for name in MODEL)
+    spread = statistics.median(abs(b - a) for a, b in itertools.pairwise(each)) if len(each) > 1 else 1.0
+    return {
+        "case": "half a second",
+        "batch": case["batch"],
+        "steps": case["steps"],
+        "shards": len(spent),
+        "seconds_a_batch": wall / len(spent) / case["batches"],
+        "share": share,
+        "spread": spread,
+        "target": TARGET,
+        "verdict": verdict(share, spread, TARGET),
+        "shares": shares,
+        "seconds": spent,
+    }
+
+
+def table(row: dict[str, Any]) -> str:
+    """The result as text."""
+    lines = [
+        f"{name:17} {100 * row['shares'][name]:7.2f} %  {1e3 * row['shares'][name] * row['seconds_a_batch']:8.2f} ms a batch  {what}"
+        for name, what in PARTS.items()
+    ]
+    said = (
+        f"inside the model {100 * row['share']:.2f} % of {row['shards']} shards, batches of {row['batch']} in "
+        f"{row['seconds_a_batch']:.3f} s; target {100 * row['target']:.0f} %, noise {100 * row['spread']:.2f}: {row['verdict']}"
+    )
+    return "\n".join([*lines, said])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a table, write the JSON; exit status 1 where the target was missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--shards", type=int, default=12)
+    parser.add_argument("--quick", action="store_true", help="short, to see that it works; writes nothing by itself")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    arguments = parser.parse_args(argv)
+    case, shards = CASES["half a second"], arguments.shards
+    if arguments.quick:
+        case, shards = case | {"batches": 2, "steps": 2, "batch": 2}, 2
+    with session(make_spec({**case, "steps": 1}, Path("/none"), 1).resources):
+        row, facts = measure(case, shards), machine("profile")
+    print(table(row))
+    out = arguments.out or (None if arguments.quick else RESULTS)
+    if out:
+        out.parent.mkdir(exist_ok=True)
+        out.write_text(json.dumps({"machine": facts, "results": [row]}, indent=1) + "\n")
+    sys.exit(row["verdict"] == "missed")
+
+
+if __name__ == "__main__":
+    main()
