@@ -4,17 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+BENCH := shard_writing planning verify_rate profile generation_overhead
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test test-clusters check bench bench-gpu
+.PHONY: help install quickstart test test-clusters check bench bench-all bench-gpu
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
 	@echo "make test        the tests"
 	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
 	@echo "make check       lint, format and types"
-	@echo "make bench       the CPU benchmarks; results go to benchmarks/results"
+	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
+	@echo "make bench-all   all CPU benchmarks, an hour and a half"
 	@echo "make bench-gpu   those of one CUDA device, models of published shapes with random weights"
 
 $(BIN)/python:
@@ -49,6 +51,9 @@ check: $(DEV_STAMP)
 	$(BIN)/mypy
 
 bench: $(DEV_STAMP)
+	failed=0; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
+
+bench-all: $(DEV_STAMP)
 	failed=0; for file in $$(grep -l '^def main' benchmarks/*.py | grep -v /gpu); do \
 	  $(BIN)/python -m benchmarks.$$(basename $$file .py) || failed=1; done; exit $$failed
 

@@ -191,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = arguments.out or (None if arguments.quick else RESULTS)
     if out:
         out.parent.mkdir(exist_ok=True)
-        results = {"machine": facts, "results": rows, "one_slow": slow, "simulated_driver": simulated}
+        named = [{"case": f"{row['actors']} actors", **row} for row in rows]
+        named += [{"case": "one slow", **slow}, {"case": "simulated driver", **simulated}]
+        results = {"machine": facts, "results": named}
         out.write_text(json.dumps(results, indent=1) + "\n")
     sys.exit(rows[-1]["verdict"] == "missed" or slow["verdict"] == "missed")
 

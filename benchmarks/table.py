@@ -116,6 +116,40 @@ LINES = (
         judged("MB/s"),
         "what checking a data set costs beyond hashing it",
     ),
+    Line(
+        "peer_scripts",
+        "How much faster than what people run instead?",
+        "the Real-Fake script (a file an image); Ray Data's map_batches + write_webdataset",
+        ">= 1.25 of the script with JPEG, 1.5 with PNG; >= 1.1 of Ray Data",
+        lambda rows: "; ".join(
+            f"{row['case']}, {row['peer']}, {row['format']}: {number(row['ratio'])}" for row in rows if row["judged"]
+        ),
+        "what overlap, batching and no image through Ray are worth where few steps make an image",
+    ),
+    Line(
+        "actors_scaling",
+        "Do many actors, or one slow one, cost anything?",
+        "one actor times their number; the makespan with no actor ever idle",
+        ">= 0.95 at 32 actors; <= 1.05 with one 3x slower",
+        lambda rows: "; ".join(f"{row['case']}: {number(row['ratio'])}" for row in rows if "ratio" in row),
+        "actors that sleep instead of drawing: what is lost is the engine's",
+    ),
+    Line(
+        "profile",
+        "Where does an actor's time go?",
+        "its wall time",
+        ">= 0.97 in the model",
+        each("{} in the model", "share"),
+        "whatever is not the model is waste",
+    ),
+    Line(
+        "gpu",
+        "How close is one GPU to its limit?",
+        "its own bf16 matmul peak; the Real-Fake script on the same GPU",
+        "SD-1.5 0.50, SDXL 0.60, DiT-XL/2 0.55 of the peak; >= 2 times the script",
+        lambda rows: "see gpu_*.json",
+        "`make bench-gpu`; not measured yet: needs a CUDA device",
+    ),
 )
 
 
