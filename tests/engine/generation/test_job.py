@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -22,6 +25,7 @@ from engine.shards import cost, manifest
 from engine.shards.status import status
 from engine.shards.verify import verify
 from engine.spec import RunSpec
+from engine.spec.models import FastSpec
 from engine.storage.store import open_store
 from tests.support import outputs, poison
 from tests.support.outputs import Output
@@ -98,6 +102,20 @@ def again(output: Output) -> None:
     assert shas(output) == before
     assert verify(output.store).faults == []
     assert not list(output.store.list("attempts/"))
+
+
+def test_fast_switches_and_an_automatic_batch_leave_ids_and_seeds(copy: Callable[..., Output]) -> None:
+    switches = FastSpec(channels_last="on", fuse_qkv=True, attention="math", decode_batch=4)
+    made = []
+    for output in (copy("plain"), copy("fast", batch_size="auto", fast=switches)):
+        output.generate(here="cpu")
+        assert verify(output.store).faults == []
+        table = pq.read_table(io.BytesIO(output.store.read("manifest.parquet")))
+        with tarfile.open(fileobj=io.BytesIO(output.store.read("data/digits-000002.tar"))) as tar:
+            facts = [(one.name, tar.extractfile(one).read()) for one in tar if one.name.endswith((".json", ".cls"))]  # type: ignore[union-attr]
+        made.append((table.drop_columns(["sha256", "bytes"]).to_pylist(), facts))
+    assert made[0] == made[1]
+    assert len(made[0][1]) == 20
 
 
 def test_status_tells_what_a_run_has_cost(copy: Callable[..., Output]) -> None:
