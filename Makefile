@@ -8,12 +8,13 @@ BENCH := shard_writing planning verify_rate profile generation_overhead
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test test-clusters check bench bench-all bench-gpu
+.PHONY: help install quickstart test test-clusters test-slow check bench bench-all bench-gpu
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
 	@echo "make test        the tests"
 	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
+	@echo "make test-slow   smoke runs of every benchmark, compiled generation"
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
 	@echo "make bench-all   all CPU benchmarks, an hour and a half"
@@ -44,6 +45,9 @@ test: $(DEV_STAMP)
 test-clusters: $(DEV_STAMP)
 	$(INSTALL) -e '.[cluster]'
 	MIMEO_CLUSTER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/clusters
+
+test-slow: $(DEV_STAMP)
+	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/engine/diffusion/families/test_fast.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

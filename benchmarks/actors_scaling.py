@@ -25,8 +25,8 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.driver_simulation import simulate
-from benchmarks.generation_overhead import verdict
 from benchmarks.machine import machine
+from benchmarks.pairs import verdict
 from benchmarks.sleeping import BARRIER, BATCH_S, SLOW, SleepingActor
 from engine.cluster.session import session
 from engine.generation import job, pool

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import gpumodels
-from benchmarks.generation_overhead import verdict
 from benchmarks.machine import machine
+from benchmarks.pairs import verdict
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("sd15", "sdxl", "dit", "switches", "scripts")

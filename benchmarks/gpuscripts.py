@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import gpumodels
-from benchmarks.generation_overhead import verdict
+from benchmarks.pairs import verdict
 from benchmarks.peers import Item, Work, draw, save_all
 from benchmarks.photographs import develop, write_folder
 
@@ -136,6 +136,7 @@ class Bench:
             Plan(spec, labels, CLASSES),
             Requests(spec, conditions, lambda rows: self._read(spec, rows)),
             Sampler(self._pipelines[name], spec.generate),
+            batch_size=self.batch,
             plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
             provenance={},
             device=self.device,

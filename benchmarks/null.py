@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,10 @@ class NullSampler:
         from engine.diffusion.sampler import Drawn
 
         return [Drawn(PIXELS)] * len(requests)
+
+    def stream(self, batches: Iterable[Sequence[Request]]) -> Iterator[list[Drawn]]:
+        """One batch after another."""
+        yield from map(self.draw, batches)
 
 
 def build_null(order: Order, progress: Progress | None = None) -> ShardWorker:

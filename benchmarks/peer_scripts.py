@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.generation_overhead import steps_for_half_a_second, verdict
+from benchmarks.generation_overhead import steps_for_half_a_second
 from benchmarks.machine import machine
+from benchmarks.pairs import verdict
 from benchmarks.peers import Item, Script, Work, ray_data
 from benchmarks.photographs import develop, write_folder
 from engine.cluster.session import session

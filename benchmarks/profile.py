@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.generation_overhead import CASES, make_spec, steps_for_half_a_second, verdict
+from benchmarks.generation_overhead import CASES, make_spec, steps_for_half_a_second
 from benchmarks.machine import machine
+from benchmarks.pairs import verdict
 from engine.cluster.session import session
 from engine.generation import pool
 from engine.generation.actor import Order, ShardActor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class SleepingSampler:
         time.sleep(self._seconds)
         return [self._picture] * len(requests)
 
+    def stream(self, batches: Iterable[Sequence[Any]]) -> Iterator[list[Picture]]:
+        """One batch after another."""
+        yield from map(self.draw, batches)
+
 
 class NoRequests:
     """Stands for `Requests`: asks for nothing but a seed, and never imports the sampler."""
@@ -85,6 +89,7 @@ def build_sleeping(order: Order, progress: Any = None) -> ShardWorker:
         plan,
         NoRequests(conditions),
         SleepingSampler(BATCH_S * factor, spec.images.size),
+        batch_size=spec.resources.batch_size,
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         progress=progress,

@@ -15,6 +15,7 @@ from benchmarks import actors_scaling, profile, sleeping
 from benchmarks.driver_simulation import answers, simulate
 from engine.generation import pool
 from engine.shards.records import Record
+from tests.support.tiers import slow
 
 
 def test_the_first_actor_to_come_is_the_slow_one_and_nobody_begins_before_all_are_there(tmp_path: Path) -> None:
@@ -67,6 +68,7 @@ def test_the_parts_of_a_profile_add_up_to_the_wall_time() -> None:
     assert found["other"] == pytest.approx(0.5)
 
 
+@slow
 def test_a_short_profile(ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     with pytest.raises(SystemExit):
@@ -78,12 +80,15 @@ def test_a_short_profile(ray_cluster: None, tmp_path: Path) -> None:
     assert 0 < row["share"] < 1
 
 
+@slow
 def test_a_short_scaling(ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     with pytest.raises(SystemExit):
         actors_scaling.main(["--quick", "--out", str(out)])
     found = json.loads(out.read_text())
-    assert [(row["actors"], row["used"]) for row in found["results"]] == [(1, 1), (2, 2)]
-    for row in found["results"]:
+    *rows, one_slow, simulated = found["results"]
+    assert [(row["actors"], row["used"]) for row in rows] == [(1, 1), (2, 2)]
+    for row in rows:
         assert row["of_sleep"] <= 1.0  # nobody is faster than the sleep
-    assert found["one_slow"]["ratio"] >= 1.0
+    assert one_slow["ratio"] >= 1.0
+    assert simulated["records"] == 5000

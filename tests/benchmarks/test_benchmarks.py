@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pairs, table
+from tests.support.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ("shard_writing", "planning", "verify_rate", "null_generator", "resume")
+QUICK = ("shard_writing", "planning", "verify_rate")
+QUICK_ON_RAY = ("null_generator", "resume")
 HELPERS = {"machine", "pairs", "table", "null"} | {
     "driver_simulation",
     "gpumodels",
@@ -25,7 +27,7 @@ HELPERS = {"machine", "pairs", "table", "null"} | {
 }
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in QUICK_ON_RAY)])
 def test_a_quick_run_gives_rows_and_touches_no_committed_result(name: str, tmp_path: Path) -> None:
     pytest.importorskip("psutil")
     committed = {path.name: path.read_bytes() for path in pairs.FOLDER.glob("*.json")}

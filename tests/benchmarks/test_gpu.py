@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu, gpumodels
+from tests.support.tiers import slow
 
 
 def test_dit_costs_what_its_paper_says() -> None:
@@ -22,7 +23,7 @@ def test_the_unets_have_the_published_numbers_of_parameters() -> None:
     assert found == {"sd15": 859_520_964, "sdxl": 2_567_463_684}
 
 
-@pytest.mark.parametrize("part", gpu.PARTS)
+@pytest.mark.parametrize("part", [pytest.param(part, marks=() if part == "switches" else slow) for part in gpu.PARTS])
 def test_every_part_runs_dry(part: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--dry-run", "--part", part, "--out", str(tmp_path)])

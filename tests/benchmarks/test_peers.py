@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import peer_scripts, peers, photographs
-from benchmarks.generation_overhead import verdict
+from benchmarks.pairs import verdict
+from tests.support.tiers import slow
 
 
 def work(**changes: Any) -> peers.Work:
@@ -85,6 +86,7 @@ def test_a_miss_is_one_beyond_the_noise() -> None:
     ]
 
 
+@slow
 @pytest.mark.parametrize("case", ["two steps", "img2img"])
 def test_a_short_round_of_every_side(case: str, ray_cluster: None, tmp_path: Path) -> None:
     out = tmp_path / "found.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from engine.diffusion.checkpoint import Checkpoint, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ClusterError, ConfigError
 from engine.spec.models import FastSpec, GenerateSpec
+from tests.support.tiers import slow
 
 KINDS = ("digits", "sd15", "xl", "sd3", "dit")
 Draw = Callable[..., np.ndarray]
@@ -203,9 +203,6 @@ def test_a_compiler_that_fails_is_one_line(fresh: Callable[..., Sampler]) -> Non
     sampler.pipeline.unet.register_forward_pre_hook(fail)
     with pytest.raises(ClusterError, match=r"resources.fast.compile: .*no C\+\+ compiler; set it to off"):
         sampler.draw(ask(3))
-
-
-slow = pytest.mark.skipif(os.environ.get("MIMEO_SLOW") != "1", reason="compiles for minutes: set MIMEO_SLOW=1")
 
 
 @slow
