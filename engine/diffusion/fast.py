@@ -63,7 +63,7 @@ def compile_denoiser(denoiser: Any, mode: str, *, by_block: bool = False) -> Non
     What is compiled is kept in the node's cache, for all actors and later runs. `by_block`: each block of a U-Net by itself,
     so that steps may leave some out.
     """
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.folder() / COMPILED))
+    keep_compiled()
     targets = [*deep_blocks(denoiser), denoiser.down_blocks[0], denoiser.up_blocks[-1]] if by_block else [denoiser]
     for module in targets:
         module.forward = torch.compile(module.forward, mode=mode, dynamic=False)
@@ -72,9 +72,14 @@ def compile_denoiser(denoiser: Any, mode: str, *, by_block: bool = False) -> Non
         denoiser.register_forward_hook(lambda module, args, output: (output[0].clone(), *output[1:]))
 
 
-def raise_if_not_compiled(error: Exception) -> None:
-    """Turn an error of the compiler into a ClusterError of one line."""
+def keep_compiled() -> None:
+    """Have what is compiled kept in the node's cache, unless the environment names another folder."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.folder() / COMPILED))
+
+
+def raise_if_not_compiled(error: Exception, key: str = "resources.fast.compile", fix: str = "set it to off") -> None:
+    """Turn an error of the compiler into a ClusterError of one line about the setting `key`."""
     if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         first = next(iter(str(error).splitlines()), "")
-        what = f"the denoiser cannot be compiled here: {type(error).__name__}: {first}"[:300]
-        raise ClusterError("resources.fast.compile", what, "set it to off") from error
+        what = f"the network cannot be compiled here: {type(error).__name__}: {first}"[:300]
+        raise ClusterError(key, what, fix) from error

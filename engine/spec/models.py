@@ -223,6 +223,7 @@ class ResourcesSpec(Spec):
     labels: dict[Label, Label] = Field(default_factory=dict)
     wait: Annotated[Number, Field(ge=0, le=7 * 86_400)] = 0.0
     stall: Annotated[Number, Field(ge=5, le=86_400)] = 120.0
+    compile_training: bool = False
     tensorboard: bool = False
     price_per_hour: Annotated[Number, Field(ge=0, le=1e9)] | None = None
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from engine.diffusion import fast
 from engine.errors import DataError
 from engine.training.ema import Ema
 from engine.training.setup import Place
@@ -58,9 +59,12 @@ class OwnOptimizer(Protocol):
 class Loop:
     """Trains one stage from `start` on; its whole state goes into and comes out of checkpoints."""
 
-    def __init__(self, stage: Stage, place: Place, state: State | None = None) -> None:
-        """`state` is what `Loop.state` gave at a checkpoint of this stage, None at its start."""
-        self.stage, self.place = stage, place
+    def __init__(self, stage: Stage, place: Place, state: State | None = None, *, compiled: bool = False) -> None:
+        """`state` is what `Loop.state` gave at a checkpoint of this stage, None at its start.
+
+        `compiled`: forward and backward pass go through `torch.compile`, which changes rounding alone.
+        """
+        self.stage, self.place, self._compiled = stage, place, compiled
         self._parameters = [parameter for parameter in stage.module.parameters() if parameter.requires_grad]
         own = stage if isinstance(stage, OwnOptimizer) else None
         self._scaler = own.scaler if own else None
@@ -123,7 +127,7 @@ class Loop:
         module = self._wrapped().train()
         seen, next_look, begun = self.step, self.step + 1, time.monotonic()
         while self.step < self.stage.steps:
-            self._pending.append(self._train_step(module))
+            self._pending.append(self._tried_step(module))
             self.step += 1
             whole = self.step == self.stage.steps or self.step % checkpoint_every == 0
             if self.step < next_look and not whole and not look(self.step):
@@ -141,8 +145,19 @@ class Loop:
         return True
 
     def _wrapped(self) -> nn.Module:
-        module = self.stage.module
+        module: Any = self.stage.module
+        if self._compiled:
+            fast.keep_compiled()
+            torch.compiler.reset()  # else the compiler gives up silently at the ninth network of one process
+            module = torch.compile(module, dynamic=False)
         return DistributedDataParallel(module) if self.place.world_size > 1 else module
+
+    def _tried_step(self, module: nn.Module) -> torch.Tensor:
+        try:
+            return self._train_step(module)
+        except Exception as error:
+            fast.raise_if_not_compiled(error, "resources.compile_training", "set it to false")
+            raise
 
     def _train_step(self, module: nn.Module) -> torch.Tensor:
         """One update; returns (2,): the loss of this rank's part, the norm of the whole batch's gradient."""

@@ -16,7 +16,7 @@ from tests.support.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("shard_writing", "planning", "verify_rate")
-QUICK_ON_RAY = ("null_generator", "resume")
+QUICK_ON_RAY = ("null_generator", "resume", "first_sample")
 HELPERS = {"machine", "pairs", "table", "null"} | {
     "driver_simulation",
     "gpumodels",

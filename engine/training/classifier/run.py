@@ -119,6 +119,7 @@ def train(planned: Plan, store: Store, progress: Reporter, *, time_limit: float 
         n=planned.catalog.split("train").num_rows,
         deadline=deadline,
         board=board,
+        compiled=spec.resources.compile_training,
     )
     with follow(board, progress):
         resources = _resources(spec.resources, planned.train, len(pending))

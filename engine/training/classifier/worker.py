@@ -65,6 +65,7 @@ class Job:
     n: int
     deadline: float | None = None
     board: Board | None = None
+    compiled: bool = False
 
 
 def train(config: Config) -> Config:
@@ -104,7 +105,7 @@ class Training:
         """Train what is left, test, publish from rank 0; False when the time was up."""
         prefix = f"{CHECKPOINTS}/{self.task.name}"
         resumed = resume(self.job.store, prefix, self.task.made_from, self.place)
-        loop = Loop(self.stage, self.place, resumed and resumed["loop"])
+        loop = Loop(self.stage, self.place, resumed and resumed["loop"], compiled=self.job.compiled)
         checks = set(self.stage.validations) if self._validates else set()
         try:
             done = loop.run(

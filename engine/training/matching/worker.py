@@ -82,7 +82,9 @@ class Matching:
     def run(self) -> Config:
         """Train what is left, publish from rank 0; gives {"done": bool, "message": str}."""
         resumed = resume(self.job.store, CHECKPOINTS, self.job.made_from, self.place)
-        loop = Loop(self.stage, self.place, resumed and resumed["loop"])
+        loop = Loop(
+            self.stage, self.place, resumed and resumed["loop"], compiled=self.job.spec.resources.compile_training
+        )
         try:
             return self._run(loop)
         finally:

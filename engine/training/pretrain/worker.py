@@ -97,7 +97,7 @@ class Training:
         """Bring a stage to its end, or to the end of the time (False)."""
         if stage.name not in self.finished:
             resumed = self._resumed if self._resumed and self._resumed["stage"] == stage.name else None
-            loop = Loop(stage, self.place, resumed and resumed["loop"])
+            loop = Loop(stage, self.place, resumed and resumed["loop"], compiled=self._compiled(stage))
             if not loop.run(
                 checkpoint_every=self.job.spec.pretrain.checkpoint_every,
                 save=lambda: self._save(stage, loop),
@@ -115,6 +115,10 @@ class Training:
         stage.module.load_state_dict(self.finished[stage.name]["weights"])
         stage.module.eval().requires_grad_(False)
         return True
+
+    def _compiled(self, stage: Stage) -> bool:
+        """Only the denoiser is worth the compiler's minutes."""
+        return self.job.spec.resources.compile_training and stage.name in DENOISERS
 
     def _save(self, stage: Stage, loop: Loop) -> None:
         if self.place.rank == 0:
