@@ -47,7 +47,7 @@ test-clusters: $(DEV_STAMP)
 	MIMEO_CLUSTER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/clusters
 
 test-slow: $(DEV_STAMP)
-	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py
+	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py tests/engine/training/matching/test_match_worker.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from engine.errors import DataError
 from engine.training.setup import Place
 from tests.support.matching import Parts, lora_digest, match_spec, run_workers
 from tests.support.outputs import Output
+from tests.support.tiers import slow
 from tests.support.training import CPU
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -88,6 +89,21 @@ def test_stopped_by_the_time_limit_it_goes_on(parts: Parts, unbroken: Path, tmp_
         assert runs < 10
     assert runs > 2
     assert _results(tmp_path) == _results(unbroken)
+
+
+@slow
+def test_compiled_it_learns_the_same(
+    parts: Parts, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIMEO_CACHE", str(tmp_path / "cache"))
+    resources = parts.spec.resources.model_copy(update={"compile_training": True})
+    compiled = Parts(parts.output, parts.spec.model_copy(update={"resources": resources}))
+    torch._dynamo.utils.counters.clear()
+    assert compiled.matching(tmp_path).run()["done"]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    found, plain = _results(tmp_path), _results(unbroken)
+    assert found["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    assert found["mmd"] == pytest.approx(plain["mmd"], rel=1e-2)
 
 
 def _worker(rank: int, world: int, folder: str, parts: Parts, deadline: float | None) -> None:
