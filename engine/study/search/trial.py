@@ -14,6 +14,7 @@ from engine.errors import OutputInUseError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.lock import hold
+from engine.storage.run import claim
 from engine.storage.store import Store, open_store
 from engine.study.search.plan import Point, Seeds, Work, judge_seed, largest, name_of, outcome, set_spec
 from engine.study.trial import Shared, fine_tuned, output, quiet, synthetic_set, train_generator
@@ -99,15 +100,19 @@ def _synthetic(study: Study, point: Point, generator: int, device: str) -> Array
     store = output(shared, f"seed-{spec.seed}/{name}")
     with _alone(store):
         if tuned is not None:
-            _copy_match(tuned, store)
+            _begin(store, spec, tuned)
         synthetic_set(spec, name, model, shared, device)
     count = point.count(study.n)
     with quiet().task("images", count) as task:
         return synthetic_images(spec, store, count, task)
 
 
-def _copy_match(source: Store, target: Store) -> None:
-    """Hand on a fine-tune, which depends on nothing that a search changes; the file that says it is whole comes last."""
+def _begin(target: Store, spec: RunSpec, source: Store) -> None:
+    """Hand on a fine-tune, which depends on nothing that a search changes; the file that says it is whole comes last.
+
+    The recipe comes first: killed in between, the output is known for one of mimeo's.
+    """
+    claim(target, spec)
     for entry in sorted(source.list("match/"), key=lambda entry: entry.name == MARKER):
         if not target.exists(entry.name):
             target.create(entry.name, source.read(entry.name))

@@ -14,9 +14,11 @@ from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog, withheld
 from engine.report import search as pages
 from engine.spec import RunSpec, validate
+from engine.storage.run import read_spec
 from engine.storage.store import Store, open_store
 from engine.study.search import plan
 from engine.study.search import run as searches
+from engine.study.search import trial as trials
 from engine.study.search.plan import Point
 from engine.study.search.run import search
 from engine.study.search.suggest import searcher
@@ -125,6 +127,26 @@ def test_failed_trials_are_all_told_and_the_first_is_raised(ready: Output, tmp_p
         search(spec, catalog, store, reporter)
     assert "\n" not in str(caught.value)
     assert [note.split(":")[0] for note in reporter.notes] == ["trial 1x seed 0 failed", "trial 2x seed 0 failed"]
+
+
+def test_a_set_that_was_killed_while_it_was_given_its_fine_tune_can_be_begun_again(
+    ready: Output, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = _spec(ready, {})
+    tuned, target = open_store(str(tmp_path / "tuned")), open_store(str(tmp_path / "set"))
+    for name in ("match/mimeo.json", "match/model/weights.safetensors"):
+        tuned.create(name, b"{}")
+    read = type(tuned).read
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            type(tuned), "read", lambda store, name: 1 / 0 if name == "match/mimeo.json" else read(store, name)
+        )
+        with pytest.raises(ZeroDivisionError):
+            trials._begin(target, spec, tuned)
+    assert [entry.name for entry in target.list("match/")] == ["match/model/weights.safetensors"]
+    trials._begin(target, spec, tuned)
+    assert {entry.name for entry in target.list("match/")} == {entry.name for entry in tuned.list("match/")}
+    assert read_spec(target) == spec
 
 
 def test_trials_know_no_test_image(ready: Output, tmp_path: Path) -> None:
