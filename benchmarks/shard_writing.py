@@ -3,12 +3,14 @@
 A shard is what a run writes: random bytes as JPEG, with cls, json and txt. "engine" is `ShardBuilder`, SHA-256, the exclusive durable
 publish of the tar (file, link and folder synced) and of its record. "raw" writes the finished tar's bytes to a new file and syncs it:
 the limit of the disk, which the engine is compared with in wall time. "webdataset" is `TarWriter` (members encoded before, its
-fastest way) into a new file and a sync, compared in CPU time of the process. All three run in one process, one after another, in
-turning order; the files go to `--folder`, and are removed after each. Ratios are medians over pairs.
+fastest way) into a new file and a sync, compared in CPU time of the process; "hashed" is the raw write and the SHA-256 of its bytes,
+what no writer of shards with digests can do without. All run in one process, one after another, in turning order; the files go to
+`--folder`, and are removed after each. Ratios are medians over pairs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import shutil
@@ -107,6 +109,12 @@ def write_raw(folder: Path, data: bytes) -> None:
         os.fsync(out.fileno())
 
 
+def write_hashed(folder: Path, data: bytes) -> None:
+    """The same and its SHA-256: the least that a shard with a digest costs."""
+    hashlib.sha256(data).digest()
+    write_raw(folder, data)
+
+
 def write_webdataset(folder: Path, given: list[tuple[str, Files]]) -> None:
     """The same samples with webdataset's writer, synced."""
     from webdataset import TarWriter
@@ -155,6 +163,7 @@ def measure(name: str, case: dict[str, Any], count: int, place: Path) -> list[pa
     sides = {
         "engine": partial(timed, partial(write_engine, given=given), place),
         "raw": partial(timed, partial(write_raw, data=data), place),
+        "hashed": partial(timed, partial(write_hashed, data=data), place),
         "webdataset": partial(timed, partial(write_webdataset, given=given), place),
     }
     taken = pairs.alternate(sides, count)
@@ -172,6 +181,7 @@ def measure(name: str, case: dict[str, Any], count: int, place: Path) -> list[pa
         "cpu_seconds": cpu,
     }
     raw, stock = pairs.ratio(wall["raw"], wall["engine"]), pairs.ratio(cpu["webdataset"], cpu["engine"])
+    limit = pairs.ratio(cpu["hashed"], cpu["engine"])
     return [
         pairs.judged(
             name, "MB/s over raw write + fsync (wall)", raw, pairs.spread(wall["raw"]), case["of_raw"], **more
@@ -183,6 +193,7 @@ def measure(name: str, case: dict[str, Any], count: int, place: Path) -> list[pa
             pairs.spread(cpu["webdataset"]),
             case["over_webdataset"],
         ),
+        pairs.judged(name, "samples/s over raw write + SHA-256 (CPU time)", limit, pairs.spread(cpu["hashed"]), None),
     ]
 
 
