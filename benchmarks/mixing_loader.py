@@ -43,7 +43,7 @@ BATCH = 128
 CASES: dict[str, dict[str, Any]] = {
     "png 8 px": {"size": 8, "format": "png", "count": 4000},
     "jpg 32 px": {"size": 32, "format": "jpg", "count": 4000, "target": 4.0},
-    "jpg 224 px": {"size": 224, "format": "jpg", "count": 768, "target": 1.25},
+    "jpg 224 px": {"size": 224, "format": "jpg", "count": 2304, "target": 1.25},
 }
 SIDES = ("webdataset", "simplejpeg", "mixing", "reading")
 

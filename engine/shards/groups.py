@@ -73,8 +73,8 @@ def _grouped(
     for member in scan:
         if member.kind == "folder":
             continue
-        reason = _unfit(member, extensions, max_member)
         match = _NAME.fullmatch(member.name)
+        reason = _unfit(member, match, extensions, max_member)
         if reason or match is None:
             refuse(member.name, reason or "has an unsafe name")
             continue
@@ -95,14 +95,15 @@ def _grouped(
         yield group
 
 
-def _unfit(member: tar.Member, extensions: frozenset[str], max_member: int) -> str | None:
-    """Why a member cannot be read, or None."""
+def _unfit(
+    member: tar.Member, match: re.Match[str] | None, extensions: frozenset[str], max_member: int
+) -> str | None:
+    """Why a member cannot be read, or None; `match` is what `_NAME` made of its name."""
     if member.kind != "file":
         return f"is a {member.kind}"
     parts = member.name.split("/")
     if ".." in parts or "" in parts or not member.name.isprintable() or len(member.name) > 1024:
         return "has an unsafe name"
-    match = _NAME.fullmatch(member.name)
     if match is None:
         return "has no extension"
     if match[2].lower() not in extensions:

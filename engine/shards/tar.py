@@ -7,8 +7,7 @@ import io
 import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from engine.errors import DataError
 
@@ -61,8 +60,7 @@ def global_header(keyword: str, value: str) -> bytes:
     return header(_GLOBAL_NAME, len(record), kind=b"g", mode=0) + record + padding(len(record))
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One entry of a tar: its name as written there (unchecked), its kind, and where its bytes lie."""
 
     name: str
