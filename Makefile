@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
 	@echo "make test        the tests"
 	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
-	@echo "make test-slow   smoke runs of every benchmark, compiled generation"
+	@echo "make test-slow   smoke runs of every benchmark, compiled generation and training, a killed search"
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
 	@echo "make bench-all   all CPU benchmarks, an hour and a half"
@@ -47,7 +47,8 @@ test-clusters: $(DEV_STAMP)
 	MIMEO_CLUSTER_TESTS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/clusters
 
 test-slow: $(DEV_STAMP)
-	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py tests/engine/training/matching/test_match_worker.py
+	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/chaos/test_killed_search.py \
+	  tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py tests/engine/training/matching/test_match_worker.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

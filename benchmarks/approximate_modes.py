@@ -97,7 +97,8 @@ def drawn(spec: RunSpec, store: Store) -> tuple[NDArray[np.float64], float]:
 
     with quiet().task("images", spec.generate.count) as task:
         arrays = synthetic_images(spec, store, spec.generate.count, task)
-    records = [json.loads(store.read(entry.name)) for entry in store.list(f"{DATA}/") if entry.name.endswith(".json")]
+    shards = [entry.name for entry in store.list(f"{DATA}/{spec.name}-") if entry.name.endswith(".json")]
+    records = [json.loads(store.read(name)) for name in shards]
     return flat(arrays.pixels), len(arrays.labels) / sum(record["seconds"] for record in records)
 
 
