@@ -95,9 +95,7 @@ def _grouped(
         yield group
 
 
-def _unfit(
-    member: tar.Member, match: re.Match[str] | None, extensions: frozenset[str], max_member: int
-) -> str | None:
+def _unfit(member: tar.Member, match: re.Match[str] | None, extensions: frozenset[str], max_member: int) -> str | None:
     """Why a member cannot be read, or None; `match` is what `_NAME` made of its name."""
     if member.kind != "file":
         return f"is a {member.kind}"
