@@ -77,23 +77,28 @@ class Images:
     def take(self, rows: Ints, pool: ThreadPoolExecutor | None = None) -> Pixels:
         """(N, side, side, 3) uint8 pixels of rows, in their order; encoded images are decoded in `pool`."""
         out = np.empty((len(rows), self.side, self.side, 3), np.uint8)
+        self.put(rows, out, np.arange(len(rows)), pool)
+        return out
+
+    def put(self, rows: Ints, out: Pixels, places: Ints, pool: ThreadPoolExecutor | None = None) -> None:
+        """Write the pixels of `rows` (N,) to the places (N,) of `out` (M, side, side, 3), without a copy in between."""
         owner = np.searchsorted(self.starts, rows, side="right") - 1
         jobs: list[tuple[int, memoryview]] = []
         for number in np.unique(owner):
             mine = np.flatnonzero(owner == number)
             block, within = self._block(int(number)), rows[mine] - self.starts[number]
             if isinstance(block, np.ndarray):
-                out[mine] = block[within]
+                out[places[mine]] = block[within]
             else:
                 data, offsets = block
-                jobs += [(int(at), data[offsets[k] : offsets[k + 1]]) for at, k in zip(mine, within, strict=True)]
+                spans = zip(places[mine].tolist(), within.tolist(), strict=True)
+                jobs += [(at, data[offsets[k] : offsets[k + 1]]) for at, k in spans]
 
-        def put(job: tuple[int, memoryview]) -> None:
-            out[job[0]] = decoded(job[1], self.side)
+        def fill(job: tuple[int, memoryview]) -> None:
+            decode_into(job[1], out[job[0]])
 
-        for _ in pool.map(put, jobs) if pool else map(put, jobs):
+        for _ in pool.map(fill, jobs) if pool else map(fill, jobs):
             pass
-        return out
 
     def _block(self, number: int) -> Any:
         """Pixels (n, side, side, 3), or encoded bytes with offsets; nothing is copied."""
@@ -118,18 +123,22 @@ def _view(table: pa.Table, side: int) -> Any:
     return memoryview(data).cast("B"), offsets
 
 
-def decoded(data: memoryview, side: int) -> Pixels:
-    """Pixels of an image that this engine has encoded; DataError where they are not of that size."""
+def decode_into(data: memoryview, out: Pixels) -> None:
+    """Decode an image that this engine has encoded into `out` (H, W, 3), contiguous; DataError where it is not of that size."""
     try:
         if bytes(data[:2]) == b"\xff\xd8":
-            pixels = simplejpeg.decode_jpeg(data, "RGB")
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            if (height, width) == out.shape[:2]:
+                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         else:
-            pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG", "WEBP")).convert("RGB"))
+            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP")).convert("RGB")
+            width, height = image.size
+            if (height, width) == out.shape[:2]:
+                out[...] = np.asarray(image)
     except (ValueError, OSError) as error:
         raise DataError("a stored image", f"cannot be decoded ({str(error).splitlines()[0]})", "run again") from None
-    if pixels.shape != (side, side, 3):
-        raise DataError("a stored image", f"has {pixels.shape[1]} x {pixels.shape[0]} pixels", "restore the shard")
-    return pixels
+    if (height, width) != out.shape[:2]:
+        raise DataError("a stored image", f"has {width} x {height} pixels", "restore the shard")
 
 
 def side_of(spec: RunSpec) -> int:
@@ -281,10 +290,12 @@ def _shard(spec: RunSpec, request: Request, shard: int) -> tuple[list[bytes], li
 
 def _of_shard(data: bytes, spec: RunSpec, where: str) -> Pixels:
     """Pixels of an image whose bytes have been found to be the sealed ones, without the checks that unknown bytes need."""
+    pixels = np.empty((spec.images.size, spec.images.size, 3), np.uint8)
     try:
-        return decoded(memoryview(data), spec.images.size)
+        decode_into(memoryview(data), pixels)
     except DataError as error:
         raise DataError(where, error.what, "restore the shard") from None
+    return pixels
 
 
 def _check_class(name: object, label: int, names: tuple[str, ...], where: str) -> None:

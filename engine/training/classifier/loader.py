@@ -55,7 +55,7 @@ class Feed:
         pixels, labels = np.empty((len(row), side, side, 3), np.uint8), np.empty(len(row), np.int64)
         for name in dict.fromkeys(names):
             mine = np.array([own == name for own in names])
-            pixels[mine] = self.sets[name].take(row[mine], pool)
+            self.sets[name].put(row[mine], pixels, np.flatnonzero(mine), pool)
             labels[mine] = self.sets[name].labels[row[mine]]
         return torch.from_numpy(pixels), torch.from_numpy(labels)
 
