@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 BENCH := shard_writing planning verify_rate profile generation_overhead
 NEEDS := pyproject.toml constraints.txt
-INSTALL := $(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt
+INSTALL := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt
 
 .PHONY: help install quickstart test test-clusters test-slow check bench bench-all bench-gpu
 help:

@@ -135,7 +135,8 @@ def results(result: dict[str, Any], found: dict[str, dict[str, list[float]]]) ->
     """For each mode its rate over the exact one's, its distance, and its accuracy with the difference to the exact one's."""
     sets = result["training_sets"][KIND]
     accuracy = {one["arm"]: one for one in sets["comparisons"]}
-    distance = {one.arm: one.to_json() for one in compare(without_real(found["distance"]), REFERENCE)}
+    drawn_ones = {arm: own for arm, own in found["distance"].items() if arm != "real"}
+    distance = {one.arm: one.to_json() for one in compare(drawn_ones, REFERENCE)}
     rows: list[pairs.Row] = []
     for mode in MODES:
         arm = arm_of(mode)
@@ -148,11 +149,6 @@ def results(result: dict[str, Any], found: dict[str, dict[str, list[float]]]) ->
     rows.append(pairs.judged("half of the test set", "Fréchet distance", found["distance"]["real"][0], 0.0, None))
     rows.append(pairs.judged("100 real images", "accuracy", result["real"]["mean"], 0.0, None))
     return rows
-
-
-def without_real(values: dict[str, list[float]]) -> dict[str, list[float]]:
-    """The modes' values alone."""
-    return {arm: own for arm, own in values.items() if arm != "real"}
 
 
 def main() -> None:

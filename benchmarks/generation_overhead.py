@@ -1,20 +1,19 @@
 """What the engine costs over a plain diffusers loop: images a second of both, in pairs, in one process (python -m benchmarks.generation_overhead).
 
-The engine's side is everything between two shards of a running job: the way through Ray Data, planning, conditions, sampling, gate,
-encoding, the durable tar and its record. The plain side is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third
+The engine's side is everything between two shards of a running job: waiting for the next one, planning, conditions, sampling, gate,
+encoding, and the durable tar and its record, which a run makes beside the next shard's drawing and this does in turn. The plain side is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third
 side, "bare", is the same pipeline from precomputed prompt embeddings to uint8 arrays, with no work on the host at all. All three run
-in the actor's process, one after another, in turning order, with the same weights, batch size, steps and one thread; starting Ray and
+in the actor's device thread, one after another, in turning order, with the same weights, batch size, steps and one thread; starting Ray and
 loading models is in none of them. The ratio is the median over pairs; the spread of plain against plain says what it is worth.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,12 +23,11 @@ from benchmarks.machine import machine
 from engine.cluster.session import session
 from engine.generation import pool
 from engine.generation.actor import Order, ShardActor
-from engine.shards.records import Record
+from engine.generation.worker import Shard
 from engine.spec import RunSpec, validate
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import prepare
 
-RESULTS = Path(__file__).parent / "results" / "generation_overhead.json"
 HALF_A_SECOND = 0.5
 SIDES = ("engine", "plain", "bare")
 CASES: dict[str, dict[str, Any]] = {
@@ -52,6 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
         "target": 0.97,
     },
 }
+QUICK = {"batches": 2, "steps": 2, "batch": 2}
 
 
 class PairedActor(ShardActor):
@@ -59,21 +58,20 @@ class PairedActor(ShardActor):
 
     def __init__(self, order: Order, board: Any = None) -> None:
         super().__init__(order, board)
-        self._returned = time.perf_counter()
         self._plain = stock_pipeline(order.checkpoint.path, self._worker.sampler)
         self._embeds: Any = None
+        self._ended = time.perf_counter()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        self._gap = time.perf_counter() - self._returned
-        out = super().__call__(batch)
-        self._returned = time.perf_counter()
-        return out
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
+        seconds = {"gap": time.perf_counter() - self._ended}
+        made: list[Shard] = []
 
-    def _make(self, k: int) -> Record:
-        seconds: dict[str, float] = {"gap": self._gap}
-        made: list[Record] = []
+        def engine() -> None:
+            made.append(ShardActor._draw(self, k, marks))
+            self._worker.publish(made[0])
+
         sides = {
-            "engine": lambda: made.append(ShardActor._make(self, k)),
+            "engine": engine,
             "plain": lambda: self._loop(k, self._draw_plain),
             "bare": lambda: self._loop(k, self._draw_bare),
         }
@@ -83,6 +81,7 @@ class PairedActor(ShardActor):
             seconds[name] = time.perf_counter() - began
         with Path(self._order.url, "seconds.jsonl").open("a") as out:
             out.write(json.dumps(seconds) + "\n")
+        self._ended = time.perf_counter()
         return made[0]
 
     def _loop(self, k: int, draw: Any) -> None:
@@ -222,19 +221,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure every case, print a table, write the JSON; exit status 1 where a target was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--case", choices=tuple(CASES))
-    arguments = parser.parse_args()
-    chosen = {name: case for name, case in CASES.items() if arguments.case in (None, name)}
+    arguments = pairing.parser(__doc__, pairs=8, cases=CASES).parse_args()
+    count, changes = (2, QUICK) if arguments.quick else (arguments.pairs, {})
+    chosen = {name: CASES[name] | changes for name in arguments.case or CASES}
     any_case = next(iter(chosen.values()))
     with session(make_spec({**any_case, "steps": 1}, Path("/none"), 1).resources):
-        rows = [measure(name, case, arguments.pairs) for name, case in chosen.items()]
+        rows = [measure(name, case, count) for name, case in chosen.items()]
         facts = machine("generation_overhead")
-    print(table(rows))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": facts, "results": rows}, indent=1) + "\n")
-    sys.exit(any(row["verdict"] == "missed" for row in rows))
+    pairing.finish("generation_overhead", rows, arguments, facts, table(rows))
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ Models have the published shapes and random weights (benchmarks/gpumodels.py), s
   within 1e-3, in bfloat16 no further from eager float32 than twice what eager bfloat16 is.
 - `scripts`: the whole way to the disk against the Real-Fake script (benchmarks/gpuscripts.py).
 
-Without a CUDA device nothing is measured; `--dry-run` runs every part on the CPU with tiny shapes and without
-compiling, to see that it works.
+Without a CUDA device nothing is measured; `--quick` runs every part on the CPU with tiny shapes and without compiling, to see that
+it works. Each part writes a file into the folder `--results`, else $OUT, else benchmarks/results.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import itertools
 import json
 import os
 import statistics
@@ -28,11 +26,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gpumodels
+from benchmarks import gpumodels, pairs
 from benchmarks.machine import machine
-from benchmarks.pairs import verdict
 
-RESULTS = Path(__file__).parent / "results"
 PARTS = ("sd15", "sdxl", "dit", "switches", "scripts")
 REPEATS = 3
 EXACT, TWICE = 1e-3, 2.0
@@ -99,7 +95,7 @@ def part_model(kind: str, device: str, tiny: bool) -> dict[str, Any]:
     compiling = seconds(lambda: drawing.draw(requests(best)), device)
     rows.append(row_of("compiled, channels_last", drawing, best, device, cost["image"], peak))
     last = max(rows, key=lambda row: row["share"])
-    judged = verdict(last["share"], last["spread"] * last["share"], shape.target)
+    judged = pairs.verdict(last["share"], last["spread"] * last["share"], shape.target)
     facts = {"model": shape.name, "size": shape.size, "steps": shape.steps, "dtype": dtype, "flops": cost}
     return facts | {"peak": peak, "compile_s": compiling, "target": shape.target, "verdict": judged, "results": rows}
 
@@ -121,7 +117,7 @@ def row_of(name: str, drawing: Any, batch: int, device: str, flops: float, peak:
         "images_per_s": rate,
         "tflops": flops * rate / 1e12,
         "share": flops * rate / peak,
-        "spread": statistics.median(abs(b / a - 1) for a, b in itertools.pairwise(taken)),
+        "spread": pairs.spread(taken),
         "gib": torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else None,
     }
     print(row, file=sys.stderr, flush=True)
@@ -160,14 +156,14 @@ def part_switches(device: str, tiny: bool) -> dict[str, Any]:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    batch, pairs = (2, 2) if tiny else (32, 5)
+    batch, count = (2, 2) if tiny else (32, 5)
     exact = gpumodels.pipeline("sd15", device, "float32", tiny).unet
     low = copy.deepcopy(exact).to(torch.bfloat16)
     with torch.inference_mode():
         reference = answer(exact, device, torch.float32)
         eager_error = error(answer(low, device, torch.bfloat16), reference)
         rows = [
-            one_switch(name, exact, low, (device, batch, pairs), reference, eager_error)
+            one_switch(name, exact, low, (device, batch, count), reference, eager_error)
             for name in SWITCHES
             if not (tiny and name == "compile")
         ]
@@ -190,7 +186,7 @@ def one_switch(
     """A row: ratio to eager, its noise, errors, and whether they are within the tolerances; a switch that cannot be used says why."""
     import torch
 
-    device, batch, pairs = how
+    device, batch, count = how
     row: dict[str, Any] = {"switch": name}
     try:
         made = switched(low, name)
@@ -201,11 +197,12 @@ def one_switch(
             row["bf16_error"] = error(answer(made, device, torch.bfloat16), reference)
             fast()  # the small batch may have made it compile again
         eager()
-        taken: list[tuple[float, float]] = []
-        for _ in range(pairs):
-            plain = seconds(eager, device)
+        plain: list[float] = []
+        taken: list[float] = []
+        for _ in range(count):
+            plain.append(seconds(eager, device))
             with kernel(name):
-                taken.append((plain, seconds(fast, device)))
+                taken.append(seconds(fast, device))
     except Exception as failure:
         return row | {"verdict": f"cannot be used: {type(failure).__name__}: {' '.join(str(failure).split())[:200]}"}
     try:
@@ -214,8 +211,7 @@ def one_switch(
     except RuntimeError:
         row["fp32_error"] = None  # a kernel for half precision only
     close = row["fp32_error"] is None or row["fp32_error"] <= EXACT
-    row["ratio"] = statistics.median(plain / switch for plain, switch in taken)
-    row["spread"] = statistics.median(abs(b[0] / a[0] - 1) for a, b in itertools.pairwise(taken))
+    row["ratio"], row["spread"] = pairs.ratio(plain, taken), pairs.spread(plain)
     row["verdict"] = "exact" if close and row["bf16_error"] <= TWICE * eager_error else "missed: not exact"
     print(row, file=sys.stderr, flush=True)
     return row
@@ -225,24 +221,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the parts, write a JSON for each; exit status 1 where a target or an exactness was missed."""
     from benchmarks.gpuscripts import part_scripts
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = pairs.parser(__doc__)
     parser.add_argument("--part", choices=PARTS, action="append", help="all of them where none is named")
-    parser.add_argument("--dry-run", action="store_true", help="tiny shapes on the CPU")
-    parser.add_argument("--out", type=Path, help="the folder for the JSON files; $OUT or benchmarks/results")
     arguments = parser.parse_args(argv)
     import torch
 
-    if not arguments.dry_run and not torch.cuda.is_available():
-        print("no CUDA device: nothing was measured (--dry-run tries the parts on the CPU)")
+    if not arguments.quick and not torch.cuda.is_available():
+        print("no CUDA device: nothing was measured (--quick tries the parts on the CPU)")
         return
-    device, missed = "cpu" if arguments.dry_run else "cuda", False
-    folder = arguments.out or (Path(os.environ["OUT"]) if "OUT" in os.environ else RESULTS)
+    device, missed = "cpu" if arguments.quick else "cuda", False
+    folder = arguments.results or Path(os.environ.get("OUT", pairs.FOLDER))
     parts: dict[str, Callable[[], dict[str, Any]]] = {
-        kind: lambda kind=kind: part_model(kind, device, arguments.dry_run)  # type: ignore[misc]
+        kind: lambda kind=kind: part_model(kind, device, arguments.quick)  # type: ignore[misc]
         for kind in gpumodels.SHAPES
     }
-    parts["switches"] = lambda: part_switches(device, arguments.dry_run)
-    parts["scripts"] = lambda: part_scripts(device, arguments.dry_run)
+    parts["switches"] = lambda: part_switches(device, arguments.quick)
+    parts["scripts"] = lambda: part_scripts(device, arguments.quick)
     for part in arguments.part or PARTS:
         began = time.monotonic()
         found = {"part": part, "seconds": 0.0, **parts[part]()} | {"seconds": time.monotonic() - began}
@@ -250,11 +244,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(map(str, found["results"])), flush=True)
         verdicts = [found.get("verdict", "")] + [row.get("verdict", "") for row in found["results"]]
         missed |= any(one.startswith("missed") for one in verdicts)
-        if arguments.out or not arguments.dry_run:
-            folder.mkdir(parents=True, exist_ok=True)
-            facts = machine(f"gpu --part {part}" + (" --dry-run" if arguments.dry_run else ""))
-            (folder / f"gpu_{part}.json").write_text(json.dumps({"machine": facts, **found}, indent=1) + "\n")
-    sys.exit(missed and not arguments.dry_run)
+        if arguments.results or not arguments.quick:
+            facts = machine(f"gpu --part {part}" + (" --quick" if arguments.quick else ""))
+            pairs.keep(folder / f"gpu_{part}.json", {"machine": facts, **found})
+    sys.exit(missed and not arguments.quick)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,21 @@ Diffusion 1.5's sizes, 512 pixels and bfloat16, and the peak memory of each side
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.pairs import ratio
+from benchmarks import pairs
 from engine.cluster.session import session
 from engine.spec import RunSpec, validate
 from engine.spec.models import ResourcesSpec
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import Output, prepare
 
-RESULTS = Path(__file__).parent / "results" / "match_step.json"
-SIDES = ("cached", "live", "plain", "diffusers")
 SD15 = {
     "width": 768,
     "text_layers": 12,
@@ -45,6 +41,7 @@ CASES: dict[str, dict[str, Any]] = {
     "small sd": {"family": "sd15", "changes": {"unet": (64, 128, 128, 128)}, "size": 64, "batch": 8, "steps": 4},
     "sd15": {"family": "sd15", "changes": SD15, "size": 512, "batch": 8, "steps": 10, "dtype": "bfloat16"},
 }
+QUICK = {"steps": 2}
 
 
 def make_spec(case: dict[str, Any], checkpoint: Path) -> RunSpec:
@@ -174,20 +171,15 @@ def measure(name: str, case: dict[str, Any], rounds: int, device: str) -> dict[s
         checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
         output = prepare(folder / "out", make_spec(case, checkpoint))
         cached = Engine(output, device, cached=True)
-        sides = {
+        sides: dict[str, Callable[[], None]] = {
             "cached": cached,
             "live": Engine(output, device, cached=False),
             "plain": Engine(output, device, cached=True, mmd="none"),
             "diffusers": Diffusers(output, device),
         }
-        seconds: dict[str, list[float]] = {side: [] for side in SIDES}
-        memory: dict[str, float] = {}
-        for number in range(rounds + 1):
-            for side in SIDES if number % 2 else reversed(SIDES):
-                taken, peak = timed(sides[side], device)
-                if number:
-                    seconds[side].append(taken)
-                    memory[side] = max(memory.get(side, 0.0), peak)
+        taken = pairs.alternate({side: partial(timed, run, device) for side, run in sides.items()}, rounds)
+    seconds = {side: [wall for wall, _ in costs] for side, costs in taken.items()}
+    memory = {side: max(peak for _, peak in costs) for side, costs in taken.items()}
     images = case["batch"] * case["steps"]
     return {
         "case": name,
@@ -196,10 +188,10 @@ def measure(name: str, case: dict[str, Any], rounds: int, device: str) -> dict[s
         "steps": case["steps"],
         "rounds": rounds,
         "images_per_s": {side: images / statistics.median(values) for side, values in seconds.items()},
-        "cached_over_live": ratio(seconds["live"], seconds["cached"]),
-        "cached_over_diffusers": ratio(seconds["diffusers"], seconds["cached"]),
-        "mmd_over_plain": ratio(seconds["plain"], seconds["cached"]),
-        "live_over_diffusers": ratio(seconds["diffusers"], seconds["live"]),
+        "cached_over_live": pairs.ratio(seconds["live"], seconds["cached"]),
+        "cached_over_diffusers": pairs.ratio(seconds["diffusers"], seconds["cached"]),
+        "mmd_over_plain": pairs.ratio(seconds["plain"], seconds["cached"]),
+        "live_over_diffusers": pairs.ratio(seconds["diffusers"], seconds["live"]),
         "cache_seconds_an_image": cached.seconds_of_cache / len(output.conditions.keys),
         "peak_gib": memory if device != "cpu" else None,
         "seconds": seconds,
@@ -220,26 +212,26 @@ def timed(run: Callable[[], None], device: str) -> tuple[float, float]:
     return time.perf_counter() - began, torch.cuda.max_memory_allocated() / 2**30 if device != "cpu" else 0.0
 
 
+def said(row: dict[str, Any]) -> str:
+    """A case as a line."""
+    rates = ", ".join(f"{side} {rate:.1f}/s" for side, rate in row["images_per_s"].items())
+    return (
+        f"{row['case']}: {rates}; cached over live {row['cached_over_live']:.2f}, over diffusers' loop "
+        f"{row['cached_over_diffusers']:.2f}; with the MMD term over without {row['mmd_over_plain']:.3f}"
+    )
+
+
 def main() -> None:
     """Measure the cases of this machine, print one line each, write the JSON."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--case", choices=tuple(CASES))
-    arguments = parser.parse_args()
+    arguments = pairs.parser(__doc__, pairs=7, cases=CASES).parse_args()
+    count, changes = (1, QUICK) if arguments.quick else (arguments.pairs, {})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = [arguments.case] if arguments.case else [name for name in CASES if name != "sd15" or device == "cuda"]
+    chosen = arguments.case or [name for name in CASES if name != "sd15" or device == "cuda"]
     with session(ResourcesSpec(device="cpu")):
-        rows = [measure(name, CASES[name], arguments.rounds, device) for name in chosen]
-    for row in rows:
-        rates = ", ".join(f"{side} {rate:.1f}/s" for side, rate in row["images_per_s"].items())
-        print(
-            f"{row['case']}: {rates}; cached over live {row['cached_over_live']:.2f}, over diffusers' loop "
-            f"{row['cached_over_diffusers']:.2f}; with the MMD term over without {row['mmd_over_plain']:.3f}"
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine("match_step"), "results": rows}, indent=1) + "\n")
+        rows = [measure(name, CASES[name] | changes, count, device) for name in chosen]
+    pairs.finish("match_step", rows, arguments, text="\n".join(map(said, rows)))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,7 @@ The targets are of processor time, all threads counted, against the fastest that
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pairs
-from benchmarks.machine import machine
 from engine.cluster.session import session
 from engine.shards.mixing import Mixture, shares
 from engine.spec import RunSpec, validate
@@ -37,7 +33,6 @@ from engine.training.classifier.augment import Augment
 from engine.training.classifier.loader import Feed, Loader
 from tests.support.synthetic import Quiet, noisy_digits, write_shards
 
-RESULTS = Path(__file__).parent / "results" / "mixing_loader.json"
 NAMES = tuple("0123456789")
 BATCH = 128
 CASES: dict[str, dict[str, Any]] = {
@@ -45,6 +40,7 @@ CASES: dict[str, dict[str, Any]] = {
     "jpg 32 px": {"size": 32, "format": "jpg", "count": 4000, "target": 4.0},
     "jpg 224 px": {"size": 224, "format": "jpg", "count": 2304, "target": 1.25},
 }
+QUICK = {"count": 1024}
 SIDES = ("webdataset", "simplejpeg", "mixing", "reading")
 
 
@@ -186,29 +182,26 @@ def ratio(seconds: dict[str, list[float]], ingests: int, epochs: int) -> float:
     return statistics.median(stock * epochs / (own * epochs + first * ingests) for stock, own, first in rows)
 
 
+def said(row: dict[str, Any]) -> str:
+    """A case as a line."""
+    rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["images_per_s"].items())
+    return (
+        f"{row['case']}: {rates}; mixing over webdataset {row['mixing_over_webdataset']:.2f}, with ingest over 10 epochs "
+        f"{row['with_ingest_10_epochs']:.2f}; processor time over simplejpeg {row['cpu_over_simplejpeg']:.2f}, with the "
+        f"reading {row['cpu_over_simplejpeg_with_reading']:.2f}: {row['verdict']}"
+    )
+
+
 def main() -> None:
     """Measure the cases, print one line each, write the JSON; exit status 1 where a target was missed."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--case", choices=tuple(CASES))
-    arguments = parser.parse_args()
+    arguments = pairs.parser(__doc__, pairs=5, cases=CASES).parse_args()
+    count, changes = (2, QUICK) if arguments.quick else (arguments.pairs, {})
     torch.set_num_threads(1)
     with session(ResourcesSpec(device="cpu")):
-        rows = [
-            measure(name, CASES[name], arguments.rounds) for name in ([arguments.case] if arguments.case else CASES)
-        ]
-    for row in rows:
-        rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["images_per_s"].items())
-        print(
-            f"{row['case']}: {rates}; mixing over webdataset {row['mixing_over_webdataset']:.2f}, with ingest over 10 epochs "
-            f"{row['with_ingest_10_epochs']:.2f}; processor time over simplejpeg {row['cpu_over_simplejpeg']:.2f}, with the "
-            f"reading {row['cpu_over_simplejpeg_with_reading']:.2f}: {row['verdict']}"
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine("mixing_loader"), "results": rows}, indent=1) + "\n")
-    sys.exit(any(row["verdict"] == "missed" for row in rows))
+        rows = [measure(name, CASES[name] | changes, count) for name in arguments.case or CASES]
+    pairs.finish("mixing_loader", rows, arguments, text="\n".join(map(said, rows)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -78,10 +78,15 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def parser(doc: str | None, pairs: int) -> argparse.ArgumentParser:
-    """The options that benchmarks share: `--pairs`, `--quick`, `--results`."""
+def parser(doc: str | None, pairs: int | None = None, cases: Iterable[str] = ()) -> argparse.ArgumentParser:
+    """The options that benchmarks share: `--quick`, `--results`, and where there is something to choose `--pairs`, `--case`."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
-    made.add_argument("--pairs", type=int, default=pairs, help="how often each side is measured")
+    if pairs is not None:
+        made.add_argument("--pairs", type=int, default=pairs, help="how often each side is measured")
+    if named := tuple(cases):
+        made.add_argument(
+            "--case", choices=named, action="append", help="measured alone, or with others that are named"
+        )
     made.add_argument(
         "--quick", action="store_true", help="sizes of a smoke run: its figures mean nothing, none is kept"
     )
@@ -89,14 +94,22 @@ def parser(doc: str | None, pairs: int) -> argparse.ArgumentParser:
     return made
 
 
-def finish(name: str, rows: Sequence[Row], arguments: argparse.Namespace, facts: Row | None = None) -> NoReturn:
+def finish(
+    name: str, rows: Sequence[Row], arguments: argparse.Namespace, facts: Row | None = None, text: str | None = None
+) -> NoReturn:
     """Print the table, write the JSON (a quick run only where `--results` says so), exit with 1 where a target was missed.
 
-    `facts`: what `machine` said inside a session; asked now where it is None. A quick run exits with 0: it judges nothing.
+    `facts`: what `machine` said inside a session; asked now where it is None. `text`: what is printed of rows that are not of
+    `judged`. A quick run exits with 0: it judges nothing.
     """
-    print(table(rows))
+    print(table(rows) if text is None else text)
     path = arguments.results or (None if arguments.quick else FOLDER / f"{name}.json")
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"machine": facts or machine(name), "results": list(rows)}, indent=1) + "\n")
-    sys.exit(not arguments.quick and any(row["verdict"] == "missed" for row in rows))
+        keep(path, {"machine": facts or machine(name), "results": list(rows)})
+    sys.exit(not arguments.quick and any("missed" in row.values() for row in rows))
+
+
+def keep(path: Path, found: Row) -> None:
+    """Write a file of results."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found, indent=1) + "\n")

@@ -90,6 +90,33 @@ def batches(items: list[Item], size: int) -> list[list[Item]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
+def model_alone(pipeline: Any, work: Work, items: list[Item]) -> float:
+    """Every item through denoiser and VAE alone, from encoded prompts and decoded images to floats on the device; seconds."""
+    import torch
+
+    def initial(item: Item) -> Any:
+        from PIL import Image
+
+        image = Image.open(item.init).convert("RGB").resize((work.size, work.size))
+        return pipeline.image_processor.preprocess(image)
+
+    encoded = {item.prompt: pipeline.encode_prompt(item.prompt, "cpu", 1, work.guidance_scale > 1) for item in items}
+    images = {item.init: initial(item) for item in items if item.init}
+    seconds = 0.0
+    for batch in batches(items, work.batch):
+        embeds, negative = zip(*(encoded[item.prompt] for item in batch), strict=True)
+        told: dict[str, Any] = {"prompt_embeds": torch.cat(embeds)}
+        if work.guidance_scale > 1:
+            told["negative_prompt_embeds"] = torch.cat(negative)
+        if work.from_images:
+            told |= {"image": torch.cat([images[item.init] for item in batch]), "strength": work.strength}
+        told["generator"] = [torch.Generator().manual_seed(item.seed) for item in batch]
+        began = time.time()
+        pipeline(**told, num_inference_steps=work.steps, guidance_scale=work.guidance_scale, output_type="pt")
+        seconds += time.time() - began
+    return seconds
+
+
 def save_all(pipeline: Any, work: Work, folder: str, items: list[Item], format: str) -> float:
     """The script's loop: draw and save every item, a file each; seconds from the first batch to the last file."""
     began, number = time.time(), 0
@@ -116,6 +143,10 @@ class Script:
     def run(self, folder: str, items: list[Item], format: str) -> float:
         """See `save_all`."""
         return save_all(self._pipeline, self._work, folder, items, format)
+
+    def bare(self, items: list[Item]) -> float:
+        """See `model_alone`."""
+        return model_alone(self._pipeline, self._work, items)
 
 
 class Pipe:

@@ -1,39 +1,37 @@
 """How much of a generating actor's time is the model's, and where the rest goes (python -m benchmarks.profile).
 
 One actor of one thread makes half-second batches. Timers (`perf_counter`) are put around the pipeline's call and the VAE, which are "the
-model" (diffusers' own Python inside of the call belongs to it), and around the engine's other steps in the actor's main thread. The
-wall time is all of it from the end of the first shard, which warms up, to the end of the last one: what is not inside a timer is
-waiting for the encoder's thread, or Python between the steps. The share is judged over shards; its noise is how far that of one shard
-differs from that of the next. "Safety" is what the actor's main thread spends on checking images and on a shard that is whole or absent
-(tar, digest, fsync, exclusive publish, record): more than safety alone, since a plain script writes its files too.
+model" (diffusers' own Python inside of the call belongs to it), and around the engine's other steps in the actor's device thread. The
+wall time is all of it from the end of the first shard's drawing, which warms up, to the end of the last one's: what is not inside a
+timer is waiting for the encoder's thread, or Python between the steps. The share is judged over shards; its noise is how far that of one
+shard differs from that of the next. "Safety" is what the actor spends on checking images and, beside the drawing, on a shard that is
+whole or absent (tar, digest, fsync, exclusive publish, record): more than safety alone, since a plain script writes its files too.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from benchmarks.generation_overhead import CASES, make_spec, steps_for_half_a_second
+from benchmarks import pairs
+from benchmarks.generation_overhead import CASES, QUICK, make_spec, steps_for_half_a_second
 from benchmarks.machine import machine
-from benchmarks.pairs import verdict
 from engine.cluster.session import session
 from engine.generation import pool
 from engine.generation.actor import Order, ShardActor
-from engine.shards.records import Record
+from engine.generation.worker import Shard
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import prepare
 
-RESULTS = Path(__file__).parent / "results" / "profile.json"
 TARGET, SAFETY_TARGET = 0.97, 0.03
 MODEL = ("pipeline", "vae")
 SAFETY = ("gate", "publish")
@@ -44,10 +42,10 @@ PARTS = {
     "requests": "what is asked of the sampler",
     "gate": "checking each image",
     "plan": "the shard's planned samples",
-    "publish": "tar, digest, fsync, record",
-    "gap": "between two shards: Ray Data and the driver",
+    "gap": "between two shards: waiting for the next one",
     "other": "waiting for the encoder's thread, markers, Python between the steps",
 }
+BESIDE = {"publish": "tar, digest, fsync, record, of the shard before: in another thread"}
 
 
 class Timers:
@@ -55,6 +53,11 @@ class Timers:
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
+
+    def taken(self) -> dict[str, float]:
+        """The seconds since this was called last."""
+        spent, self.seconds = self.seconds, Counter()
+        return dict(spent)
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, whose time is added to `name`."""
@@ -97,27 +100,22 @@ class ProfiledActor(ShardActor):
         worker.requests.make = timers.around("requests", worker.requests.make)  # type: ignore[method-assign]
         for name, method in (("gate", "_pass"), ("plan", "_open"), ("publish", "_publish")):
             setattr(worker, method, timers.around(name, getattr(worker, method)))
-        self._ended = self._returned = time.perf_counter()
+        self._ended = time.perf_counter()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        self._timers.seconds["gap"] += time.perf_counter() - self._returned
-        out = super().__call__(batch)
-        self._returned = time.perf_counter()
-        return out
-
-    def _make(self, k: int) -> Record:
-        record = super()._make(k)
-        now, spent = time.perf_counter(), dict(self._timers.seconds)
-        self._timers.seconds.clear()
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
+        began = time.perf_counter()
+        shard = super()._draw(k, marks)
+        now, spent = time.perf_counter(), self._timers.taken()
+        line = {**spent, "gap": began - self._ended, "wall": now - self._ended}
         with Path(self._order.url, "profile.jsonl").open("a") as out:
-            out.write(json.dumps({**spent, "wall": now - self._ended}) + "\n")
+            out.write(json.dumps(line) + "\n")
         self._ended = now
-        return record
+        return shard
 
 
 def parts(spent: dict[str, float]) -> dict[str, float]:
-    """Seconds of one shard by part; they add up to its wall time."""
-    found = {name: spent.get(name, 0.0) for name in PARTS}
+    """Seconds of one shard by part; those of `PARTS` add up to its wall time."""
+    found = {name: spent.get(name, 0.0) for name in (*PARTS, *BESIDE)}
     found["around the model"] = spent["draw"] - spent["pipeline"] - spent["vae"]
     found["other"] = spent["wall"] - sum(found[name] for name in PARTS if name != "other")
     return found
@@ -147,7 +145,7 @@ def result(case: dict[str, Any], spent: list[dict[str, float]]) -> dict[str, Any
     """Shares of the wall time of all shards, and the verdict on the model's."""
     wall = sum(one["wall"] for one in spent)
     every = [parts(one) for one in spent]
-    shares = {name: sum(one[name] for one in every) / wall for name in PARTS}
+    shares = {name: sum(one[name] for one in every) / wall for name in (*PARTS, *BESIDE)}
     share, spread = share_of(MODEL, every, spent)
     safety, safety_spread = share_of(SAFETY, every, spent)
     return {
@@ -159,11 +157,11 @@ def result(case: dict[str, Any], spent: list[dict[str, float]]) -> dict[str, Any
         "share": share,
         "spread": spread,
         "target": TARGET,
-        "verdict": verdict(share, spread, TARGET),
+        "verdict": pairs.verdict(share, spread, TARGET),
         "safety": safety,
         "safety_spread": safety_spread,
         "safety_target": SAFETY_TARGET,
-        "safety_verdict": verdict(safety, safety_spread, SAFETY_TARGET, at_most=True),
+        "safety_verdict": pairs.verdict(safety, safety_spread, SAFETY_TARGET, at_most=True),
         "shares": shares,
         "seconds": spent,
     }
@@ -173,7 +171,7 @@ def table(row: dict[str, Any]) -> str:
     """The result as text."""
     lines = [
         f"{name:17} {100 * row['shares'][name]:7.2f} %  {1e3 * row['shares'][name] * row['seconds_a_batch']:8.2f} ms a batch  {what}"
-        for name, what in PARTS.items()
+        for name, what in (PARTS | BESIDE).items()
     ]
     said = (
         f"inside the model {100 * row['share']:.2f} % of {row['shards']} shards, batches of {row['batch']} in "
@@ -188,22 +186,15 @@ def table(row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a table, write the JSON; exit status 1 where the target was missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = pairs.parser(__doc__)
     parser.add_argument("--shards", type=int, default=12)
-    parser.add_argument("--quick", action="store_true", help="short, to see that it works; writes nothing by itself")
-    parser.add_argument("--out", type=Path, help="where the JSON goes")
     arguments = parser.parse_args(argv)
     case, shards = CASES["half a second"], arguments.shards
     if arguments.quick:
-        case, shards = case | {"batches": 2, "steps": 2, "batch": 2}, 2
+        case, shards = case | QUICK, 2
     with session(make_spec({**case, "steps": 1}, Path("/none"), 1).resources):
         row, facts = measure(case, shards), machine("profile")
-    print(table(row))
-    out = arguments.out or (None if arguments.quick else RESULTS)
-    if out:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps({"machine": facts, "results": [row]}, indent=1) + "\n")
-    sys.exit("missed" in (row["verdict"], row["safety_verdict"]))
+    pairs.finish("profile", [row], arguments, facts, table(row))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ from numpy.typing import NDArray
 
 from engine.generation.actor import Order, ShardActor, provenance
 from engine.generation.plan import Plan
-from engine.generation.worker import ShardWorker
+from engine.generation.worker import Shard, ShardWorker
 from engine.shards.names import PlanFacts
-from engine.shards.records import Record
 from engine.spec import spec_hash
 from engine.storage.store import open_store
 
@@ -46,11 +46,6 @@ class SleepingSampler:
     def __init__(self, seconds: float, size: int) -> None:
         self._seconds = seconds
         self._picture = Picture(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
-
-    def draw(self, requests: Sequence[Any]) -> list[Picture]:
-        """The same picture for every request."""
-        time.sleep(self._seconds)
-        return [self._picture] * len(requests)
 
     def stream(self, batches: Iterable[Sequence[Any]]) -> Iterator[list[Picture]]:
         """One batch after another, each begun before the one before it is handed over, as the engine does on CUDA."""
@@ -127,11 +122,11 @@ class SleepingActor(ShardActor):
 
     _build = staticmethod(build_sleeping)
 
-    def _make(self, k: int) -> Record:
-        record = super()._make(k)
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
+        shard = super()._draw(k, marks)
         told = f"{resident_mib():.1f} {int('torch' in sys.modules)} {time.process_time():.3f}\n"
         Path(self._order.url, BARRIER, str(os.getpid())).write_text(told)
-        return record
+        return shard
 
 
 def resident_mib(pid: int | str = "self") -> float:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from engine.cluster.board import Board
     from engine.diffusion.checkpoint import Checkpoint
     from engine.generation.requests import RealPixels
-    from engine.generation.worker import Progress, ShardWorker
+    from engine.generation.worker import Progress, Shard, ShardWorker
 
 REPORT_S = 2.0
 WORKER_DIED = "worker_died"
@@ -134,21 +137,26 @@ def _scorer(order: Order) -> Any:
 
 
 class ShardActor:
-    """One worker under Ray Data: a row is a list of shards, a list of records comes back."""
+    """One worker under Ray Data: a row is a list of shards, a list of records comes back.
+
+    Ray calls it for two rows at once. Whatever touches the device (the loading too) is done in one thread that takes turns,
+    while a shard that is drawn is published from the thread of its call, beside the drawing of the other row's shard.
+    """
 
     _build = staticmethod(build_worker)
 
     def __init__(self, order: Order, board: Board | None = None) -> None:
         self._order, self._board, self._said = order, board, 0.0
         self._attempts = Attempts(open_store(order.url), order.session)
-        self._budget = Budget(order.spec.generate.gate, order.spec.generate.count)
+        self._budget, self._counting = Budget(order.spec.generate.gate, order.spec.generate.count), threading.Lock()
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
         self._fault: MimeoError | None = None
         try:
             with self._attempts.trying(LOADING) as number:
                 if number > MAX_DEATHS + order.actors:
                     what = f"{number - 1} workers died while they loaded the model"
                     raise ClusterError("generate", what, "give each actor more memory, or lower resources.actors")
-                self._worker = self._build(order, self._report)
+                self._worker = self._device.submit(self._build, order, self._report).result()
         except MimeoError as error:
             self._fault = error
 
@@ -159,7 +167,8 @@ class ShardActor:
                 raise self._fault
             for k in json.loads(batch["shards"][0]):
                 records.append(self._make(k))
-                self._budget.add(records[-1].planned, [entry.reason for entry in records[-1].quarantined])
+                with self._counting:
+                    self._budget.add(records[-1].planned, [entry.reason for entry in records[-1].quarantined])
             fault = ""
         except MimeoError as error:
             fault = pack(error)
@@ -170,10 +179,23 @@ class ShardActor:
         return {"asked": [str(batch["shards"][0])], "records": [json.dumps(texts)], "fault": [fault]}
 
     def _make(self, k: int) -> Record:
-        with self._attempts.trying(self._worker.plan_facts.shard(k)) as number:
-            if number > MAX_DEATHS:
-                return self._worker.give_up(k, WORKER_DIED, number - 1)
-            return self._worker.make(k, number)
+        with ExitStack() as marks:
+            shard = self._device.submit(self._draw, k, marks).result()
+            return self._worker.publish(shard)
+
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
+        """Draw a shard in its turn, marked as tried until `marks` are closed.
+
+        One over which a worker has died is published before the next is drawn: a shard that kills never has the same other
+        one beside it twice, so that only its own deaths add up.
+        """
+        number = marks.enter_context(self._attempts.trying(self._worker.plan_facts.shard(k)))
+        if number > MAX_DEATHS:
+            return self._worker.give_up(k, WORKER_DIED, number - 1)
+        shard = self._worker.draw(k, number)
+        if number > 1:
+            self._worker.publish(shard)
+        return shard
 
     def _report(self, k: int, passed: int) -> None:
         """Say at most every two seconds how far the current shard is."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.cluster.board import Board
 
 MAX_ROWS = 10_000  # rows that the driver hands to Ray Data; a longer plan puts several shards in a row
-IN_FLIGHT = 2  # tasks queued at an actor: the next row is there when one is done
+IN_FLIGHT = 2  # rows at an actor: one is drawn while the other is published, or waits for its turn
 MAX_RESTARTS = 3  # in a row, without one finished shard between them
 POLL_S = 1.0
 
@@ -130,7 +130,12 @@ def _dataset(what: Order, todo: list[Row], board: Board) -> Any:
         options["label_selector"] = dict(resources.labels)
     made = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(
         ShardActor,
-        compute=ray.data.ActorPoolStrategy(size=what.actors, max_tasks_in_flight_per_actor=IN_FLIGHT),
+        compute=ray.data.ActorPoolStrategy(
+            size=what.actors,
+            max_tasks_in_flight_per_actor=IN_FLIGHT,
+            max_concurrent_calls_per_actor=IN_FLIGHT,
+            enable_true_multi_threading=True,
+        ),
         batch_size=1,
         batch_format="numpy",
         fn_constructor_kwargs={"order": what, "board": board},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import DataError
@@ -28,10 +28,16 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class _Shard:
-    """A shard in the making: its planned samples, the attempt that is being drawn, and what is kept so far."""
+class Shard:
+    """A shard in the making: its planned samples, the attempt that is being drawn, and what is kept so far.
+
+    `number` says how often its making was begun, by whatever worker; `used` what its drawing took; `record` is there once
+    it is published.
+    """
 
     index: int
+    number: int
+    began: Spent
     rows: Rows
     facts: list[dict[str, Any]]
     attempt: int = 1
@@ -39,10 +45,12 @@ class _Shard:
     passed: int = 0
     failed: dict[int, str] = field(default_factory=dict)
     builder: ShardBuilder = field(default_factory=ShardBuilder)
+    used: Spent = field(default_factory=Spent)
+    record: Record | None = None
 
 
 class ShardWorker:
-    """Holds a sampler and makes shards with it, one after another; knows nothing of Ray.
+    """Holds a sampler and draws shards with it, one after another; knows nothing of Ray.
 
     Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
     with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON; `meter` has run since the
@@ -71,39 +79,54 @@ class ShardWorker:
         self.meter = meter or Meter(spec.resources, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
-    def make(self, k: int, attempt: int = 1) -> Record:
-        """Make and publish shard `k` (or find it published) and return its record; `attempt` only goes into the record.
+    def make(self, k: int, number: int = 1) -> Record:
+        """Draw and publish shard `k` (or find it published) and return its record."""
+        return self.publish(self.draw(k, number))
 
-        Raises DataError where no sample passes the gate, StorageError where the store refuses.
+    def draw(self, k: int, number: int = 1) -> Shard:
+        """Everything of shard `k` that needs the device, unless the shard is published; `number` only goes into the record.
+
+        Raises DataError where no sample passes the gate.
         """
-        began = self.meter.now()
-        shard = self._open(k)
+        shard = self._open(k, number)
         if self.store.exists(tar_path(self.plan_facts.shard(k))):
-            return self._published(shard)
-        for number in range(1, self.spec.generate.gate.max_attempts + 1):
-            positions = sorted(shard.failed) if number > 1 else list(range(len(shard.rows)))
+            shard.record = self._published(shard)
+            return shard
+        for attempt in range(1, self.spec.generate.gate.max_attempts + 1):
+            positions = sorted(shard.failed) if attempt > 1 else list(range(len(shard.rows)))
             if not positions:
                 break
-            shard.attempt, shard.failed = number, {}
+            shard.attempt, shard.failed = attempt, {}
             self._draw(shard, positions)
         for position, reason in sorted(shard.failed.items()):
             self._quarantine(shard, position, reason, self.spec.generate.gate.max_attempts)
-        return self._publish(shard, attempt, began)
+        shard.used = self.meter.since(shard.began)
+        return shard
 
-    def give_up(self, k: int, reason: str, attempt: int) -> Record:
-        """Publish shard `k` without samples, all of them quarantined: what remains of one that kills its workers."""
-        shard = self._open(k)
+    def give_up(self, k: int, reason: str, number: int) -> Shard:
+        """Shard `k` without samples, all of them quarantined: what remains of one that kills its workers."""
+        shard = self._open(k, number)
         for position in range(len(shard.rows)):
-            self._quarantine(shard, position, reason, attempt)
-        return self._publish(shard, attempt, self.meter.now())
+            self._quarantine(shard, position, reason, number)
+        return shard
 
-    def _open(self, k: int) -> _Shard:
+    def publish(self, shard: Shard) -> Record:
+        """Publish a drawn shard, unless it is, and return its record; may run beside the drawing of another one.
+
+        Raises StorageError where the store refuses.
+        """
+        if shard.record is None:
+            shard.record = self._publish(shard)
+        return shard.record
+
+    def _open(self, k: int, number: int) -> Shard:
+        began = self.meter.now()
         first, stop = self.plan.shard(k)
         conditions = self.requests.conditions
         facts = self.plan.facts(first, stop, conditions.keys, conditions.prompts)
-        return _Shard(k, self.plan.rows(first, stop), facts)
+        return Shard(k, number, began, self.plan.rows(first, stop), facts)
 
-    def _draw(self, shard: _Shard, positions: Sequence[int]) -> None:
+    def _draw(self, shard: Shard, positions: Sequence[int]) -> None:
         """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""
         asked: deque[tuple[Sequence[int], list[int], list[Request]]] = deque()
         encoding: Future[None] | None = None
@@ -121,7 +144,7 @@ class ShardWorker:
 
     def _ask(
         self,
-        shard: _Shard,
+        shard: Shard,
         positions: Sequence[int],
         asked: deque[tuple[Sequence[int], list[int], list[Request]]],
     ) -> Iterator[list[Request]]:
@@ -134,7 +157,7 @@ class ShardWorker:
             asked.append((batch, seeds, requests))
             yield requests
 
-    def _with_real_pixels(self, shard: _Shard, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
+    def _with_real_pixels(self, shard: Shard, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
         """Each batch with the real images that its latents start from, read and decoded beside the drawing of the one before."""
         if not self.requests.needs_real_pixels:
             yield from ((batch, None) for batch in batches)
@@ -148,7 +171,7 @@ class ShardWorker:
 
     def _pass(
         self,
-        shard: _Shard,
+        shard: Shard,
         batch: Sequence[int],
         seeds: Sequence[int],
         drawn: Sequence[Drawn],
@@ -168,7 +191,7 @@ class ShardWorker:
             raise none_passed(Counter(list(shard.failed.values())), shard.drawn)
         return kept
 
-    def _encode(self, shard: _Shard, attempt: int, kept: Sequence[tuple[int, int, Any, float | None]]) -> None:
+    def _encode(self, shard: Shard, attempt: int, kept: Sequence[tuple[int, int, Any, float | None]]) -> None:
         generate = self.spec.generate
         for position, seed, pixels, score in kept:
             fact = shard.facts[position]
@@ -192,23 +215,23 @@ class ShardWorker:
             }
             shard.builder.add(key, files)
 
-    def _quarantine(self, shard: _Shard, position: int, reason: str, attempts: int) -> None:
+    def _quarantine(self, shard: Shard, position: int, reason: str, attempts: int) -> None:
         fact = shard.facts[position]
         shard.builder.quarantine(Quarantined(fact["index"], fact["label"], reason, attempts))
 
-    def _publish(self, shard: _Shard, attempt: int, began: Spent) -> Record:
+    def _publish(self, shard: Shard) -> Record:
         """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the one."""
         tar = shard.builder.finish()
         if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.pieces):
             return self._published(shard)
-        spent = self.meter.since(began)
+        spent = replace(shard.used, seconds=self.meter.since(shard.began).seconds)
         record = records.make(
             self.plan_facts,
             shard.index,
             tar,
             shard.builder.quarantined,
             facts_digest(shard.facts),
-            attempt=attempt,
+            attempt=shard.number,
             batch_size=self.batch_size,
             device=self.device,
             device_name=self.meter.name,
@@ -219,7 +242,7 @@ class ShardWorker:
         self.meter.book(spent)
         return record
 
-    def _published(self, shard: _Shard) -> Record:
+    def _published(self, shard: Shard) -> Record:
         """The record of a shard that is there already; one that was lost with its writer is rebuilt from the tar."""
         return record_of(self.store, self.plan_facts, shard.index, lambda _: facts_digest(shard.facts))
 

@@ -17,6 +17,7 @@ from tests.support.tiers import slow
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("shard_writing", "planning", "verify_rate")
 QUICK_ON_RAY = ("null_generator", "resume", "first_sample")
+OWN_ROWS = ("generation_overhead", "match_step", "mixing_loader")
 HELPERS = {"machine", "pairs", "table", "null"} | {
     "driver_simulation",
     "gpumodels",
@@ -27,23 +28,39 @@ HELPERS = {"machine", "pairs", "table", "null"} | {
 }
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in QUICK_ON_RAY)])
-def test_a_quick_run_gives_rows_and_touches_no_committed_result(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("psutil")
+def quick_run(name: str, out: Path) -> tuple[list[pairs.Row], str]:
+    """The rows that a quick run writes to `out`, and what it prints; no committed result changes."""
     committed = {path.name: path.read_bytes() for path in pairs.FOLDER.glob("*.json")}
-    out = tmp_path / "results.json"
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--results", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())
     assert found["machine"]["cores"] >= 1
-    for row in found["results"]:
-        assert math.isfinite(row["value"])
-        assert row["what"] in done.stdout
-    assert any(row["target"] is not None for row in found["results"])
     assert {path.name: path.read_bytes() for path in pairs.FOLDER.glob("*.json")} == committed
     line = next(line for line in table.LINES if line.name == name)
     assert line.figure(found["results"])
+    return found["results"], done.stdout
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in QUICK_ON_RAY)])
+def test_a_quick_run_gives_rows_and_touches_no_committed_result(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("psutil")
+    rows, said = quick_run(name, tmp_path / "results.json")
+    for row in rows:
+        assert math.isfinite(row["value"])
+        assert row["what"] in said
+    assert any(row["target"] is not None for row in rows)
+
+
+@slow
+@pytest.mark.parametrize("name", OWN_ROWS)
+def test_a_quick_run_of_a_benchmark_with_rows_of_its_own(name: str, tmp_path: Path) -> None:
+    rows, said = quick_run(name, tmp_path / "results.json")
+    committed = json.loads((pairs.FOLDER / f"{name}.json").read_text())["results"]
+    assert [row["case"] for row in rows] == [row["case"] for row in committed]
+    for row, kept in zip(rows, committed, strict=True):
+        assert row.keys() == kept.keys()
+        assert row["case"] in said
 
 
 def test_sides_take_turns_after_a_round_that_does_not_count() -> None:
@@ -84,6 +101,20 @@ def test_a_missed_target_is_the_exit_status_but_not_of_a_quick_run(tmp_path: Pat
             pairs.finish("x", rows, arguments, {"cores": 1})
         assert left.value.code == status
         assert json.loads(out.read_text())["results"] == rows
+
+
+def test_a_verdict_of_another_name_counts_and_the_text_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = pairs.parser("Doc.", cases=("a", "b")).parse_args(
+        ["--results", str(tmp_path / "r.json"), "--case", "b"]
+    )
+    assert arguments.case == ["b"]
+    rows = [{"verdict": "met", "safety_verdict": "missed"}]
+    with pytest.raises(SystemExit) as left:
+        pairs.finish("x", rows, arguments, {"cores": 1}, "two verdicts")
+    assert left.value.code == 1
+    assert capsys.readouterr().out == "two verdicts\n"
 
 
 def test_the_readme_has_the_table_of_the_committed_results() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import ExitStack
 from typing import Any
 
 from engine.errors import StorageError
 from engine.generation.actor import Order, ShardActor
 from engine.generation.plan import Plan
 from engine.generation.requests import Requests
-from engine.generation.worker import ShardWorker
+from engine.generation.worker import Shard, ShardWorker
 from engine.shards.names import PlanFacts
 from engine.shards.records import Record
 from engine.spec import spec_hash
@@ -20,13 +21,21 @@ from engine.storage.store import open_store
 POISON = 1
 
 
-def idle_worker(order: Order, progress: Any = None) -> ShardWorker:
+class IdleWorker(ShardWorker):
+    """Gives every shard up at once."""
+
+    def draw(self, k: int, number: int = 1) -> Shard:
+        """A shard without samples."""
+        return self.give_up(k, "not_drawn", number)
+
+
+def idle_worker(order: Order, progress: Any = None) -> IdleWorker:
     """A worker without a model, for actors that never draw: it starts in a moment."""
     from engine.conditions import table
 
     spec, store = order.spec, open_store(order.url)
     conditions = table.load(store, spec)
-    return ShardWorker(
+    return IdleWorker(
         spec,
         store,
         Plan(spec, conditions.labels, conditions.class_names),
@@ -39,37 +48,33 @@ def idle_worker(order: Order, progress: Any = None) -> ShardWorker:
 
 
 class IdleActor(ShardActor):
-    """Gives every shard up at once."""
+    """Has an idle worker."""
 
     _build = staticmethod(idle_worker)
 
-    def _make(self, k: int) -> Record:
-        return self._worker.give_up(k, "not_drawn", 1)
-
 
 class DeadlyActor(IdleActor):
-    """Is killed by the kernel whenever it works on shard `POISON`."""
+    """Is killed by the kernel whenever it draws shard `POISON`."""
 
-    def _make(self, k: int) -> Record:
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
         if k == POISON:
-            self._worker.make = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-            return ShardActor._make(self, k)
-        return super()._make(k)
+            self._worker.draw = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        return super()._draw(k, marks)
 
 
 class FrozenActor(IdleActor):
-    """Does not come back from shard `POISON` the first time that any of them works on it."""
+    """Does not come back from shard `POISON` the first time that any of them draws it."""
 
-    def _make(self, k: int) -> Record:
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
         if k == POISON and self._worker.store.create(".frozen", b""):
             time.sleep(3600)
-        return super()._make(k)
+        return super()._draw(k, marks)
 
 
 class AsleepActor(IdleActor):
     """Never comes back."""
 
-    def _make(self, k: int) -> Record:
+    def _draw(self, k: int, marks: ExitStack) -> Shard:
         time.sleep(3600)
         raise AssertionError
 

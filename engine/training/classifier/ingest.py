@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from engine import errors
 from engine.cluster.progress import Reporter
@@ -23,7 +20,7 @@ from engine.images.reader import Reader
 from engine.shards.reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import open_store
-from engine.training.judge_data import LOSSY, shrink, through_codec
+from engine.training.judge_data import LOSSY, decode_into, sealed_pixels, shrink, through_codec
 
 Ints = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
@@ -121,24 +118,6 @@ def _view(table: pa.Table, side: int) -> Any:
         flat = np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]]
         return flat.reshape(len(column), side, side, 3)
     return memoryview(data).cast("B"), offsets
-
-
-def decode_into(data: memoryview, out: Pixels) -> None:
-    """Decode an image that this engine has encoded into `out` (H, W, 3), contiguous; DataError where it is not of that size."""
-    try:
-        if bytes(data[:2]) == b"\xff\xd8":
-            height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            if (height, width) == out.shape[:2]:
-                simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-        else:
-            image = Image.open(io.BytesIO(data), formats=("PNG", "WEBP")).convert("RGB")
-            width, height = image.size
-            if (height, width) == out.shape[:2]:
-                out[...] = np.asarray(image)
-    except (ValueError, OSError) as error:
-        raise DataError("a stored image", f"cannot be decoded ({str(error).splitlines()[0]})", "run again") from None
-    if (height, width) != out.shape[:2]:
-        raise DataError("a stored image", f"has {width} x {height} pixels", "restore the shard")
 
 
 def side_of(spec: RunSpec) -> int:
@@ -282,20 +261,10 @@ def _shard(spec: RunSpec, request: Request, shard: int) -> tuple[list[bytes], li
         if side > DECODED_SIDE:
             images.append(sample.image)
         else:
-            images.append(shrink(_of_shard(sample.image, spec, where)[None], side)[0].tobytes())
+            images.append(shrink(sealed_pixels(sample.image, spec, where)[None], side)[0].tobytes())
         labels.append(label)
         index.append(number + request.offset)
     return images, labels, index
-
-
-def _of_shard(data: bytes, spec: RunSpec, where: str) -> Pixels:
-    """Pixels of an image whose bytes have been found to be the sealed ones, without the checks that unknown bytes need."""
-    pixels = np.empty((spec.images.size, spec.images.size, 3), np.uint8)
-    try:
-        decode_into(memoryview(data), pixels)
-    except DataError as error:
-        raise DataError(where, error.what, "restore the shard") from None
-    return pixels
 
 
 def _check_class(name: object, label: int, names: tuple[str, ...], where: str) -> None:

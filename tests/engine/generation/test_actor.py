@@ -6,6 +6,9 @@ import hashlib
 import io
 import json
 import tarfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from engine.diffusion import lora
 from engine.errors import ClusterError, MimeoError
 from engine.generation import actor as actor_module
 from engine.generation.actor import Adapter, Order, ShardActor, build_worker, pack, unpack
+from engine.generation.worker import Shard
 from engine.images.reader import Reader
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import open_store
-from tests.support import outputs
+from tests.support import outputs, poison
 from tests.support.checkpoints import write_lora
 from tests.support.outputs import Output
 
@@ -136,6 +140,64 @@ def test_a_row_of_shards_gives_their_records(ready: Output, tmp_path: Path) -> N
     assert fault == ""
     assert [(r.index, r.count, r.attempt) for r in made] == [(2, 4, 1), (0, 8, 1)]
     assert not list((tmp_path / "attempts").glob("**/*.*"))
+
+
+@pytest.fixture
+def idle(ready: Output, tmp_path: Path) -> poison.IdleActor:
+    """An actor without a model, to whose publishing and drawing a test may add."""
+    return poison.IdleActor(make_order(ready, tmp_path, count=20))
+
+
+def test_a_shard_is_published_beside_the_drawing_of_the_next(idle: poison.IdleActor) -> None:
+    worker, drawing = idle._worker, threading.Event()
+    draw, publish = worker.draw, worker.publish
+    threads = set()
+
+    def drawn(k: int, number: int = 1) -> Shard:
+        threads.add(threading.current_thread().name)
+        if k == 1:
+            drawing.set()
+        return draw(k, number)
+
+    def published(shard: Shard) -> Record:
+        assert shard.index != 0 or drawing.wait(30), "nothing is drawn while a shard is published"
+        return publish(shard)
+
+    worker.draw, worker.publish = drawn, published  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as calls:
+        answers = [calls.submit(call, idle, text) for text in ("[0, 2]", "[1]")]
+        made = [record.index for answer in answers for record in answer.result(timeout=60)[0]]
+    assert made == [0, 2, 1]
+    assert threads == {"device_0"}, "the device is one thread's"
+
+
+def test_a_shard_that_a_worker_has_died_over_is_published_before_another_is_drawn(idle: poison.IdleActor) -> None:
+    idle._attempts.store.create("attempts/aaaa/digits-000000.1-1", b"")
+    worker, order = idle._worker, []
+    draw, publish = worker.draw, worker._publish
+    begun = threading.Event()
+
+    def drawn(k: int, number: int = 1) -> Shard:
+        order.append(f"draw {k}, number {number}")
+        if k == 0:
+            begun.wait(30)  # the other call waits for its turn
+        return draw(k, number)
+
+    def published(shard: Shard) -> Record:
+        time.sleep(0.2)
+        order.append(f"publish {shard.index}")
+        return publish(shard)
+
+    worker.draw, worker._publish = drawn, published  # type: ignore[method-assign]
+    with ThreadPoolExecutor(2) as calls:
+        first = calls.submit(call, idle, "[0]")
+        while not order:
+            time.sleep(0.01)
+        second = calls.submit(call, idle, "[1]")
+        time.sleep(0.1)
+        begun.set()
+        assert [one.result(timeout=60)[1] for one in (first, second)] == ["", ""]
+    assert order == ["draw 0, number 2", "publish 0", "draw 1, number 1", "publish 1"]
 
 
 def test_a_model_that_cannot_be_loaded_is_a_value(ready: Output, tmp_path: Path) -> None:
