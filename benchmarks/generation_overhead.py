@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -62,13 +61,12 @@ class PairedActor(ShardActor):
         self._embeds: Any = None
         self._ended = time.perf_counter()
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
-        seconds = {"gap": time.perf_counter() - self._ended}
-        made: list[Shard] = []
+    def _draw(self, shard: Shard) -> None:
+        k, seconds = shard.index, {"gap": time.perf_counter() - self._ended}
 
         def engine() -> None:
-            made.append(ShardActor._draw(self, k, marks))
-            self._worker.publish(made[0])
+            ShardActor._draw(self, shard)
+            self._worker.publish(shard)
 
         sides = {
             "engine": engine,
@@ -82,7 +80,6 @@ class PairedActor(ShardActor):
         with Path(self._order.url, "seconds.jsonl").open("a") as out:
             out.write(json.dumps(seconds) + "\n")
         self._ended = time.perf_counter()
-        return made[0]
 
     def _loop(self, k: int, draw: Any) -> None:
         plan, size = self._worker.plan, self._worker.batch_size

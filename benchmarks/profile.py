@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -41,11 +40,13 @@ PARTS = {
     "around the model": "prompts, random generators, quantising, copying to the host",
     "requests": "what is asked of the sampler",
     "gate": "checking each image",
-    "plan": "the shard's planned samples",
     "gap": "between two shards: waiting for the next one",
-    "other": "waiting for the encoder's thread, markers, Python between the steps",
+    "other": "waiting for the encoder's thread, Python between the steps",
 }
-BESIDE = {"publish": "tar, digest, fsync, record, of the shard before: in another thread"}
+BESIDE = {
+    "plan": "the next shard's planned samples: in another thread",
+    "publish": "tar, digest, fsync, record, of the shard before: in another thread",
+}
 
 
 class Timers:
@@ -98,19 +99,18 @@ class ProfiledActor(ShardActor):
         sampler.pipeline = Called(sampler.pipeline, timers)
         sampler.draw = timers.around("draw", sampler.draw)
         worker.requests.make = timers.around("requests", worker.requests.make)  # type: ignore[method-assign]
-        for name, method in (("gate", "_pass"), ("plan", "_open"), ("publish", "_publish")):
+        for name, method in (("gate", "_pass"), ("plan", "prepare"), ("publish", "_publish")):
             setattr(worker, method, timers.around(name, getattr(worker, method)))
         self._ended = time.perf_counter()
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
+    def _draw(self, shard: Shard) -> None:
         began = time.perf_counter()
-        shard = super()._draw(k, marks)
+        super()._draw(shard)
         now, spent = time.perf_counter(), self._timers.taken()
         line = {**spent, "gap": began - self._ended, "wall": now - self._ended}
         with Path(self._order.url, "profile.jsonl").open("a") as out:
             out.write(json.dumps(line) + "\n")
         self._ended = now
-        return shard
 
 
 def parts(spent: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,11 +121,10 @@ class SleepingActor(ShardActor):
 
     _build = staticmethod(build_sleeping)
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
-        shard = super()._draw(k, marks)
+    def _draw(self, shard: Shard) -> None:
+        super()._draw(shard)
         told = f"{resident_mib():.1f} {int('torch' in sys.modules)} {time.process_time():.3f}\n"
         Path(self._order.url, BARRIER, str(os.getpid())).write_text(told)
-        return shard
 
 
 def resident_mib(pid: int | str = "self") -> float:

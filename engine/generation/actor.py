@@ -139,8 +139,8 @@ def _scorer(order: Order) -> Any:
 class ShardActor:
     """One worker under Ray Data: a row is a list of shards, a list of records comes back.
 
-    Ray calls it for two rows at once. Whatever touches the device (the loading too) is done in one thread that takes turns,
-    while a shard that is drawn is published from the thread of its call, beside the drawing of the other row's shard.
+    Ray calls it for two rows at once, each from a thread of its own. Whatever touches the device (the loading too) is done
+    in one further thread, a shard after another.
     """
 
     _build = staticmethod(build_worker)
@@ -179,23 +179,29 @@ class ShardActor:
         return {"asked": [str(batch["shards"][0])], "records": [json.dumps(texts)], "fault": [fault]}
 
     def _make(self, k: int) -> Record:
+        """Prepare a shard, marked as tried, while another one is drawn; draw it in its turn; publish it beside the next one.
+
+        A shard that kills takes those beside it along. So one over which a worker has died is marked in its turn alone, and
+        what waits meanwhile was never marked before: no shard is held responsible for another's deaths twice.
+        """
+        name = self._worker.plan_facts.shard(k)
         with ExitStack() as marks:
-            shard = self._device.submit(self._draw, k, marks).result()
+            if self._attempts.deaths(name):
+                return self._device.submit(self._make_alone, k, name).result()
+            shard = self._worker.prepare(k, marks.enter_context(self._attempts.trying(name)))
+            self._device.submit(self._draw, shard).result()
             return self._worker.publish(shard)
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
-        """Draw a shard in its turn, marked as tried until `marks` are closed.
+    def _make_alone(self, k: int, name: str) -> Record:
+        with self._attempts.trying(name) as number:
+            if number > MAX_DEATHS:
+                return self._worker.publish(self._worker.give_up(k, WORKER_DIED, number - 1))
+            shard = self._worker.prepare(k, number)
+            self._draw(shard)
+            return self._worker.publish(shard)
 
-        One over which a worker has died is published before the next is drawn: a shard that kills never has the same other
-        one beside it twice, so that only its own deaths add up.
-        """
-        number = marks.enter_context(self._attempts.trying(self._worker.plan_facts.shard(k)))
-        if number > MAX_DEATHS:
-            return self._worker.give_up(k, WORKER_DIED, number - 1)
-        shard = self._worker.draw(k, number)
-        if number > 1:
-            self._worker.publish(shard)
-        return shard
+    def _draw(self, shard: Shard) -> None:
+        self._worker.draw(shard)
 
     def _report(self, k: int, passed: int) -> None:
         """Say at most every two seconds how far the current shard is."""

@@ -30,17 +30,23 @@ class Attempts:
     store: Store
     session: str
 
+    def deaths(self, name: str) -> int:
+        """How many workers have died over `name`, or are at it now."""
+        return sum(1 for _ in self.store.list(self._prefix(name)))
+
     @contextmanager
     def trying(self, name: str) -> Iterator[int]:
         """Mark an attempt at `name` for the block; yields its number, 1 where no worker has died over it before."""
-        prefix = f"{FOLDER}/{self.session}/{name}."
-        number = 1 + sum(1 for _ in self.store.list(prefix))
-        marker = f"{prefix}{number}-{os.getpid()}"
+        number = 1 + self.deaths(name)
+        marker = f"{self._prefix(name)}{number}-{os.getpid()}"
         self.store.create(marker, f"{socket.gethostname()} {os.getpid()}\n".encode())
         try:
             yield number
         finally:
             self.store.remove(marker)
+
+    def _prefix(self, name: str) -> str:
+        return f"{FOLDER}/{self.session}/{name}."
 
 
 def clear(store: Store) -> None:

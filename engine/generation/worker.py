@@ -80,18 +80,29 @@ class ShardWorker:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
 
     def make(self, k: int, number: int = 1) -> Record:
-        """Draw and publish shard `k` (or find it published) and return its record."""
-        return self.publish(self.draw(k, number))
+        """Shard `k` from start to end, as `prepare`, `draw` and `publish` make it."""
+        shard = self.prepare(k, number)
+        self.draw(shard)
+        return self.publish(shard)
 
-    def draw(self, k: int, number: int = 1) -> Shard:
-        """Everything of shard `k` that needs the device, unless the shard is published; `number` only goes into the record.
+    def prepare(self, k: int, number: int = 1) -> Shard:
+        """What is planned for shard `k`, or its record where it is published; `number` only goes into the record.
 
-        Raises DataError where no sample passes the gate.
+        May run beside the drawing of another shard, as may `publish`.
         """
-        shard = self._open(k, number)
+        first, stop = self.plan.shard(k)
+        conditions = self.requests.conditions
+        facts = self.plan.facts(first, stop, conditions.keys, conditions.prompts)
+        shard = Shard(k, number, self.meter.now(), self.plan.rows(first, stop), facts)
         if self.store.exists(tar_path(self.plan_facts.shard(k))):
             shard.record = self._published(shard)
-            return shard
+        return shard
+
+    def draw(self, shard: Shard) -> None:
+        """Everything that needs the device, unless the shard is published; DataError where no sample passes the gate."""
+        if shard.record is not None:
+            return
+        shard.began = self.meter.now()
         for attempt in range(1, self.spec.generate.gate.max_attempts + 1):
             positions = sorted(shard.failed) if attempt > 1 else list(range(len(shard.rows)))
             if not positions:
@@ -101,30 +112,19 @@ class ShardWorker:
         for position, reason in sorted(shard.failed.items()):
             self._quarantine(shard, position, reason, self.spec.generate.gate.max_attempts)
         shard.used = self.meter.since(shard.began)
-        return shard
 
     def give_up(self, k: int, reason: str, number: int) -> Shard:
         """Shard `k` without samples, all of them quarantined: what remains of one that kills its workers."""
-        shard = self._open(k, number)
+        shard = self.prepare(k, number)
         for position in range(len(shard.rows)):
             self._quarantine(shard, position, reason, number)
         return shard
 
     def publish(self, shard: Shard) -> Record:
-        """Publish a drawn shard, unless it is, and return its record; may run beside the drawing of another one.
-
-        Raises StorageError where the store refuses.
-        """
+        """Publish a drawn shard, unless it is, and return its record; StorageError where the store refuses."""
         if shard.record is None:
             shard.record = self._publish(shard)
         return shard.record
-
-    def _open(self, k: int, number: int) -> Shard:
-        began = self.meter.now()
-        first, stop = self.plan.shard(k)
-        conditions = self.requests.conditions
-        facts = self.plan.facts(first, stop, conditions.keys, conditions.prompts)
-        return Shard(k, number, began, self.plan.rows(first, stop), facts)
 
     def _draw(self, shard: Shard, positions: Sequence[int]) -> None:
         """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""

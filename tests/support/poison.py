@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import time
-from contextlib import ExitStack
 from typing import Any
 
 from engine.errors import StorageError
@@ -24,9 +23,10 @@ POISON = 1
 class IdleWorker(ShardWorker):
     """Gives every shard up at once."""
 
-    def draw(self, k: int, number: int = 1) -> Shard:
-        """A shard without samples."""
-        return self.give_up(k, "not_drawn", number)
+    def draw(self, shard: Shard) -> None:
+        """Leave the shard without samples."""
+        for position in range(len(shard.rows)):
+            self._quarantine(shard, position, "not_drawn", shard.number)
 
 
 def idle_worker(order: Order, progress: Any = None) -> IdleWorker:
@@ -56,27 +56,26 @@ class IdleActor(ShardActor):
 class DeadlyActor(IdleActor):
     """Is killed by the kernel whenever it draws shard `POISON`."""
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
-        if k == POISON:
-            self._worker.draw = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-        return super()._draw(k, marks)
+    def _draw(self, shard: Shard) -> None:
+        if shard.index == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._draw(shard)
 
 
 class FrozenActor(IdleActor):
     """Does not come back from shard `POISON` the first time that any of them draws it."""
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
-        if k == POISON and self._worker.store.create(".frozen", b""):
+    def _draw(self, shard: Shard) -> None:
+        if shard.index == POISON and self._worker.store.create(".frozen", b""):
             time.sleep(3600)
-        return super()._draw(k, marks)
+        super()._draw(shard)
 
 
 class AsleepActor(IdleActor):
     """Never comes back."""
 
-    def _draw(self, k: int, marks: ExitStack) -> Shard:
+    def _draw(self, shard: Shard) -> None:
         time.sleep(3600)
-        raise AssertionError
 
 
 class FullDiskActor(IdleActor):

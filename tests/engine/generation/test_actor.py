@@ -148,22 +148,29 @@ def idle(ready: Output, tmp_path: Path) -> poison.IdleActor:
     return poison.IdleActor(make_order(ready, tmp_path, count=20))
 
 
-def test_a_shard_is_published_beside_the_drawing_of_the_next(idle: poison.IdleActor) -> None:
-    worker, drawing = idle._worker, threading.Event()
-    draw, publish = worker.draw, worker.publish
+def test_a_shard_is_prepared_and_published_beside_the_drawing_of_another(idle: poison.IdleActor) -> None:
+    worker, drawing, prepared = idle._worker, threading.Event(), threading.Event()
+    prepare, draw, publish = worker.prepare, worker.draw, worker.publish
     threads = set()
 
-    def drawn(k: int, number: int = 1) -> Shard:
-        threads.add(threading.current_thread().name)
+    def prepared_first(k: int, number: int = 1) -> Shard:
+        shard = prepare(k, number)
         if k == 1:
+            prepared.set()
+        return shard
+
+    def drawn(shard: Shard) -> None:
+        threads.add(threading.current_thread().name)
+        if shard.index == 1:
             drawing.set()
-        return draw(k, number)
+        assert shard.index != 0 or prepared.wait(30), "nothing is prepared while a shard is drawn"
+        draw(shard)
 
     def published(shard: Shard) -> Record:
         assert shard.index != 0 or drawing.wait(30), "nothing is drawn while a shard is published"
         return publish(shard)
 
-    worker.draw, worker.publish = drawn, published  # type: ignore[method-assign]
+    worker.prepare, worker.draw, worker.publish = prepared_first, drawn, published  # type: ignore[method-assign]
     with ThreadPoolExecutor(2) as calls:
         answers = [calls.submit(call, idle, text) for text in ("[0, 2]", "[1]")]
         made = [record.index for answer in answers for record in answer.result(timeout=60)[0]]
@@ -171,17 +178,16 @@ def test_a_shard_is_published_beside_the_drawing_of_the_next(idle: poison.IdleAc
     assert threads == {"device_0"}, "the device is one thread's"
 
 
-def test_a_shard_that_a_worker_has_died_over_is_published_before_another_is_drawn(idle: poison.IdleActor) -> None:
+def test_a_shard_that_a_worker_has_died_over_is_made_alone(idle: poison.IdleActor) -> None:
     idle._attempts.store.create("attempts/aaaa/digits-000000.1-1", b"")
     worker, order = idle._worker, []
     draw, publish = worker.draw, worker._publish
-    begun = threading.Event()
+    waiting = threading.Event()
 
-    def drawn(k: int, number: int = 1) -> Shard:
-        order.append(f"draw {k}, number {number}")
-        if k == 0:
-            begun.wait(30)  # the other call waits for its turn
-        return draw(k, number)
+    def drawn(shard: Shard) -> None:
+        order.append(f"draw {shard.index}, number {shard.number}")
+        assert shard.index != 0 or waiting.wait(30)
+        draw(shard)
 
     def published(shard: Shard) -> Record:
         time.sleep(0.2)
@@ -194,8 +200,8 @@ def test_a_shard_that_a_worker_has_died_over_is_published_before_another_is_draw
         while not order:
             time.sleep(0.01)
         second = calls.submit(call, idle, "[1]")
-        time.sleep(0.1)
-        begun.set()
+        time.sleep(0.2)
+        waiting.set()
         assert [one.result(timeout=60)[1] for one in (first, second)] == ["", ""]
     assert order == ["draw 0, number 2", "publish 0", "draw 1, number 1", "publish 1"]
 

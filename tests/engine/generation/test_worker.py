@@ -268,7 +268,8 @@ def test_a_record_tells_what_its_shard_cost(tmp_path: Path, checkpoint: Path) ->
     sampler_of(worker).change = change_for(lambda w: w.plan.seeds(bad).tolist(), "non_finite_pixels")(worker)
     worker.meter = Meter(worker.spec.resources.model_copy(update={"threads": 3}), "cpu", worker.store)
     began = time.monotonic()
-    shard = worker.draw(0)
+    shard = worker.prepare(0)
+    worker.draw(shard)
     drawn = time.monotonic() - began
     time.sleep(0.2)
     record = worker.publish(shard)
