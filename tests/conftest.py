@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +29,13 @@ LONGEST = (
     "tests/engine/conditions",
     "tests/engine/generation",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A cache of the session's own, for its Ray and the commands that it starts too; workers of xdist share it."""
+    if "MIMEO_CACHE" not in os.environ:
+        os.environ["MIMEO_CACHE"] = folder = tempfile.mkdtemp(prefix="mimeo-cache-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,15 +7,18 @@ import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine import __version__
 from engine.diffusion import hub, layout, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec, ModelSpec
+from engine.storage import notes
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     """Check a local directory, the copy of a URL's folder, or a cached Hub snapshot without a GPU; ConfigError, one line, for whatever cannot be used.
 
     Structure first (in moments, without torch), then every number of every weight, then that diffusers and transformers
-    find all the weights that the models need.
+    find all the weights that the models need. What has passed is noted by its digest on this node: the same bytes are
+    hashed again, but neither torch nor diffusers is imported for them.
     """
     folder = hub.locate(model.checkpoint, model.revision)
     index = layout.read_index(folder)
@@ -67,13 +71,12 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     headers = {name: [weights.read_header(path) for path in part.files] for name, part in found.items()}
     texts = [path for name in tokenizers for path in layout.tokenizer_files(folder, name)]
     files = [path for part in found.values() for path in part.files]
-    for path in files:
-        weights.check_finite(path)
     indexes = [part.index for part in found.values() if part.index]
     indexes += [folder / "model_index.json"] if index.family.settings else []
     digests = _digests(folder, [*files, *texts, *indexes, *(layout.config_file(folder, name) for name in described)])
     digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
-    _check_complete(folder, tuple(found), digest)
+    key = {"checkpoint": digest, "pipeline": index.pipeline, "versions": _versions()}
+    notes.once("checkpoint", key, lambda: _check_sound(folder, files, tuple(found), digest))
     parts = [header for name in index.named("model") for header in headers[name]]
     return Checkpoint(
         place=hub.place(model.checkpoint, folder),
@@ -92,7 +95,9 @@ def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> None:
     schedulers.check_kind(generate.scheduler, family.flow, family.name)
     family.check_generate(generate)
     config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
-    schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
+    asked = {"scheduler": generate.scheduler, "steps": generate.num_inference_steps, "strength": generate.strength}
+    steps = partial(schedulers.check_steps, generate.scheduler, config, generate.num_inference_steps, generate.strength)
+    notes.once("sampling", {**asked, "config": config, "versions": _versions()}, steps)
 
 
 def check_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
@@ -124,6 +129,18 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     denoiser.register_to_config(sample_size=checkpoint.latent_size)  # constructors reset that of old directories
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _check_sound(folder: Path, files: list[Path], components: tuple[str, ...], digest: str) -> None:
+    """Every number, and that every model can be loaded."""
+    for path in files:
+        weights.check_finite(path)
+    _check_complete(folder, components, digest)
+
+
+def _versions() -> list[str]:
+    """Of what a check depends on, without importing it."""
+    return [__version__, *map(version, ("torch", "diffusers", "transformers", "tokenizers"))]
 
 
 def _digests(folder: Path, files: list[Path]) -> dict[str, str]:

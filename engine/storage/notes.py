@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,13 @@ def write(kind: str, key: dict[str, Any], value: Any) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps({"key": key, "value": value}, indent=1, sort_keys=True))
         part.replace(path)
+
+
+def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
+    """Run a check, unless it is noted that it has passed with all that `key` names; a check that raises is not noted."""
+    if read(kind, key) is not True:
+        check()
+        write(kind, key, True)
 
 
 def _path(kind: str, key: dict[str, Any]) -> Path:

@@ -259,3 +259,33 @@ def test_sampling_that_cannot_run_is_refused(inspected: dict[str, Checkpoint], g
 
 def test_another_number_of_latent_channels_is_accepted(tmp_path: Path) -> None:
     assert at(write_checkpoint(tmp_path / "eight", "digits", latent_channels=8), 8).latent_channels == 8
+
+
+INSPECTED = """
+import sys
+from engine.diffusion.checkpoint import inspect
+from engine.errors import ConfigError
+from engine.spec.models import ModelSpec
+try:
+    inspect(ModelSpec(checkpoint=sys.argv[1]), 8)
+except ConfigError as error:
+    print(error)
+print([name for name in ("torch", "diffusers", "transformers") if name in sys.modules])
+"""
+
+
+def test_what_has_passed_on_this_node_is_not_loaded_again(
+    copy: Path, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIMEO_CACHE", str(tmp_path / "cache"))
+
+    def inspected_anew() -> str:
+        command = [sys.executable, "-c", INSPECTED, str(folders["digits"])]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert inspected_anew() == "['torch', 'diffusers', 'transformers']\n"
+    assert inspected_anew() == "[]\n"
+    at(copy)
+    rewrite(copy / UNET, lambda tensors: tensors["conv_in.bias"].fill_(torch.nan))
+    with pytest.raises(ConfigError, match="NaN or infinite"):
+        at(copy)
