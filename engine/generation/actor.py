@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import __version__, errors
+from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation.attempts import MAX_DEATHS, Attempts
 from engine.generation.gate import Budget
@@ -79,6 +80,8 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     from engine.generation.worker import ShardWorker
 
     torch.set_num_threads(spec.resources.threads)
+    if order.device == "cpu":
+        memory.keep_freed()
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
         lora.attach(pipeline, order.lora.place, spec.model.lora_scale, order.lora.sha256)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
 
@@ -89,7 +90,7 @@ def _trainer(
     threads = resources.threads
 
     def worker(worker_config: Config) -> Config | None:
-        _prepare(threads)
+        _prepare(threads, kind)
         return loop(worker_config)
 
     class StopOnFindings(UserCallback):
@@ -160,11 +161,13 @@ def _await_room(resources: ResourcesSpec, kind: str) -> None:
         )
 
 
-def _prepare(threads: int) -> None:
-    """Per-worker torch settings: thread count, and kernels that repeat bit for bit where cuDNN has the choice."""
+def _prepare(threads: int, kind: str) -> None:
+    """Per-worker settings: torch's threads, freed memory, and kernels that repeat bit for bit where cuDNN has the choice."""
     import torch
 
     torch.set_num_threads(threads)
+    if kind == "cpu":
+        memory.keep_freed()
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
