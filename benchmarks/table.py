@@ -143,9 +143,19 @@ LINES = (
         "the Real-Fake script (a file an image); Ray Data's map_batches + write_webdataset",
         ">= 1.25 of the script with JPEG, 1.5 with PNG; >= 1.1 of Ray Data",
         lambda rows: "; ".join(
-            f"{row['case']}, {row['peer']}, {row['format']}: {number(row['ratio'])}" for row in rows if row["judged"]
+            f"{row['case']}, {row['peer']}, {row['format']}: {number(row['ratio'])} (the model alone {number(row['bound'])})"
+            for row in rows
+            if row["judged"]
         ),
         "what overlap, batching and no image through Ray are worth where few steps make an image",
+    ),
+    Line(
+        "freed_memory",
+        "What is gained by keeping the memory that a CPU worker frees?",
+        "the same batches with glibc's defaults; equal pictures",
+        "-",
+        judged("times", "faults"),
+        "how much of a small model's time the kernel spends on zeroing pages; users may set glibc's variables for their own scripts",
     ),
     Line(
         "actors_scaling",
