@@ -1,10 +1,12 @@
 """What the engine costs over a plain diffusers loop: images a second of both, in pairs, in one process (python -m benchmarks.generation_overhead).
 
 The engine's side is everything between two shards of a running job: waiting for the next one, planning, conditions, sampling, gate,
-encoding, and the durable tar and its record, which a run makes beside the next shard's drawing and this does in turn. The plain side is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third
-side, "bare", is the same pipeline from precomputed prompt embeddings to uint8 arrays, with no work on the host at all. All three run
-in the actor's device thread, one after another, in turning order, with the same weights, batch size, steps and one thread; starting Ray and
-loading models is in none of them. The ratio is the median over pairs; the spread of plain against plain says what it is worth.
+encoding, and the durable tar and its record, which a run makes beside the next shard's drawing and this does in turn. The plain side
+is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third side, "bare", is the same pipeline from precomputed prompt
+embeddings to uint8 arrays, with no work on the host at all. All three run in the actor's device thread, one after another, in turning
+order, with the same weights, batch size, steps and one thread; starting Ray and loading models is in none of them. The worker keeps
+the memory that it frees, so the other two sides do so too. The ratio is the median over pairs; the spread of plain against plain says
+what it is worth.
 """
 
 from __future__ import annotations

@@ -66,15 +66,20 @@ def open_pipeline(work: Work) -> Any:
     return pipeline
 
 
+def opened(work: Work, item: Item) -> Any:
+    """The real image that an item starts from, as the script opens it."""
+    from PIL import Image
+
+    return Image.open(item.init).convert("RGB").resize((work.size, work.size))
+
+
 def draw(pipeline: Any, work: Work, items: list[Item]) -> list[Any]:
     """PIL images of one batch; init images are read here, as the script does."""
     import torch
-    from PIL import Image
 
     told: dict[str, Any] = {}
     if work.from_images:
-        paths = [item.init for item in items]
-        told["image"] = [Image.open(path).convert("RGB").resize((work.size, work.size)) for path in paths]
+        told["image"] = [opened(work, item) for item in items]
         told["strength"] = work.strength
     return pipeline(
         prompt=[item.prompt for item in items],
@@ -94,14 +99,9 @@ def model_alone(pipeline: Any, work: Work, items: list[Item]) -> float:
     """Every item through denoiser and VAE alone, from encoded prompts and decoded images to floats on the device; seconds."""
     import torch
 
-    def initial(item: Item) -> Any:
-        from PIL import Image
-
-        image = Image.open(item.init).convert("RGB").resize((work.size, work.size))
-        return pipeline.image_processor.preprocess(image)
-
     encoded = {item.prompt: pipeline.encode_prompt(item.prompt, "cpu", 1, work.guidance_scale > 1) for item in items}
-    images = {item.init: initial(item) for item in items if item.init}
+    preprocess = pipeline.image_processor.preprocess
+    images = {item.init: preprocess(opened(work, item)) for item in items if item.init}
     seconds = 0.0
     for batch in batches(items, work.batch):
         embeds, negative = zip(*(encoded[item.prompt] for item in batch), strict=True)

@@ -16,8 +16,8 @@ def keep_freed() -> bool:
     """Have glibc keep up to 2 GiB of what this process frees; whether it does.
 
     Tensors of a batch are freed and allocated again many times a second. By default glibc hands large ones back to the
-    kernel each time, which zeroes their pages anew: a third of the time of a small denoiser on a CPU. What is computed is
-    the same. Tensors above 32 MiB still go back. Nothing is done under another C library, or where the user has set one of
+    kernel each time, which zeroes their pages anew: up to a sixth of a small denoiser's time on a CPU
+    (benchmarks/freed_memory.py). What is computed is the same. Tensors above 32 MiB still go back. Nothing is done under another C library, or where the user has set one of
     glibc's own variables. Source: mallopt(3).
     """
     if any(name in os.environ for name in _OWN):
