@@ -92,6 +92,13 @@ def test_medians_and_noise() -> None:
     assert math.isinf(pairs.spread([1.0]))
 
 
+def test_the_interval_of_a_median_is_the_one_of_the_binomial_distribution() -> None:
+    ratios = list(range(1, 25))
+    low, high = pairs.interval(ratios, [1] * 24)
+    assert (low, high) == (7, 18)  # P(X <= 6) = 0.011, P(X <= 7) = 0.032 for X of binomial(24, 1/2)
+    assert all(map(math.isnan, pairs.interval([1, 2, 3], [1] * 3)))
+
+
 def test_a_missed_target_is_the_exit_status_but_not_of_a_quick_run(tmp_path: Path) -> None:
     rows = [pairs.judged("a", "x", 1.0, 0.01, 4.0)]
     for options, status in ((["--quick"], 0), ([], 1)):
