@@ -51,10 +51,10 @@ def interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, flo
 
 
 def verdict(value: float, noise: float, target: float, *, at_most: bool = False) -> str:
-    """Whether the target is met or missed by more than the noise, which has the unit of the value."""
+    """Whether the target is met or missed by more than the noise, which has the unit of the value; being equal to it is enough."""
     if abs(value - target) < noise:
         return "too noisy to judge"
-    return "met" if (value < target) == at_most else "missed"
+    return "met" if (value <= target if at_most else value >= target) else "missed"
 
 
 def judged(case: str, what: str, value: float, noise: float, target: float | None, **more: Any) -> Row:

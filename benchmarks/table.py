@@ -150,6 +150,14 @@ LINES = (
         "what overlap, batching and no image through Ray are worth where few steps make an image",
     ),
     Line(
+        "fast_settings",
+        "What does each setting of `resources.fast` bring on a CPU?",
+        "the engine's sampler without it",
+        "pixels within 2 of 255",
+        judged("times"),
+        "which exact settings are worth setting where there is no GPU",
+    ),
+    Line(
         "freed_memory",
         "What is gained by keeping the memory that a CPU worker frees?",
         "the same batches with glibc's defaults; equal pictures",

@@ -16,7 +16,7 @@ from tests.support.tiers import slow
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ("shard_writing", "planning", "verify_rate")
-QUICK_ON_RAY = ("null_generator", "resume", "first_sample")
+QUICK_SLOWLY = ("null_generator", "resume", "first_sample", "fast_settings")
 OWN_ROWS = ("generation_overhead", "match_step", "mixing_loader")
 HELPERS = {"machine", "pairs", "table", "null"} | {
     "driver_simulation",
@@ -42,7 +42,7 @@ def quick_run(name: str, out: Path) -> tuple[list[pairs.Row], str]:
     return found["results"], done.stdout
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in QUICK_ON_RAY)])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=slow) for name in QUICK_SLOWLY)])
 def test_a_quick_run_gives_rows_and_touches_no_committed_result(name: str, tmp_path: Path) -> None:
     pytest.importorskip("psutil")
     rows, said = quick_run(name, tmp_path / "results.json")
@@ -81,6 +81,7 @@ def test_verdicts() -> None:
     assert pairs.verdict(0.85, 0.06, 0.90) == "too noisy to judge"
     assert pairs.verdict(1.01, 0.01, 1.05, at_most=True) == "met"
     assert pairs.verdict(1.10, 0.01, 1.05, at_most=True) == "missed"
+    assert pairs.verdict(2.0, 0.0, 2.0) == pairs.verdict(2.0, 0.0, 2.0, at_most=True) == "met"
     assert pairs.judged("a", "x", 5.0, 0.10, 4.0)["verdict"] == "met"
     assert pairs.judged("a", "x", 3.0, 0.50, 4.0)["verdict"] == "too noisy to judge"  # 3.0 +- 1.5
     assert pairs.judged("a", "x", 3.0, 0.50, None)["verdict"] == "no target"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 import time
@@ -17,22 +16,23 @@ import pytest
 from tests.support import hosts
 from tests.support.clusters import processes
 from tests.support.hosts import Network
-from tests.support.runs import SHARD_SIZE, SHARDS, SmallRun, digest
+from tests.support.runs import SHARDS, SmallRun, digest
 
 pytestmark = pytest.mark.usefixtures("real_clusters")
 
 URL = "s3://runs/out"
+WAIT = f"""
+import s3fs, time
+while (made := len(s3fs.S3FileSystem(use_listings_cache=False).glob("{URL}/data/*.tar"))) < 3:
+    time.sleep(0.2)
+print(made)
+"""  # says how many shards there are, once there are a few
 
 
 @pytest.fixture
 def three(real_clusters: None) -> Iterator[Network]:
     with hosts.network(3) as made:
         yield made
-
-
-def drawn(network: Network) -> int:
-    """Images that the driver has told of."""
-    return max(map(int, re.findall(r"generate: (\d+)/", network.said())), default=0)
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[Any], said: Callable[[], str]) -> None:
@@ -52,11 +52,12 @@ def test_a_run_over_three_hosts_survives_a_cut_and_a_crash(three: Network, small
     three.ready(3)
     words = small.words(actors=3, cpus_per_actor=1, stall=15)
     driver = three.mimeo("generate", "quickstart", "-o", URL, *words)
-    wait_until(lambda: drawn(three) >= 3 * SHARD_SIZE, driver, three.said)
+    waiting = three.popen(three.switch, sys.executable, "-c", WAIT, log="waiting.log")
+    wait_until(lambda: waiting.poll() is not None, driver, three.said)
     three.cut(1)
     three.crash(2)
     cut = time.monotonic()
-    assert drawn(three) < SHARDS * SHARD_SIZE // 2, "the run was nearly over before a host was lost"
+    assert int(three.said("waiting.log")) < SHARDS // 2, "the run was nearly over before a host was lost"
     assert driver.wait(timeout=500) == 0, three.said()
     print(f"{time.monotonic() - cut:.0f} s after the loss of two of three hosts")
     print(three.said())
