@@ -94,6 +94,8 @@ class Sampler:
         self._padded = 0  # images of every batch, the last of a short one repeated; 0: batches as they come
         self._how = how or FastSpec(channels_last="off")
         self._ahead = self._vae.device.type == "cuda"
+        self._side = self._latent_shape[-1] * _scale(self._vae)
+        self._vae_batch = fast.vae_batch(self._how, self._vae.device.type, self._side)
         fast.prepare(self.pipeline, self._denoiser, self._how)
 
     @property
@@ -200,7 +202,7 @@ class Sampler:
             self._encoder, [r.prompt for r in requests], [r.label for r in requests], [r.token for r in requests]
         )
         without = self._unconditional(requests) if self._generate.guidance_scale > 1 else None
-        side = None if self._from_image else self._latent_shape[-1] * _scale(self._vae)
+        side = None if self._from_image else self._side
         arguments: dict[str, Any] = {
             **self._family.ask(condition, without, side),
             "guidance_scale": self._generate.guidance_scale,
@@ -254,7 +256,7 @@ class Sampler:
 
     def _decode(self, latents: torch.Tensor) -> _Arriving:
         finite = _finite_rows(latents)
-        parts = latents.split(self._how.decode_batch or len(latents))
+        parts = latents.split(self._vae_batch or len(latents))
         decoded = torch.cat([from_latents(self._vae, part).float() for part in parts])
         good = _finite_rows(decoded)
         if latents.dtype == torch.float16:
@@ -276,7 +278,8 @@ class Sampler:
         images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2)
         images = (images.float() / 127.5 - 1).to(self._vae.dtype)
         try:
-            latents = self._vae.encode(images).latent_dist.mode().float()
+            parts = images.split(self._vae_batch or len(images))
+            latents = torch.cat([self._vae.encode(part).latent_dist.mode().float() for part in parts])
         except (RuntimeError, MemoryError) as error:
             _raise_if_out_of_memory(error, len(pixels))
             raise

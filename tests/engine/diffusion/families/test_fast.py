@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from engine.diffusion import fast, lora
-from engine.diffusion.checkpoint import Checkpoint, load
+from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ClusterError, ConfigError
-from engine.spec.models import FastSpec, GenerateSpec
+from engine.spec.models import FastSpec, GenerateSpec, ModelSpec
+from tests.support.checkpoints import write_checkpoint
 from tests.support.tiers import slow
 
 KINDS = ("digits", "sd15", "xl", "sd3", "dit")
@@ -130,6 +131,36 @@ def test_latents_are_decoded_in_parts(fresh: Callable[..., Sampler], expected: C
     sampler.pipeline.vae.decoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
     assert np.abs(pixels(sampler.draw(ask(5))) - expected("digits")).max() <= 2
     assert seen == [2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "side", "expected"),
+    [
+        (None, "cpu", 255, None),
+        (None, "cpu", 256, 1),
+        (None, "cuda", 512, None),
+        (3, "cpu", 512, 3),
+        (3, "cuda", 64, 3),
+    ],
+)
+def test_how_many_images_the_vae_takes(asked: int | None, device: str, side: int, expected: int | None) -> None:
+    assert fast.vae_batch(FastSpec(decode_batch=asked), device, side) == expected
+
+
+def test_a_cpu_takes_large_images_through_the_vae_one_at_a_time(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "large", "sd15", vae=(4, 4, 4, 4, 8, 8), groups=4, sample=8)
+    checked = inspect(ModelSpec(checkpoint=str(folder)), 256)
+    real, found = np.random.default_rng(0).integers(0, 256, (3, 256, 256, 3), np.uint8), []
+    for how, parts in ((FastSpec(), [1, 1, 1]), (FastSpec(decode_batch=3), [3])):
+        sampler, seen = Sampler(load(checked, "cpu", "float32"), spec("sd15", strength=0.9, pairing="own"), how), []
+        for module in (sampler.pipeline.vae.encoder, sampler.pipeline.vae.decoder):
+            module.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(len(args[0])))
+        latents = sampler.encode_latents(real)
+        drawn = sampler.draw([Request("photo", seed, init_latents=one) for seed, one in enumerate(latents)])
+        assert seen == parts * 2
+        found.append((latents, pixels(drawn)))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-4)
+    assert np.abs(found[0][1] - found[1][1]).max() <= 2
 
 
 def test_a_stream_gives_what_draw_gives_one_batch_late_where_copies_run_beside(fresh: Callable[..., Sampler]) -> None:
