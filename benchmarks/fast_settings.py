@@ -27,7 +27,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "channels_last": {"channels_last": "on"},
     "fuse_qkv": {"fuse_qkv": True},
     "attention math": {"attention": "math"},
-    "decode_batch 1": {"decode_batch": 1},
+    "decode_batch 1": {"decode_batch": 1},  # what is unset at 256 pixels
+    "decode_batch 16": {"decode_batch": 16},  # all at once, which is what is unset at 8 pixels
     "compile": {"compile": "default"},
     "compile, channels_last": {"compile": "default", "channels_last": "on"},
     DTYPE: {},

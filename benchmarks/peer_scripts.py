@@ -9,9 +9,10 @@ in turning order, for some rounds. The engine also fsyncs every shard, checks ev
 
 What can be gained is what the peers do on the host between two batches, so it is bounded by its share of a batch: nothing with 12
 denoising steps at 8 pixels, much where few steps make a large image. "bound" is the peer against the model alone, in the script's
-process: the same batches from encoded prompts and decoded images to floats, with no work on the host. An engine that computes the same
-on the same core and does all else for nothing is as much faster than the peer. Targets are therefore judged in the few-step and img2img cases
-only; the others are reported. Where "photographs" is set the VAE's answers are replaced, after its work, by crops of real photographs on
+process: the same batches from encoded prompts and decoded images to floats, with no work on the host. An engine that computes in the same
+way on the same core and does all else for nothing is as much faster than the peer; what is above the bound comes from computing in
+another way (freed memory that is kept, large images one at a time through the VAE). Targets are therefore judged in the few-step and
+img2img cases only; the others are reported. Where "photographs" is set the VAE's answers are replaced, after its work, by crops of real photographs on
 every side, as pictures of random weights cost a codec another time than real ones.
 """
 

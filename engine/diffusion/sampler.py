@@ -279,7 +279,8 @@ class Sampler:
             self._vae.to(latents.dtype)
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
-        images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2)
+        # Contiguous, as a layout spreads from the first layer to the last: which one is used is for `channels_last` to say.
+        images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2).contiguous()
         images = (images.float() / 127.5 - 1).to(self._vae.dtype)
         try:
             parts = images.split(self._vae_batch or len(images))
@@ -294,7 +295,7 @@ class Sampler:
                 "set model.dtype to float32",
             )
         config = self._vae.config
-        return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).cpu().numpy()
+        return ((latents - (config.shift_factor or 0.0)) * config.scaling_factor).contiguous().cpu().numpy()
 
 
 def _rebuild(family: Family, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
