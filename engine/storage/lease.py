@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import re
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ def lease(store: Store, what: str) -> Iterator[None]:
     heart = threading.Thread(target=_beat, args=(store, number, me, stop, lost), name="mimeo-lease", daemon=True)
     heart.start()
     try:
-        yield
+        with _interruptible(lost):
+            yield
     except KeyboardInterrupt:
         if lost.is_set():
             raise _taken(store) from None
@@ -41,6 +43,25 @@ def lease(store: Store, what: str) -> Iterator[None]:
                 store.replace(_lease_name(number), replace(me, released=True).text())
     if lost.is_set():
         raise _taken(store)
+
+
+@contextmanager
+def _interruptible(lost: threading.Event) -> Iterator[None]:
+    """Where SIGINT is ignored, as in what a script runs in the background, let the loss of the lease through, and only that."""
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        if lost.is_set():
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _take(store: Store, me: Holder) -> int:

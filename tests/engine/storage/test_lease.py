@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import uuid
@@ -109,6 +111,19 @@ def test_whoever_is_taken_over_is_stopped(memory: Store) -> None:
     newest = lease.newest(memory)
     assert newest is not None
     assert newest == (2, elsewhere())  # and did not touch the other's lease
+
+
+def test_whoever_ignores_interrupts_is_stopped_too(memory: Store) -> None:
+    """As `mimeo ... &` in a script, which the shell starts with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with hold(memory, "mimeo generate"):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # a user's own interrupt is ignored as before
+        test_whoever_is_taken_over_is_stopped(open_store(f"memory://{uuid.uuid4().hex}/out"))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_of_the_user_stays_one(memory: Store) -> None:
