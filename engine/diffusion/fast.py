@@ -51,7 +51,8 @@ def _check_fusable(denoiser: Any) -> None:
 def vae_batch(fast: FastSpec, device: str, side: int) -> int | None:
     """How many images of so many pixels a side the VAE takes at a time, None: all of a batch.
 
-    What `decode_batch` says, else one large image on a CPU: 1.1 to 1.5 times as fast as eight (benchmarks/fast_settings.py).
+    What `decode_batch` says, else one large image on a CPU, which takes less time and memory than several at once; what that
+    brings to a whole batch is in benchmarks/fast_settings.py.
     """
     if fast.decode_batch is None and device == "cpu" and side >= LARGE:
         return 1
