@@ -73,7 +73,8 @@ class Record:
         """Read a record; any changed byte raises DataError about `where`."""
         try:
             data = json.loads(text)
-            _, version = data.pop("check"), data.pop("format")
+            data.pop("check")  # compared below, with all of the text
+            version = data.pop("format")
             if version != FORMAT:
                 raise DataError(where, f"is of format {version}, this engine reads {FORMAT}", "use the newer engine")
             entries = tuple(Quarantined(**entry) for entry in data.pop("quarantined"))
@@ -82,7 +83,7 @@ class Record:
             raise DataError(where, "is not a shard record", _FIX) from None
         if not _typed(record):
             raise DataError(where, "is not a shard record", _FIX)
-        if record.to_json() != text:  # which holds the checksum
+        if record.to_json() != text:
             raise DataError(where, "was changed or cut", _FIX)
         return record
 
