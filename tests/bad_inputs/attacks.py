@@ -57,7 +57,7 @@ def tree(folder: Path) -> dict[str, str]:
         mode = path.lstat().st_mode
         content = ""
         if stat.S_ISLNK(mode):
-            content = os.readlink(path)
+            content = str(path.readlink())
         elif stat.S_ISREG(mode):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         found[str(path.relative_to(folder))] = f"{stat.filemode(mode)} {content}"
@@ -139,8 +139,8 @@ def _command(
         os.dup2(descriptor, number)
         os.close(descriptor)
     used = os.open(records / "used", os.O_CREAT | os.O_WRONLY)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ["COLUMNS"] = "200"
     for name, value in environment.items():
