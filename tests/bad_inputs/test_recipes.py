@@ -21,8 +21,8 @@ PATHS = [
     plan("source path unknown user", "source={kind: folder, path: ~nobody-here/x}", codes=(2, 3), says=("user",)),
     plan("lora name too long", f"model.lora=/{'l' * 300}.safetensors", says=("model.lora",)),
     plan("features path unknown user", "conditions.features={backend: transformers, path: ~nobody-here/x}"),
-    Attack("recipe path 300 chars", ("plan", "r" * 300), (2,), ("no such recipe",)),
-    Attack("recipe path 5000 chars", ("plan", "r" * 5000), (2,), ("no such recipe",)),
+    Attack("recipe path 300 chars", ("plan", "r" * 300), (2,), ("File name too long",)),
+    Attack("recipe path 5000 chars", ("plan", "r" * 5000), (2,), ("File name too long",)),
 ]
 
 
