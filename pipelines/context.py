@@ -42,7 +42,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] | None) -> RunSpec:
     """Read a recipe by path, or by the name of a packaged one (`quickstart`)."""
     path = Path(recipe)
     packaged = RECIPES / f"{recipe}.yaml"
-    if not os.path.lexists(path) and "/" not in recipe and packaged.is_file():
+    if not os.path.lexists(path) and "/" not in recipe and os.path.lexists(packaged):
         path = packaged
     return specs.load(path, overrides or ())
 
@@ -88,6 +88,8 @@ def _check_place(key: str, place: str) -> str:
     except OSError as error:
         refused = storage_error(error, place)
         raise kind(key, f"{place}: {refused.what}", refused.fix) from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise kind(key, f"{place} is no regular file and no folder", "give another place")
     if not os.access(fixed, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):
         raise kind(key, f"{place}: permission denied", "change its permissions, or give another place")
     return place

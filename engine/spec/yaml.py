@@ -122,9 +122,10 @@ def read(path: Path) -> Any:
 def read_regular(path: Path, limit: int) -> bytes:
     """The bytes of a file; OSError where it is no regular file (pipes and devices are not waited for) or larger than `limit`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a regular file", str(path))
         data = file.read(limit + 1)
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"is larger than {limit / 2**20:g} MiB", str(path))

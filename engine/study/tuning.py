@@ -111,7 +111,9 @@ def run(
                 max_concurrent_trials=concurrent(resources),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=str(folder), verbose=0, callbacks=[_watch(tell, ended)]),
+            run_config=tune.RunConfig(
+                name="trials", storage_path=str(folder), verbose=0, callbacks=[_watch(tell, ended)]
+            ),
         )
         return [_ended(result) for result in beside(tuner.fit)]
 
