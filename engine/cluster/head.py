@@ -94,7 +94,7 @@ def lived(folder: Path) -> Iterator[None]:
 
     def loop() -> None:
         while not stop.is_set():
-            for descriptor, _ in poll.poll(POLL_S * 100):
+            for descriptor, _ in poll.poll(100):
                 if not stop.is_set():
                     _end(names[descriptor], folder, left)
 

@@ -290,12 +290,12 @@ def _joined() -> Iterator[None]:
         with _own_sigterm(), _silent_start():
             _shorten_errors()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # RayError: no token
         first = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClusterError(
             "RAY_ADDRESS",
             f"cannot join the cluster at {address} ({first})",
-            "check the address and RAY_AUTH_MODE=token",
+            "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH",
         ) from None
     where = ray.get_runtime_context().gcs_address
     lost = threading.Event()
