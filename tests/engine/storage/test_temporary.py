@@ -12,6 +12,7 @@ from pathlib import Path
 
 from engine.storage import temporary
 
+ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
 from engine.storage import temporary
@@ -24,9 +25,7 @@ with temporary.folder("ray", sys.argv[1]) as folder:
 
 def holding(root: Path) -> tuple[subprocess.Popen[str], Path]:
     words = [sys.executable, "-c", HOLD, str(root)]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
-    )
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert process.stdout is not None
     return process, Path(process.stdout.readline().strip())
 
