@@ -12,6 +12,7 @@ from engine.cluster.progress import Reporter, reporter
 from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError
 from engine.images.catalog import precheck
+from engine.shards.seal import sealing
 from engine.spec import RunSpec
 from engine.spec.load import change_paths
 from engine.storage.lock import hold
@@ -105,7 +106,7 @@ def open_run(
     if not store.exists(SPEC):
         check_models(spec)
     claim(store, spec)
-    with hold(store, f"mimeo {verb}"):
+    with hold(store, f"mimeo {verb}"), sealing(store):
         claim(store, spec, held=True)
         sweep(store)
         with reporter() as out:
