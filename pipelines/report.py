@@ -13,9 +13,17 @@ def main(url: Url) -> None:
     spec = read_spec(open_store(url))
     store = open_store(url, probe=True)
     from engine.report import html
+    from engine.shards import seal
 
+<<<<<<< HEAD
     html.write(store, spec)
     say(str(store.local("report.html") or f"{store.url}/report.html"))
+=======
+    store = open_store(url, probe=True)
+    html.write(store, read_spec(store))
+    seal.update(store, (html.GALLERY, html.CARD, html.REPORT))
+    typer.echo(str(store.local("report.html") or f"{store.url}/report.html"))
+>>>>>>> w/F
 
 
 if __name__ == "__main__":

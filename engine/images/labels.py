@@ -24,7 +24,10 @@ def parse_label(value: object) -> int | str | BadImage:
         return value if value >= 0 else BadImage("no_label", f"label {value} marks an unlabelled image")
     if isinstance(value, str) and 0 < len(value.strip().encode(errors="replace")) <= MAX_NAME_BYTES:
         return value.strip()
-    return BadImage("bad_label", f"label {str(value)[:60]!r} is neither a class number nor a name of {MAX_NAME_BYTES} bytes or fewer")
+    return BadImage(
+        "bad_label",
+        f"label {str(value)[:60]!r} is neither a class number nor a name of {MAX_NAME_BYTES} bytes or fewer",
+    )
 
 
 def check_names(names: Iterable[str], where: str) -> None:

@@ -104,6 +104,7 @@ def _trainer(
     return _trainer_class()(
         worker,
         train_loop_config=config,
+        torch_config=_torch_config(folder),
         scaling_config=api.ScalingConfig(
             num_workers=_workers(resources),
             use_gpu=kind == "cuda",
@@ -137,6 +138,15 @@ def _trainer_class() -> Any:
             return [one for one in super()._create_default_callbacks() if not isinstance(one, dropped)]
 
     return Trainer
+
+
+def _torch_config(folder: str) -> Any:
+    """How the workers find each other: on a private Ray in `folder`, so that no port of theirs is open to others."""
+    if not os.environ.get("MIMEO_PRIVATE_RAY"):
+        return None
+    from engine.training.rendezvous import ByFile
+
+    return ByFile(folder=folder)
 
 
 def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
