@@ -15,15 +15,9 @@ def main(url: Url) -> None:
     from engine.report import html
     from engine.shards import seal
 
-<<<<<<< HEAD
     html.write(store, spec)
-    say(str(store.local("report.html") or f"{store.url}/report.html"))
-=======
-    store = open_store(url, probe=True)
-    html.write(store, read_spec(store))
     seal.update(store, (html.GALLERY, html.CARD, html.REPORT))
-    typer.echo(str(store.local("report.html") or f"{store.url}/report.html"))
->>>>>>> w/F
+    say(str(store.local("report.html") or f"{store.url}/report.html"))
 
 
 if __name__ == "__main__":
