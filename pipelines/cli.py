@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
@@ -158,13 +160,31 @@ def _unexpected(error: Exception) -> int:
     known = as_expected(error, "a file" if settle() else "standard output")
     if known is not None:
         return _refused(known)
+    return _fail(f"mimeo: {_logged(error)}", UNEXPECTED)
+
+
+def _logged(error: BaseException) -> str:
+    """What a fault is, in a line that says where its traceback lies."""
     path = log.write("".join(traceback.format_exception(error)))
     where = f"its log is {path}" if path else "no folder takes its log: set MIMEO_CACHE to one that can be written"
-    return _fail(f"mimeo: an unexpected {type(error).__name__} ({shortened(str(error), 200)}); {where}", UNEXPECTED)
+    return f"an unexpected {type(error).__name__} ({shortened(str(error), 200)}); {where}"
+
+
+def _in_thread(fault: threading.ExceptHookArgs) -> None:
+    """A thread has ended by an exception: the work goes on, or fails where the thread is missed."""
+    if fault.exc_value is not None:
+        note(f"warning: a thread: {_logged(fault.exc_value)}", sys.stderr)
+
+
+def _in_destructor(fault: Any) -> None:
+    """An exception that nobody can catch, as in a destructor at the end of the process."""
+    if fault.exc_value is not None:
+        log.write("".join(traceback.format_exception(fault.exc_value)))
 
 
 def main() -> None:
     """The console script."""
+    threading.excepthook, sys.unraisablehook = _in_thread, _in_destructor
     sys.exit(execute())
 
 

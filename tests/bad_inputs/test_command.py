@@ -404,3 +404,29 @@ def test_an_unexpected_fault_is_one_line_with_a_private_log(tmp_path: Path) -> N
     for shown in (line, text):
         assert "s3cr3t" not in shown
         assert "\x1b" not in shown
+
+
+def test_a_fault_in_a_thread_or_a_destructor_is_no_traceback(tmp_path: Path) -> None:
+    code = (
+        "import sys, threading\n"
+        "from pipelines import cli\n"
+        "class Held:\n"
+        "    def __del__(self): raise KeyError('destroyed')\n"
+        "def broken(url: str):\n"
+        "    Held()\n"
+        "    thread = threading.Thread(target=lambda: 1 / 0)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "cli.app.command('broken')(broken)\n"
+        "sys.argv = ['mimeo', 'broken', 'x']\n"
+        "cli.main()\n"
+    )
+    environment = {**os.environ, "MIMEO_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False, cwd=tmp_path
+    )
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: a thread: an unexpected ZeroDivisionError")
+    logs = [path.read_text() for path in (tmp_path / "cache/logs").iterdir()]
+    assert sorted(("ZeroDivisionError" in text, "destroyed" in text) for text in logs) == [(False, True), (True, False)]
+    assert result.returncode == 0
