@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import select
 import shutil
 import signal
 import socket
@@ -21,6 +20,7 @@ from engine.errors import ClusterError
 
 SILENCE_S = 45.0  # Ray ends a driver's process after 60
 POLL_S = 5.0
+GLANCE_S = 0.05
 
 
 def answers(address: str) -> bool:
@@ -86,17 +86,15 @@ def lived(folder: Path) -> Iterator[None]:
     import ray._private.worker
 
     started = ray._private.worker._global_node.all_processes
-    poll, stop = select.poll(), threading.Event()
-    names = {os.pidfd_open(each.process.pid): name for name in PARTS for each in started.get(name, ())}
+    needed = [(name, each.process) for name in PARTS for each in started.get(name, ())]
     left = [each.process for parts in started.values() for each in parts]
-    for descriptor in names:
-        poll.register(descriptor, select.POLLIN)
+    stop = threading.Event()
 
     def loop() -> None:
-        while not stop.is_set():
-            for descriptor, _ in poll.poll(100):
-                if not stop.is_set():
-                    _end(names[descriptor], folder, left)
+        while not stop.wait(GLANCE_S):
+            for name, process in needed:
+                if process.poll() is not None and not stop.is_set():
+                    _end(name, folder, left)
 
     watcher = threading.Thread(target=loop, daemon=True, name="raylet")
     watcher.start()
@@ -105,8 +103,6 @@ def lived(folder: Path) -> Iterator[None]:
     finally:
         stop.set()
         watcher.join()
-        for descriptor in names:
-            os.close(descriptor)
 
 
 def _end(name: str, folder: Path, left: list[Any]) -> None:

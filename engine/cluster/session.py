@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -38,6 +39,7 @@ PRIVATE = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away; on clusters it stays on
 }
 WORKER_BYTES = 256 * 2**20  # of memory that a worker takes at the least, once it has imported torch
+SHARED = "/dev/shm"  # where Ray's object store lies, on systems that have it
 SMALLEST_FILE = 100 * 2**20  # what Ray's object store is at the least: one file
 _SAID = 1 << 16  # bytes of what Ray prints while it starts that are kept
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray._private", "ray.tune")
@@ -174,6 +176,10 @@ def _private_start() -> Iterator[None]:
         raise _not_started(error) from None
 
 
+def _is_read_only(folder: str) -> bool:
+    return Path(folder).is_dir() and not os.access(folder, os.W_OK)
+
+
 def _check_machine(resources: ResourcesSpec) -> None:
     """What a private Ray would find out after a minute, or never."""
     from ray._private.utils import get_system_memory
@@ -254,7 +260,7 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     _temp_dir=str(folder),
-                    _plasma_directory=None if os.access("/dev/shm", os.W_OK) else str(folder.parent),
+                    _plasma_directory=str(folder.parent) if _is_read_only(SHARED) else None,
                     _node_ip_address="127.0.0.1",
                 )
             with head.lived(folder.parent):
