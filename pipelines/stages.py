@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from engine.spec import RunSpec
 from engine.spec.models import ModelSpec
+from engine.storage import documents
 from engine.storage.store import Store, address
 from engine.training.matching.precheck import MARKER, lora_of, model_of
 from pipelines.context import Run, open_run
@@ -160,7 +161,7 @@ STAGES = (
 
 
 def _note_seconds(store: Store, name: str, seconds: float) -> None:
-    noted = json.loads(store.read(SECONDS)) if store.exists(SECONDS) else {}
+    noted = documents.find(store, SECONDS, dict[str, float]) or {}
     noted[name] = round(noted.get(name, 0.0) + seconds, 3)
     store.replace(SECONDS, json.dumps(noted, indent=1, sort_keys=True).encode())
 

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
@@ -28,6 +29,7 @@ from engine.images.sources.base import GROUP
 from engine.images.splits import NAMES, assign, require_all
 from engine.spec import RunSpec
 from engine.spec.models import ImagesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 
 SCHEMA = pa.schema(
@@ -56,6 +58,17 @@ TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parque
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
+
+
+class Done(TypedDict):
+    """`catalog/_done.json`: what the finished catalog holds."""
+
+    class_names: list[str]
+    digest: str
+    images: int
+    quarantined: int
+    reasons: dict[str, int]
+    splits: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -122,7 +135,7 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
 def load(store: Store) -> Catalog:
     """The published catalog; raises DataError when it is missing or is not what its marker says."""
     try:
-        done = json.loads(store.read(DONE))
+        done = documents.read(store, DONE, Done, "remove catalog/ and run again")
         table = pq.read_table(io.BytesIO(store.read(TABLE)), schema=SCHEMA)
     except FileNotFoundError:
         raise DataError(
@@ -134,7 +147,7 @@ def load(store: Store) -> Catalog:
         ) from None
     if table_digest(table) != done["digest"]:
         raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
-    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]))
+    return Catalog(table, tuple(done["class_names"]), done["quarantined"], done["digest"])
 
 
 def table_digest(table: pa.Table) -> str:
@@ -292,10 +305,20 @@ def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
     return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
 
 
+def quarantine(store: Store) -> pa.Table:
+    """The published list of bad and duplicate images (QUARANTINE); DataError where it cannot be read."""
+    try:
+        return pq.read_table(io.BytesIO(store.read(QUARANTINED)), schema=QUARANTINE)
+    except FileNotFoundError:
+        raise DataError(f"{store.url}/{QUARANTINED}", "is missing", "remove catalog/ and run again") from None
+    except (ValueError, OSError, pa.ArrowException) as error:
+        what = f"cannot be read ({str(error).splitlines()[0]})"
+        raise DataError(f"{store.url}/{QUARANTINED}", what, "remove catalog/ and run again") from None
+
+
 def copy(catalog: Catalog, source: Store, target: Store) -> None:
     """Publish a catalog (that of `source`, or one restricted from it) in another output, quarantine list and all."""
-    quarantine = pq.read_table(io.BytesIO(source.read(QUARANTINED)), schema=QUARANTINE)
-    _publish(catalog, quarantine, target)
+    _publish(catalog, quarantine(source), target)
 
 
 def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:

@@ -20,7 +20,7 @@ def read(kind: str, key: dict[str, Any]) -> Any:
     try:
         note = json.loads(_path(kind, key).read_bytes())
         return note["value"] if note["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -12,10 +12,12 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.arms import TRIALS, Trial, section, trials
 from engine.study.comparison import arms_and_comparisons
 from engine.study.statistics import spread
+from engine.study.studyresults import AblationTrial
 from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
 from engine.training.judge import arms as judged
 from engine.training.judge import check as check_judge
@@ -41,7 +43,9 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
     pending = [trial for trial in plan if not store.exists(trial.name)]
     if pending or not store.exists(_real_name(spec)):
         _run(spec, catalog, store, reporter, pending)
-    result = summary(spec, {trial.name: json.loads(store.read(trial.name)) for trial in plan}, _real(spec, store))
+    result = summary(
+        spec, {trial.name: documents.read(store, trial.name, AblationTrial) for trial in plan}, _real(spec, store)
+    )
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
@@ -125,7 +129,8 @@ def _get(ref: Any) -> Any:
 
 
 def _check_scores(store: Store, trial: Trial) -> None:
-    if store.exists(trial.name) and json.loads(store.read(trial.name))["identity"] != identity(trial.spec):
+    known = documents.find(store, trial.name, AblationTrial)
+    if known is not None and known["identity"] != identity(trial.spec):
         what = f"arm {trial.arm} was run with other settings in {store.url}"
         raise ConfigError(f"ablation.arms.{trial.arm}", what, "give the arm another name, or use another output")
 
@@ -135,4 +140,4 @@ def _real_name(spec: RunSpec) -> str:
 
 
 def _real(spec: RunSpec, store: Store) -> list[float]:
-    return json.loads(store.read(_real_name(spec)))
+    return documents.read(store, _real_name(spec), list[float])

@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec, ResourcesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training.judge_data import Arrays, real_images, synthetic_images
 from engine.training.setup import place, run
@@ -123,8 +124,7 @@ def outcomes(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
 
 
 def _read(store: Store, arm: str, seed: int) -> Outcome:
-    data = json.loads(store.read(outcome_name(arm, seed)))
-    return Outcome(**{**data, "confusions": [tuple(entry) for entry in data["confusions"]]})
+    return documents.read(store, outcome_name(arm, seed), Outcome)
 
 
 def _train_all(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, jobs: list[tuple[Arm, int]]) -> None:

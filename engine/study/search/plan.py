@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import numpy as np
 from engine.errors import ConfigError
 from engine.spec import RunSpec, digest, plain
 from engine.spec.studies import SearchSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.arms import changed
+from engine.study.studyresults import SearchResult
 
 RESULT = "results/search.json"
 TRIALS = "results/search/trials"
@@ -156,10 +157,8 @@ def largest(spec: RunSpec, n: int) -> int:
 
 def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
     """The result of this very search where it is there, else None."""
-    if not store.exists(RESULT):
-        return None
-    result = json.loads(store.read(RESULT))
-    return result if result["asked"] == section(spec).model_dump(mode="json") else None
+    result = documents.find(store, RESULT, SearchResult)
+    return dict(result) if result is not None and result["asked"] == section(spec).model_dump(mode="json") else None
 
 
 def check(spec: RunSpec) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +16,14 @@ from engine.diffusion.checkpoint import Checkpoint
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint as checkpoints
 from engine.training import setup
 from engine.training.matching import adapter, data
 from engine.training.matching.precheck import MARKER, precheck
 from engine.training.matching.worker import CHECKPOINTS, Job, Matching, train
+from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another adapter
 NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
@@ -133,9 +134,10 @@ def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) ->
 
 
 def _check_marker(store: Store, inputs: dict[str, Any]) -> None:
-    if json.loads(store.read(MARKER)).get("made_from") != inputs:
+    fix = "use a new output, or remove match/ to train it again"
+    if documents.read(store, MARKER, Marker, fix)["made_from"] != inputs:
         what = "was trained on other images or with other settings"
-        raise DataError(f"{store.url}/match", what, "use a new output, or remove match/ to train it again")
+        raise DataError(f"{store.url}/match", what, fix)
 
 
 def _clean(store: Store) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -18,10 +17,12 @@ from engine.diffusion.tiny import models
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
 from engine.training.pretrain.publish import MARKER
 from engine.training.pretrain.worker import CHECKPOINTS, Job, train
+from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another model
 
@@ -81,9 +82,10 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
 
 
 def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
-    if json.loads(store.read(MARKER)).get("made_from") != made_from:
+    fix = "use a new output, or remove model/ to train it again"
+    if documents.read(store, MARKER, Marker, fix)["made_from"] != made_from:
         what = "was trained on other images or with other settings"
-        raise DataError(f"{store.url}/model", what, "use a new output, or remove model/ to train it again")
+        raise DataError(f"{store.url}/model", what, fix)
 
 
 def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
