@@ -119,7 +119,7 @@ def test_an_output_of_saved_classifiers_is_evaluated_with_these(
     section = TrainSpec(model="cnn")
     for arm, seed, selected in (("real", 0, "last"), ("mixed_1x", 12, "last"), ("mixed_1x", 13, None)):
         facts = {"arm": arm, "seed": seed, "selected": selected, "train": section.model_dump(mode="json")}
-        facts |= {"class_names": list(catalog.class_names), "size": spec.images.size}
+        facts |= {"class_names": list(catalog.class_names), "size": spec.images.size, "made_from": {}}
         model = models.build(section, spec.images.size, len(catalog.class_names))
         saved.save(store, f"{arm}-{seed}-0a1b2c3d", "last", model, facts)
     listed = classifiers.listed(spec, store)

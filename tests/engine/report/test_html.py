@@ -21,7 +21,7 @@ from engine.report.facts import gather
 from engine.report.html import render, write
 from engine.shards.cost import Amount, Cost
 from engine.storage.store import open_store
-from tests.engine.report.conftest import HOSTILE, JudgedRun
+from tests.support.hostile import HOSTILE, JudgedRun
 
 
 class Page(HTMLParser):
