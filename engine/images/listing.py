@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,11 @@ class Listing:
         self.bad: list[Bad] = []
         self._limit: int | None = getattr(spec.source, "limit", None)
         self._remote = "://" in getattr(spec.source, "path", "")
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What the last scans passed over because it is no image by its name, by kind."""
+        return sum((Counter(source.skipped) for source in self.sets.values()), Counter[str]())
 
     def groups(self) -> Iterator[list[Candidate]]:
         """Candidates in groups that are cheapest to read together; the main set first."""

@@ -32,6 +32,7 @@ ADDED: dict[str, Any] = {
     "judge.mixing": "equal",
     "pretrain.denoiser": "unet",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
+    "source.image_key": None,
 }
 PATHS = (
     "source.path",

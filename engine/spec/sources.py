@@ -25,11 +25,16 @@ class FolderSource(Spec):
 
 
 class WebDatasetSource(Spec):
-    """WebDataset tars: a file, a folder of tars or a glob; the label is the `.cls` member or `label_key` of the `.json` one."""
+    """WebDataset tars: a file, a folder of tars, a glob or a pattern with braces.
+
+    The image is the member with the extension `image_key` ("jpg", or several, "jpg;png", of which the first counts), by
+    default the only image of the sample; the label is the `.cls` member or `label_key` of the `.json` one.
+    """
 
     kind: Literal["webdataset"]
     path: str
     test_path: str | None = None
+    image_key: str | None = None
     label_key: str = "label"
     class_names: tuple[str, ...] | None = None
     limit: Count | None = None

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.labels import check_names
-from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
-from engine.images.sources.remotefolder import SPLIT_NAMES, RemoteFolder, check_classes, hidden, refuse_splits
+from engine.images.sources.base import (
+    GROUP,
+    IMAGE_EXTENSIONS,
+    Place,
+    Ref,
+    Rejected,
+    decode_name,
+    encode_name,
+    hidden,
+    open_regular,
+    sidecar,
+)
+from engine.images.sources.remotefolder import SPLIT_NAMES, RemoteFolder, check_classes, refuse_splits
 from engine.spec.models import FolderSource, ImagesSpec
 from engine.storage.paths import place_of
+from engine.storage.run import is_output
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -41,6 +54,7 @@ class Folder:
         self.root, self.where = root.absolute(), where
         self._prefix = len(os.path.join(self.root, ""))  # noqa: PTH118 (with its slash, also for the root of the disk)
         self.max_bytes = images.max_bytes
+        self.skipped = Counter[str]()
         self.inside = (inside or root).resolve()
         self._folders = self._class_folders()
         self.class_names = tuple(class_names if class_names is not None else self._folders)
@@ -59,7 +73,7 @@ class Folder:
             raise DataError(
                 self.where, f"{self.root} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
-        folders = tuple(e.name for e in entries if e.is_dir())
+        folders = tuple(e.name for e in entries if e.is_dir() and not _holds_outputs(Path(e.path)))
         if not folders:
             what = "has files but no class folders" if entries else "is empty"
             raise DataError(self.where, f"{self.root} {what}", "make one sub-folder of images a class")
@@ -76,8 +90,9 @@ class Folder:
                 raise DataError(
                     self.where, f"class folder {name} is a link that leaves {self.root}", "copy or mount it there"
                 )
-            if next(self._walk(folder), None) is None:
-                raise DataError(self.where, f"class folder {name} is empty", "add images to it or remove it")
+            if next(self._files(folder), None) is None:
+                what = "is empty" if next(self._walk(folder), None) is None else "holds no image"
+                raise DataError(self.where, f"class folder {name} {what}", "add images to it or remove it")
         check_classes(self.root, self._folders, self.class_names, self.where)
 
     def _is_nested(self) -> bool:
@@ -99,10 +114,19 @@ class Folder:
                 self.where, f"{folder} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
 
+    def _files(self, folder: Path) -> Iterator[os.DirEntry[str]]:
+        """What of `_walk` may be an image by its name; the rest is counted."""
+        for entry in self._walk(folder):
+            if kind := sidecar(entry.name):
+                self.skipped[kind] += 1
+            else:
+                yield entry
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         group: list[Ref | Rejected] = []
+        self.skipped.clear()
         for name in self._folders:
-            for entry in self._walk(self.root / name):
+            for entry in self._files(self.root / name):
                 group.append(self._candidate(entry, name))
                 if len(group) == GROUP:
                     yield group
@@ -140,10 +164,7 @@ class Folder:
 def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than asked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return BadImage("not_a_file", "no regular file")
+        with open_regular(path) as file:
             data = file.read(max_bytes + 1)
     except OSError as error:
         return BadImage("unreadable", error.strerror or type(error).__name__)
@@ -151,7 +172,16 @@ def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
 
 
 def _looks_like_image(name: str) -> bool:
-    return name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
+    return name.lower().rpartition(".")[2] in IMAGE_EXTENSIONS and "." in name
+
+
+def _holds_outputs(folder: Path) -> bool:
+    """Whether a folder is an output of mimeo, or holds one or more and no file, as `runs` does."""
+    if is_output(folder):
+        return True
+    below = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
+    first = below[0] if below else None
+    return first is not None and first.is_dir() and all(e.is_dir() and is_output(Path(e.path)) for e in below)
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:

@@ -203,7 +203,10 @@ def _open(root: Path, names: list[str], source: HubSource, images: ImagesSpec, s
             complete=split == source.split,
         )
     if names[0].endswith(".tar"):
-        return Tars(root, names, images, where=where, label_key=source.label_column, class_names=None)
+        image_key = source.image_column if source.image_column != "image" else None
+        return Tars(
+            root, names, images, where=where, image_key=image_key, label_key=source.label_column, class_names=None
+        )
     first = PurePosixPath(names[0]).parts
     below = first[: first.index(split) + 1] if split in first else first[:-2]
     repository = root.parents[1]  # snapshots are links into the blobs of the repository's cache folder

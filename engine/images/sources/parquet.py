@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ class ParquetFiles:
     """Rows of {bytes, path} (or plain bytes) and a label; class names from the file's Hugging Face metadata when it has them."""
 
     class_names: tuple[str, ...] | None
+    skipped: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,

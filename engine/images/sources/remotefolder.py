@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -9,20 +10,14 @@ from typing import NoReturn
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.labels import check_names
-from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
+from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name, hidden, sidecar
 from engine.spec.models import ImagesSpec
 from engine.storage.base import Entry
 from engine.storage.parallel import mapped
 from engine.storage.paths import RemotePath
 
-IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 REQUESTS = 8  # images on their way at once
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder is passed over by its name."""
-    return name.startswith(".") or name.lower() in IGNORED
 
 
 class RemoteFolder:
@@ -34,6 +29,7 @@ class RemoteFolder:
         self, root: RemotePath, images: ImagesSpec, *, where: str, class_names: Sequence[str] | None = None
     ) -> None:
         self.root, self.where, self.max_bytes = root, where, images.max_bytes
+        self.skipped = Counter[str]()
         self._folders = self._class_folders()
         self.class_names = tuple(class_names if class_names is not None else self._folders)
 
@@ -57,9 +53,13 @@ class RemoteFolder:
 
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         group: list[Ref | Rejected] = []
+        self.skipped.clear()
         for label in self._folders:
             for entry in (self.root / label).files():
                 if any(hidden(part) for part in entry.name.split("/")):
+                    continue
+                if kind := sidecar(entry.name):
+                    self.skipped[kind] += 1
                     continue
                 group.append(self._candidate(entry, label))
                 if len(group) == GROUP:
