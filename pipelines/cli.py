@@ -126,6 +126,11 @@ def execute(arguments: Sequence[str] | None = None) -> int:
 
 def main() -> None:
     """The console script."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = (
+            "1"  # names of files are UTF-8 whatever the terminal is: begin anew, so that Python knows
+        )
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sys.exit(execute())
 
 

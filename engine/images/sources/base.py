@@ -15,7 +15,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
@@ -184,6 +184,7 @@ def _remote_names(given: RemotePath, pattern: str, where: str) -> list[str]:
 def _find_local(given: Path, suffix: str, where: str) -> tuple[Root, list[str]]:
     if given.is_file():
         return given.parent, [given.name]
+    found: Iterable[Path]
     if given.is_dir():
         root, found = given, given.rglob(f"*{suffix}")
     elif any(c in str(given) for c in WILD):
@@ -221,7 +222,7 @@ def expand_braces(pattern: str, where: str) -> list[str]:
         raise too_many
     try:
         names = list(itertools.islice(braceexpand(pattern, escape=False), MAX_BRACES + 1))
-    except (UnbalancedBracesError, RecursionError):
+    except (ValueError, RecursionError):
         raise DataError(where, f"{pattern[:200]} has braces that do not close", "check the pattern") from None
     if len(names) > MAX_BRACES:
         raise too_many

@@ -179,9 +179,14 @@ def _holds_outputs(folder: Path) -> bool:
     """Whether a folder is an output of mimeo, or holds one or more and no file, as `runs` does."""
     if is_output(folder):
         return True
-    below = [entry for entry in os.scandir(folder) if not hidden(entry.name)]
-    first = below[0] if below else None
-    return first is not None and first.is_dir() and all(e.is_dir() and is_output(Path(e.path)) for e in below)
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not hidden(entry.name):
+                if not entry.is_dir(follow_symlinks=False) or not is_output(Path(entry.path)):
+                    return False
+                found = True
+    return found
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:

@@ -5,23 +5,21 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import parse_label
+from engine.images.sources import rowgroups
 from engine.images.sources.base import Place, Ref, Rejected, Root, decode_name, encode_name, find_files, read_by_file
 from engine.spec.models import ImagesSpec, ParquetSource
 from engine.storage.paths import RemotePath
 
 CHECKED_ROWS = 2_000_000  # labels that are read before Ray starts; of larger sets the catalog finds an empty class
-READ_ROWS = 64  # encoded images that are in memory at once beside one compressed row group
 
 
 class ParquetFiles:
@@ -88,14 +86,16 @@ class ParquetFiles:
     def check(self) -> None:
         """Refuse files without rows, and declared classes without one where `complete`; columns were checked on opening."""
         files = [self._open(name) for name in self.names]
+        for name, file in zip(self.names, files, strict=True):
+            rowgroups.refuse_bombs(file, self.root / name, self.where)
         rows = sum(file.metadata.num_rows for file in files)
         if rows == 0:
             raise DataError(self.where, f"{self.root / self.names[0]} holds no rows", "check the files")
         if self.class_names is None or not self.complete or rows > CHECKED_ROWS:
             return
         seen: set[Any] = set()
-        for file in files:
-            seen |= set(pc.unique(file.read(columns=[self.label_column])[self.label_column]).to_pylist())
+        for name, file in zip(self.names, files, strict=True):
+            seen.update(*self._labels(name, file))
         for number, name in enumerate(self.class_names):
             if number not in seen and name not in seen:
                 raise DataError(
@@ -106,10 +106,19 @@ class ParquetFiles:
         for name in self.names:
             file, uri = self._open(name), encode_name(name)
             self._check_columns(file.schema_arrow)
-            starts = _starts(file)
+            row = 0
+            for values in self._labels(name, file):
+                yield [self._candidate(uri, row + i, value) for i, value in enumerate(values)]
+                row += len(values)
+
+    def _labels(self, name: str, file: pq.ParquetFile) -> Iterator[list[Any]]:
+        """The label column, batch by batch; no batch holds rows of two row groups."""
+        try:
             for group in range(file.num_row_groups):
-                column = file.read_row_group(group, columns=[self.label_column])[self.label_column]
-                yield [self._candidate(uri, starts[group] + i, value) for i, value in enumerate(column.to_pylist())]
+                yield from rowgroups.values(file, group, self.label_column)
+        except (OSError, pa.ArrowException) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise DataError(self.where, f"{self.root / name} cannot be read ({first})", "fetch it again") from None
 
     def _candidate(self, uri: str, row: int, value: Any) -> Ref | Rejected:
         key = f"{uri}/{row:010d}"
@@ -132,26 +141,18 @@ class ParquetFiles:
         self, name: str, positions: list[int], places: Sequence[Place]
     ) -> Iterator[tuple[int, bytes | BadImage]]:
         file = self._open(name)
-        leaf, starts = self._leaf(file.schema_arrow), _starts(file)
+        leaf, starts = self._leaf(file.schema_arrow), rowgroups.starts(file)
         queue = list(reversed(positions))
         for group in range(file.num_row_groups):
             if queue and places[queue[-1]].row < starts[group + 1]:
                 base = starts[group]
-                for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
-                    column = batch.column(0)
-                    values = column.field("bytes") if pa.types.is_struct(column.type) else column
-                    while queue and places[queue[-1]].row < base + len(batch):
+                for values in rowgroups.images(file, group, leaf):
+                    while queue and places[queue[-1]].row < base + len(values):
                         position = queue.pop()
                         data = values[places[position].row - base].as_py()
                         yield position, BadImage("no_bytes", "the row holds no bytes") if data is None else data
-                    base += len(batch)
+                    base += len(values)
         yield from ((position, BadImage("unreadable", "no such row")) for position in queue)
-
-
-def _starts(file: pq.ParquetFile) -> list[int]:
-    """First row of each row group, and the number of rows."""
-    counts = (file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
-    return list(accumulate(counts, initial=0))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -165,7 +166,7 @@ def _declared_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
         return None
     try:
         names = json.loads(raw)["info"]["features"][column]["names"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
