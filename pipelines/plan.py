@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from engine.cluster.terminal import Terminal
 from engine.conditions import prompts
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load_captions
@@ -150,8 +149,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     check(spec)
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, value in facts(spec, begun(spec, output)):
-        table.add_row(what, escape(value))
-    Console(soft_wrap=True).print(table)
+        table.add_row(what, value)
+    Terminal(soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
+from engine.cluster.terminal import Terminal
 from pipelines.options import Output, Recipe, Set, TimeLimit
 from pipelines.stages import verb
 
@@ -17,7 +16,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
         return
     from engine.evaluation.summary import table
 
-    console = Console()
+    console = Terminal()
     console.print(table(json.loads(run.store.read("results/summary.json"))))
     console.print(
         f"report: {run.store.local('report.html') or run.store.url + '/report.html'}", soft_wrap=True, highlight=False

@@ -126,6 +126,11 @@ def storage_error(error: OSError, where: str) -> StorageError:
     return StorageError(where, what, fix)
 
 
+def is_known(error: OSError) -> bool:
+    """Whether a failed system call is a matter of the place (rights, room, limits, names), not of the program."""
+    return error.errno in _WHAT
+
+
 @contextmanager
 def translated(where: str) -> Iterator[None]:
     """Turn any OSError of the block but FileNotFoundError into a StorageError about `where`."""
