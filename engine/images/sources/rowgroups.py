@@ -13,7 +13,7 @@ from engine.errors import DataError
 
 IMAGE_ROWS = 64  # encoded images that are in memory at once beside one compressed row group
 LABEL_ROWS = 1 << 16
-BUDGET = 1 << 30  # bytes that the values of one batch may take
+BUDGET = 1 << 28  # bytes that the values of one batch may take
 LARGE, RATIO = 1 << 28, 200  # bytes from which a column that packs so well is no set of images
 
 
