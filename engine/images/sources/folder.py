@@ -1,4 +1,4 @@
-"""An image folder: one sub-folder a class, walked as a stream."""
+"""An image folder: one sub-folder a class, or a metadata file, walked as a stream."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
-from engine.images.labels import check_names
-from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
-from engine.images.sources.remotefolder import SPLIT_NAMES, RemoteFolder, check_classes, hidden, refuse_splits
+from engine.images.sources.base import Place, Ref, Rejected, decode_name, encode_name
+from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
+from engine.images.sources.layout import looks_like_image
+from engine.images.sources.remotefolder import RemoteFolder, hidden
 from engine.spec.models import FolderSource, ImagesSpec
-from engine.storage.paths import place_of
+from engine.storage.paths import RemotePath, place_of
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -24,10 +25,10 @@ KINDS = (
 )
 
 
-class Folder:
-    """Every regular file below a class folder is a candidate, whatever its name; links are followed only inside `inside`."""
+class Folder(LabelledFolder):
+    """Links are followed only inside `inside`."""
 
-    class_names: tuple[str, ...] | None
+    root: Path
 
     def __init__(
         self,
@@ -36,40 +37,33 @@ class Folder:
         *,
         where: str,
         inside: Path | None = None,
-        class_names: Sequence[str] | None = None,
+        labels: FolderLabels | None = None,
     ) -> None:
         self.root, self.where = root.absolute(), where
         self._prefix = len(os.path.join(self.root, ""))  # noqa: PTH118 (with its slash, also for the root of the disk)
         self.max_bytes = images.max_bytes
         self.inside = (inside or root).resolve()
-        self._folders = self._class_folders()
-        self.class_names = tuple(class_names if class_names is not None else self._folders)
+        if not self.root.is_dir():
+            what = "is not a folder" if self.root.exists() else "does not exist"
+            raise DataError(self.where, f"{self.root} {what}", f"give a folder: {LAYOUT}")
+        self._settle(labels or FolderLabels())
 
-    def _class_folders(self) -> tuple[str, ...]:
+    def _children(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Links to folders count as folders in the root, as they may be classes, and nowhere else; pipes and devices are nothing."""
         try:
-            if not self.root.is_dir():
-                what = "is not a folder" if self.root.exists() else "does not exist"
-                raise DataError(
-                    self.where, f"{self.root} {what}", "give a folder with one sub-folder of images a class"
-                )
-            entries = sorted(
-                (e for e in os.scandir(self.root) if not hidden(e.name)), key=lambda e: os.fsencode(e.name)
-            )
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    is_folder = entry.is_dir(follow_symlinks=not folder)
+                    if not hidden(entry.name) and (is_folder or entry.is_file()):
+                        yield entry.name, is_folder
         except OSError as error:
             raise DataError(
-                self.where, f"{self.root} cannot be listed ({error.strerror})", "check its permissions"
+                self.where, f"{self.root / folder} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
-        folders = tuple(e.name for e in entries if e.is_dir())
-        if not folders:
-            what = "has files but no class folders" if entries else "is empty"
-            raise DataError(self.where, f"{self.root} {what}", "make one sub-folder of images a class")
-        return folders
 
     def check(self) -> None:
-        """Refuse names that cannot be classes, split folders, one class only, and classes without a single file."""
-        if {name.lower() for name in self._folders} <= SPLIT_NAMES and self._is_nested():
-            refuse_splits(self.root, self._folders, self.where)
-        check_names(self._folders, self.where)
+        """Refuse names that cannot be classes, splits, one class only, and classes without a single file."""
+        self._check_layout()
         for name in self._folders:
             folder = self.root / name
             if folder.is_symlink() and not folder.resolve().is_relative_to(self.inside):
@@ -78,10 +72,6 @@ class Folder:
                 )
             if next(self._walk(folder), None) is None:
                 raise DataError(self.where, f"class folder {name} is empty", "add images to it or remove it")
-        check_classes(self.root, self._folders, self.class_names, self.where)
-
-    def _is_nested(self) -> bool:
-        return any(entry.is_dir() for name in self._folders for entry in os.scandir(self.root / name))
 
     def _walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or sorted."""
@@ -90,7 +80,7 @@ class Folder:
                 for entry in entries:
                     if hidden(entry.name):
                         continue
-                    if entry.is_dir(follow_symlinks=False) and not _looks_like_image(entry.name):
+                    if entry.is_dir(follow_symlinks=False) and not looks_like_image(entry.name):
                         yield from self._walk(Path(entry.path))
                     else:
                         yield entry
@@ -99,19 +89,11 @@ class Folder:
                 self.where, f"{folder} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
 
-    def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
-        group: list[Ref | Rejected] = []
-        for name in self._folders:
-            for entry in self._walk(self.root / name):
-                group.append(self._candidate(entry, name))
-                if len(group) == GROUP:
-                    yield group
-                    group = []
-        if group:
-            yield group
+    def _below(self, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        yield from ((entry.path[self._prefix :], entry) for entry in self._walk(self.root / folder))
 
-    def _candidate(self, entry: os.DirEntry[str], label: str) -> Ref | Rejected:
-        key = encode_name(entry.path[self._prefix :])
+    def _candidate(self, name: str, entry: os.DirEntry[str], label: int | str | None) -> Ref | Rejected:
+        key = encode_name(name)
         try:
             if entry.is_symlink():
                 target = Path(entry.path).resolve(strict=True)
@@ -130,6 +112,7 @@ class Folder:
         if facts.st_size > self.max_bytes:
             detail = f"{facts.st_size:,} bytes, images.max_bytes is {self.max_bytes:,}"
             return Rejected(key, "too_large_file", detail, label)
+        assert label is not None
         return Ref(key, label, Place(key, size=facts.st_size))
 
     def read(self, places: Sequence[Place]) -> Iterator[tuple[int, bytes | BadImage]]:
@@ -150,23 +133,18 @@ def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
 
 
-def _looks_like_image(name: str) -> bool:
-    return name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
-
-
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:
     """The folder, and the test folder where one is given; both must exist."""
-    main = _opened(source.path, images, where="source.path")
-    sets = {"": main}
-    if source.test_path is not None:
-        sets["test"] = _opened(source.test_path, images, where="source.test_path", class_names=main.class_names)
-    return sets
+    place = place_of(source.path)
+    test = place_of(source.test_path) if source.test_path is not None else None
+    labels = FolderLabels(source.class_names, source.label_column, leave_out=inside(place, test, "source.test_path"))
+    main = _opened(place, images, "source.path", labels)
+    if test is None:
+        return {"": main}
+    own = FolderLabels(source.class_names, source.label_column, known=main.class_names, is_test=True)
+    return {"": main, "test": _opened(test, images, "source.test_path", own)}
 
 
-def _opened(
-    path: str, images: ImagesSpec, *, where: str, class_names: Sequence[str] | None = None
-) -> Folder | RemoteFolder:
-    place = place_of(path)
-    if isinstance(place, Path):
-        return Folder(place, images, where=where, class_names=class_names)
-    return RemoteFolder(place, images, where=where, class_names=class_names)
+def _opened(place: Path | RemotePath, images: ImagesSpec, where: str, labels: FolderLabels) -> Folder | RemoteFolder:
+    kind = Folder if isinstance(place, Path) else RemoteFolder
+    return kind(place, images, where=where, labels=labels)  # type: ignore[arg-type]

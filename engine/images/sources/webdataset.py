@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import BinaryIO
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.labels import parse_label
+from engine.images.sources import layout
 from engine.images.sources.base import (
     GROUP,
     Place,
@@ -44,13 +46,16 @@ class Tars:
         where: str,
         label_key: str,
         class_names: tuple[str, ...] | None,
+        given: str | None = None,
     ) -> None:
-        self.root, self.names, self.where = root, tuple(names), where
+        self.root, self.names, self.where, self.given = root, tuple(names), where, given
         self.max_bytes, self.label_key = images.max_bytes, label_key
         self.class_names = class_names
 
     def check(self) -> None:
-        """Look for one image with a label in the first tar; raises DataError."""
+        """Refuse tars of several splits, and look for one image with a label in the first tar; raises DataError."""
+        if self.given is not None:
+            layout.check_files(self.root, self.names, self.given, self.where)
         path = self.root / self.names[0]
         with _opened(path) as file:
             head = file.read(6)
@@ -219,17 +224,12 @@ def _number(text: str) -> int | str:
 
 
 def open_sets(source: WebDatasetSource, images: ImagesSpec, *, download: bool) -> dict[str, Tars]:
-    """The tars, and the test tars where they are given."""
-    paths = {"": ("source.path", source.path)}
-    if source.test_path is not None:
-        paths["test"] = ("source.test_path", source.test_path)
-    return {
-        name: Tars(
-            *find_files(path, ".tar", where),
-            images,
-            where=where,
-            label_key=source.label_key,
-            class_names=source.class_names,
-        )
-        for name, (where, path) in paths.items()
-    }
+    """The tars, and the test tars where they are given; tars of the test set are no part of the main one."""
+    where = ("source.path", "source.test_path")
+    test = find_files(source.test_path, ".tar", where[1]) if source.test_path is not None else None
+    main = layout.without(find_files(source.path, ".tar", where[0]), test, where[0])
+    tars = partial(Tars, images=images, label_key=source.label_key, class_names=source.class_names)
+    sets = {"": tars(*main, where=where[0], given=source.path)}
+    if test is not None:
+        sets["test"] = tars(*test, where=where[1], given=source.test_path)
+    return sets
