@@ -16,11 +16,16 @@ class DigitsSource(Spec):
 
 
 class FolderSource(Spec):
-    """A folder with one sub-folder of images a class (`test_path`: the same layout, used for testing only)."""
+    """A folder with one sub-folder of images a class, or with a metadata file that gives the labels in `label_column`.
+
+    `test_path`: the same, used for testing only. `class_names`: which sub-folders, or which labels, are classes, in this order.
+    """
 
     kind: Literal["folder"]
     path: str
     test_path: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
     limit: Count | None = None
 
 

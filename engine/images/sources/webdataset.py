@@ -7,12 +7,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import parse_label
+from engine.images.sources import layout
 from engine.images.sources.base import (
     GROUP,
     IMAGE_EXTENSIONS,
@@ -65,15 +67,21 @@ class Tars:
         image_key: str | None,
         label_key: str,
         class_names: tuple[str, ...] | None,
+        given: str | None = None,
     ) -> None:
-        self.root, self.names, self.where = root, tuple(names), where
+        self.root, self.names, self.where, self.given = root, tuple(names), where, given
         self.max_bytes, self.label_key = images.max_bytes, label_key
         self.image_keys = tuple(key.strip(" .").lower() for key in image_key.split(";")) if image_key else ()
         self.class_names = class_names
         self.skipped = Counter[str]()
 
     def check(self) -> None:
-        """Refuse compressed tars, and a set whose first samples have no image with a label, or several; DataError, ConfigError."""
+        """Refuse tars of several splits or compressed ones, and a set whose first samples have no image with a label, or several.
+
+        Raises DataError or ConfigError.
+        """
+        if self.given is not None:
+            layout.check_files(self.root, self.names, self.given, self.where)
         for name in self.names if isinstance(self.root, Path) else self.names[:REQUESTS]:
             self._refuse_compressed(self.root / name)
         reasons: dict[str, Rejected] = {}
@@ -301,18 +309,14 @@ def _number(text: str) -> int | str:
 
 
 def open_sets(source: WebDatasetSource, images: ImagesSpec, *, download: bool) -> dict[str, Tars]:
-    """The tars, and the test tars where they are given."""
-    paths = {"": ("source.path", source.path)}
-    if source.test_path is not None:
-        paths["test"] = ("source.test_path", source.test_path)
-    return {
-        name: Tars(
-            *find_files(path, ".tar", where),
-            images,
-            where=where,
-            image_key=source.image_key,
-            label_key=source.label_key,
-            class_names=source.class_names,
-        )
-        for name, (where, path) in paths.items()
-    }
+    """The tars, and the test tars where they are given; tars of the test set are no part of the main one."""
+    where = ("source.path", "source.test_path")
+    test = find_files(source.test_path, ".tar", where[1]) if source.test_path is not None else None
+    main = layout.without(find_files(source.path, ".tar", where[0]), test, where[0])
+    tars = partial(
+        Tars, images=images, image_key=source.image_key, label_key=source.label_key, class_names=source.class_names
+    )
+    sets = {"": tars(*main, where=where[0], given=source.path)}
+    if test is not None:
+        sets["test"] = tars(*test, where=where[1], given=source.test_path)
+    return sets
