@@ -122,9 +122,9 @@ def many_rows(path: Path) -> None:
 
 
 def padded(path: Path) -> None:
-    """Images of 100 MB that pack to nothing."""
-    zeros = pa.array([bytes(100 << 20)] * 3 + [image()] * 2, pa.large_binary())
-    parquet(path, zeros, pa.array([0, 1, 0, 1, 0]), use_dictionary=False, compression="zstd")
+    """An image of 300 MB that packs to nothing."""
+    rows = pa.array([bytes(300 << 20), image(), image(), image()], pa.large_binary())
+    parquet(path, rows, pa.array([0, 1, 0, 1]), use_dictionary=False, compression="zstd")
 
 
 def nested(path: Path) -> None:
@@ -178,13 +178,13 @@ DIGITS = "9" * 5000
 SOURCES = [
     row("tar, negative size", "a.tar", sized([*good(), ("9.png", image())], b"\xff" * 12), (0,)),
     row("tar, negative octal size", "a.tar", sized([*good(), ("9.png", image())], b"-0000001000"), (0,)),
-    row("tar, negative size first", "a.tar", sized([("9.png", image())], b"\xff" * 12), (3,), "damaged header"),
+    row("tar, negative size first", "a.tar", sized([("9.png", image())], b"\xff" * 12), (3,), "is not a tar"),
     row("tar, size of an exabyte", "a.tar", sized([*good(), ("9.png", image())], b"\x80" + b"\1" * 11), (0,)),
     row("tar, sparse map of letters", "a.tar", sparse(PAX, b"letters\n".ljust(512, b"x")), (0,)),
     row("tar, sparse numbers of letters", "a.tar", sparse({"GNU.sparse.size": "x", "GNU.sparse.map": "a,b"}, b""), (0,)),
     row("tar, size of letters", "a.tar", sparse({"size": "letters"}, b"x"), (0,)),
     row("tar, label of 5,000 digits", "a.tar", labels(DIGITS), (3,), "no image with a label"),
-    row("tar, text label of 5,000 digits", "a.tar", labels(f'"{DIGITS}"'), (3,), "no image with a label"),
+    row("tar, text label of 5,000 digits", "a.tar", labels(f'"{DIGITS}"'), (3,), "over 200 bytes"),
     row("tar, label nested 200,000 deep", "a.tar", labels("[" * 200_000), (3,), "no image with a label"),
     row("tar, a pipe", "a.tar", pipe, (3,), "set holds no .tar file"),
     row("tar, a device", "a.tar", device, (3,), "set holds no .tar file"),
@@ -204,7 +204,7 @@ SOURCES = [
     row("npz, 3 GB of labels in 3 MB", "a.npz", npz(train_labels=((3000 << 20,), "|u1", 3000)), (3,), "unpack to"),
     row("npz, 3 GB of images in 3 MB", "a.npz", npz(val_images=((3000, 1024, 1024), "|u1", 3000)), (3,), "unpack to"),
     row("npz, a pipe", "a.npz", pipe, (3,), "no regular file"),
-    row("mat, a gigabyte of zeros", "a.mat", lambda p: savemat(p, {"usps_all": np.zeros((1 << 20, 257), np.uint8)}, do_compression=True), (3,), "has the shape"),
+    row("mat, a table that is larger than the set", "a.mat", lambda p: savemat(p, {"usps_all": np.zeros((1 << 17, 257), np.uint8)}, do_compression=True), (3,), "has the shape"),
     row("mat, a pipe", "a.mat", pipe, (3,), "no regular file"),
 ]  # fmt: skip
 
@@ -240,7 +240,7 @@ def test_outputs(attack: Attack, tmp_path: Path) -> None:
     check_attack(attack, tmp_path)
 
 
-@pytest.mark.parametrize("verb", ["plan", "status", "verify", "doctor"])
+@pytest.mark.parametrize("verb", ["plan", "status", "verify"])
 def test_terminals_that_are_not_utf8(verb: str, tmp_path: Path) -> None:
     plain_folder(tmp_path / "photos", classes=("猫", "fox 🦊"))
     recipe = {"name": "cats", "images": {"size": 16}, "source": {"kind": "folder", "path": "photos"}}

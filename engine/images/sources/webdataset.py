@@ -44,6 +44,7 @@ FIXES = {  # why a set cannot be used, the most telling reason first
     "duplicate_key": SORT,
     "no_label": "add a .cls member beside each image, or set source.label_key",
     "bad_label": "write class numbers or names as labels",
+    "dots_in_name": "rename the members: one dot in each, before the extension",
     "no_image": "rename the members, or set source.image_key to the extension that is meant",
     "broken_tar": "fetch it again",
     "unreadable": "check its permissions",
@@ -212,8 +213,9 @@ class Tars:
         dotted = next((e for e in files if e.rpartition(".")[1] and e.rpartition(".")[2] in IMAGE_EXTENSIONS), None)
         if dotted is None or self.image_keys:
             return BadImage("no_image", f"members: {names}")
-        what = f"{encode_name(dotted)[:60]} is no image's extension: names are split at their first dot, as webdataset does"
-        return BadImage("no_image", f"{what}; members: {names}")
+        if "cls" in files or "json" in files:
+            return BadImage("no_image", f"no plain extension of an image; members: {names}")
+        return BadImage("dots_in_name", f"names are split at their first dot, as webdataset does; members: {names}")
 
     def _label(self, files: dict[str, Member], file: BinaryIO) -> int | str | BadImage:
         source = files.get("cls") or files.get("json")
