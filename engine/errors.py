@@ -1,8 +1,15 @@
 """The errors that a user can meet, each with its exit code and a one-line message that says what, where and the fix."""
 
+from __future__ import annotations
+
+from engine.text import one_line, shortened
+
 
 class MimeoError(Exception):
-    """An expected failure: `where` is a key, path or sample, `what` the finding, `fix` what to do about it."""
+    """An expected failure: `where` is a key, path or sample, `what` the finding, `fix` what to do about it.
+
+    As text it is one line without secrets and without characters that a terminal obeys, whatever the parts hold.
+    """
 
     exit_code = 1
 
@@ -11,8 +18,8 @@ class MimeoError(Exception):
         self.where, self.what, self.fix = where, what, fix
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}" + (f"; {self.fix}" if self.fix else "")
-        return " ".join(text.split())
+        where, what, fix = (shortened(one_line(part)) for part in (self.where, self.what, self.fix))
+        return f"{where}: {what}" + (f"; {fix}" if fix else "")
 
 
 class ConfigError(MimeoError):

@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 import typer
 
 from engine import __version__
-from engine.errors import MimeoError
+from engine.cluster.faults import as_expected
+from engine.cluster.terminal import Unread, guard, is_unread, note, say
+from engine.errors import MimeoError, StorageError
+from engine.storage import log
+from engine.text import one_line, shortened
 from pipelines import (
     cluster,
     condition,
@@ -33,6 +39,8 @@ from pipelines import (
     train,
     verify,
 )
+
+UNEXPECTED, UNREAD = 70, 141
 
 VERBS = (
     quickstart,
@@ -70,7 +78,7 @@ app.add_typer(study.app)
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"mimeo {__version__}")
+        say(f"mimeo {__version__}")
         raise typer.Exit
 
 
@@ -81,6 +89,10 @@ def _root(
     ),
 ) -> None:
     """Turns a real labelled image set into synthetic training data, and proves how good it is."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise StorageError("the working folder", "is gone", "change to a folder that exists") from None
 
 
 UsageFault = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
@@ -95,37 +107,66 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(text: str, code: int) -> int:
-    print(f"error: {text}", file=sys.stderr)
+    note(f"error: {one_line(text)}", sys.stderr)
     return code
+
+
+def _refused(error: MimeoError) -> int:
+    if os.environ.get("MIMEO_DEBUG"):
+        note("".join(traceback.format_exception(error)), sys.stderr)
+    return _fail(str(error), error.exit_code)
 
 
 def execute(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done; 2 recipe or usage; 3 data or verification; 4 storage; 5 output in use; 6 cluster resources; 130 and 143 signals.
-    `MIMEO_DEBUG=1` shows tracebacks instead of lines.
+    0 done; 2 recipe or usage; 3 data or verification; 4 storage; 5 output in use; 6 cluster resources; 70 a fault that nobody
+    expected, whose traceback is in a log file; 130 and 143 signals; 141 nobody reads what it says.
+    `MIMEO_DEBUG=1` shows the tracebacks of expected failures too.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    guard()
     try:
+        signal.signal(signal.SIGTERM, _terminate)
         result = app(list(arguments) if arguments is not None else None, standalone_mode=False, prog_name="mimeo")
+        say("", end="")  # what is still buffered fails here, where it can be told
         return result if isinstance(result, int) else 0
     except MimeoError as error:
-        if os.environ.get("MIMEO_DEBUG"):
-            raise
-        return _fail(str(error), error.exit_code)
+        return _refused(error)
     except UsageFault as error:
-        return _fail(" ".join(error.format_message().split()) + "; see mimeo --help", 2)
-    except (KeyboardInterrupt, typer.Abort):
+        return _fail(error.format_message() + "; see mimeo --help", 2)
+    except (KeyboardInterrupt, typer.Abort) as error:
+        if isinstance(error.__cause__, EOFError):  # typer takes any end of a file for the end of standard input
+            return _unexpected(error.__cause__)
         return _fail("stopped; the same command goes on from here", 130)
     except Terminated:
         return _fail("terminated; the same command goes on from here", 143)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except Unread:
+        return UNREAD
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        return UNREAD if is_unread() else _unexpected(error.__context__)  # typer ends the process for any broken pipe
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """One line for what no verb expects: a system call, Ray or memory that failed, else a fault with its log file."""
+    known = as_expected(error)
+    if known is not None:
+        return _refused(known)
+    path = log.write("".join(traceback.format_exception(error)))
+    where = f"its log is {path}" if path else "no folder takes its log: set MIMEO_CACHE to one that can be written"
+    return _fail(f"mimeo: an unexpected {type(error).__name__} ({shortened(str(error), 200)}); {where}", UNEXPECTED)
 
 
 def main() -> None:
     """The console script."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = (
+            "1"  # names of files are UTF-8 whatever the terminal is: begin anew, so that Python knows
+        )
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     sys.exit(execute())
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from engine.cluster.terminal import say
+
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="Files for `ray up` or KubeRay, such as clusters/aws.yaml.")],
@@ -18,13 +20,13 @@ def main(
     for path in files:
         findings = check(path)
         for problem in findings.problems:
-            typer.echo(str(problem))
+            say(str(problem))
         for advice in findings.advice:
-            typer.echo(f"advice: {advice}")
+            say(f"advice: {advice}")
         if findings.problems:
             failed = True
         else:
-            typer.echo(f"ok: {path} ({', '.join(findings.kinds)})")
+            say(f"ok: {path} ({', '.join(findings.kinds)})")
     if failed:
         raise typer.Exit(2)
 

@@ -12,6 +12,7 @@ from engine.cluster.progress import Reporter, reporter
 from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError
 from engine.images.catalog import precheck
+from engine.images.sources.overlap import check_output
 from engine.spec import RunSpec
 from engine.spec.load import change_paths
 from engine.storage.lock import hold
@@ -100,7 +101,10 @@ def open_run(
     """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs."""
     spec = load_recipe(recipe, overrides)
     check(spec)
-    store = open_store(output_url(spec, output), probe=True)
+    place = output_url(spec, output)
+    if not open_store(place).exists(SPEC):
+        check_output(spec.source, place)
+    store = open_store(place, probe=True)
     check_more(spec, store)
     if not store.exists(SPEC):
         check_models(spec)

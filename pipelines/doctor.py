@@ -11,12 +11,11 @@ from pathlib import Path
 
 import typer
 from packaging.requirements import Requirement
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from engine import __version__
 from engine.cluster.session import cores
+from engine.cluster.terminal import Terminal
 
 OPTIONAL = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure", "datasets": "hub"}
 
@@ -113,8 +112,8 @@ def main() -> None:
     for title in ("part", "state", "finding"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(text) for text in row))
-    Console().print(table)
+        table.add_row(*row)
+    Terminal().print(table)
     if any(state in ("missing", "wrong") for _, state, _ in rows):
         raise typer.Exit(2)
 

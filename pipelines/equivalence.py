@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 
@@ -24,8 +25,6 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
 
     others = [_finished(url) for url in against or ()]
     with open_run(recipe, set_, output, "equivalence", lambda spec, _: check(spec)) as run:
-        from rich.console import Console
-
         from engine.cluster.session import session
         from engine.images import catalog
         from engine.report.equivalence import figure, markdown, table
@@ -42,7 +41,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
                 result = equivalence(run.spec, made, run.store, run.reporter)
         run.store.replace("results/equivalence.md", markdown(result).encode())
         run.store.replace("results/equivalence.svg", figure([result, *others]))
-    console = Console()
+    console = Terminal()
     console.print(table(result))
     for entry in result["advice"]:
         console.print(entry["text"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 from pipelines.stages import run_stages, upto
@@ -14,8 +15,6 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     from engine.evaluation.precheck import check
 
     with open_run(recipe, set_, output, "evaluate", check) as run:
-        from rich.console import Console
-
         from engine.cluster.session import session
         from engine.evaluation.evaluate import evaluate, finished, needs_synthetic
         from engine.images import catalog
@@ -34,7 +33,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
                 from engine.report import html
 
                 html.write(run.store, read_spec(run.store))
-    console = Console()
+    console = Terminal()
     for table in tables(result):
         console.print(table)
     console.print(json.dumps({"results": f"{run.store.url}/results/evaluate.json"}), soft_wrap=True, highlight=False)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from engine.cluster.terminal import Terminal
 from engine.conditions import prompts
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load_captions
 from engine.errors import DataError
 from engine.generation.plan import Plan
+from engine.images.sources.overlap import check_output
 from engine.images.splits import planned_labels
 from engine.shards import cost, records
 from engine.shards.names import PLAN, PlanFacts, shard_name
@@ -32,7 +32,10 @@ MEMBER_BYTES = 3 * 512 + 3 * 256 + 1024  # headers, padding and JSON of one samp
 
 def begun(spec: RunSpec, output: str | None) -> Store | None:
     """The output, where a run that makes the same samples was begun there; what it has made and measured counts."""
-    store = open_store(output_url(spec, output))
+    place = output_url(spec, output)
+    store = open_store(place)
+    if not store.exists(SPEC):
+        check_output(spec.source, place)
     return store if store.exists(SPEC) and sample_key(read_spec(store)) == sample_key(spec) else None
 
 
@@ -146,8 +149,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     check(spec)
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, value in facts(spec, begun(spec, output)):
-        table.add_row(what, escape(value))
-    Console(soft_wrap=True).print(table)
+        table.add_row(what, value)
+    Terminal(soft_wrap=True).print(table)
 
 
 if __name__ == "__main__":

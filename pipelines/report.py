@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import typer
-
+from engine.cluster.terminal import say
 from engine.storage.run import read_spec
 from engine.storage.store import open_store
 from pipelines.options import Url
@@ -15,7 +14,7 @@ def main(url: Url) -> None:
 
     store = open_store(url, probe=True)
     html.write(store, read_spec(store))
-    typer.echo(str(store.local("report.html") or f"{store.url}/report.html"))
+    say(str(store.local("report.html") or f"{store.url}/report.html"))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
+from engine.cluster.terminal import Terminal
 from pipelines.options import Output, Recipe, Set, TimeLimit
 from pipelines.stages import verb
 
@@ -18,7 +17,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
     judged = read(run.store)
     if judged is None:
         return
-    console = Console()
+    console = Terminal()
     console.print(table(judged))
     console.print(
         f"report: {run.store.local('report.html') or run.store.url + '/report.html'}", soft_wrap=True, highlight=False

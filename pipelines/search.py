@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 
@@ -13,8 +14,6 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     from engine.study.search.plan import check, finished
 
     with open_run(recipe, set_, output, "search", lambda spec, _: check(spec)) as run:
-        from rich.console import Console
-
         from engine.report.search import figure, lines, markdown, table
 
         result = finished(run.spec, run.store)
@@ -31,7 +30,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
                 result = search(run.spec, made, run.store, run.reporter)
         run.store.replace("results/search.png", figure(result))
         run.store.replace("results/search.md", markdown(result).encode())
-    console = Console()
+    console = Terminal()
     console.print(table(result))
     for line in lines(result):
         console.print(line, highlight=False)

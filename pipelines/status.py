@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from engine.cluster.terminal import Terminal, say
 from engine.storage.run import read_spec
 from engine.storage.store import open_store
 from pipelines.options import Price, Url
@@ -29,10 +27,10 @@ def main(url: Url, price_per_hour: Price = None) -> None:
         table.add_row(stage.name, "done" if stage.done(run) else "not done")
     price = spec.resources.price_per_hour if price_per_hour is None else price_per_hour
     for name, value in status(store).lines(price):
-        table.add_row(name, escape(value))
-    Console().print(table)
+        table.add_row(name, value)
+    Terminal().print(table)
     if not all(stage.done(run) for stage in STAGES):
-        typer.echo("the command that started the run goes on from here")
+        say("the command that started the run goes on from here")
 
 
 if __name__ == "__main__":

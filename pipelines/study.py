@@ -6,6 +6,7 @@ import json
 
 import typer
 
+from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 
@@ -25,8 +26,6 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     from engine.study.arms import check
 
     with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec)) as run:
-        from rich.console import Console
-
         from engine.cluster.session import session
         from engine.images import catalog
         from engine.report.ablation import markdown, table
@@ -37,7 +36,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             made = catalog.build(run.spec, run.store, run.reporter)
             result = studies.ablation(run.spec, made, run.store, run.reporter)
         run.store.replace("results/ablation.md", markdown(result).encode())
-    console = Console()
+    console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
     console.print(json.dumps({"results": f"{run.store.url}/results/ablation.json"}), soft_wrap=True, highlight=False)
@@ -49,8 +48,6 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     from engine.study.deliberate.run import check
 
     with open_run(recipe, set_, output, "study deliberate", lambda spec, _: check(spec)) as run:
-        from rich.console import Console
-
         from engine.cluster.session import session
         from engine.images import catalog
         from engine.report.ablation import markdown, table
@@ -61,7 +58,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
         run.store.replace("results/deliberate.md", markdown(result).encode())
-    console = Console()
+    console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
     console.print(json.dumps({"results": f"{run.store.url}/results/deliberate.json"}), soft_wrap=True, highlight=False)

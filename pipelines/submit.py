@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from engine.cluster.terminal import say
 from engine.errors import ConfigError
 from pipelines.options import Output, Recipe, Set
 
@@ -69,13 +70,13 @@ def main(
         arguments += ["--set", change]
     metadata = {"mimeo_name": spec.name, "mimeo_spec": spec_hash(spec), "mimeo_output": output, "mimeo_verb": verb}
     job = jobs.make(words, arguments, working_dir=folder, metadata=metadata, install=install, driver_cpus=driver_cpus)
-    typer.echo(f"$ {job.command(cluster)}")
+    say(f"$ {job.command(cluster)}")
     connection = jobs.client(cluster)
     job_id = jobs.submit(job, connection, cluster)
-    typer.echo(f"job {job_id} is submitted; ray job stop {job_id} ends it, the same command goes on")
+    say(f"job {job_id} is submitted; ray job stop {job_id} ends it, the same command goes on")
     if not wait:
         return 0
-    return jobs.follow(connection, job_id, cluster, lambda text: typer.echo(text, nl=False))
+    return jobs.follow(connection, job_id, cluster, lambda text: say(text, end=""))
 
 
 def _recipe(recipe: str, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
+from engine.cluster.terminal import Terminal
 from engine.errors import ConfigError
 from engine.spec import RunSpec
 from engine.storage.store import Store
@@ -75,8 +76,6 @@ def _left(limit: float | None, began: float) -> float | None:
 
 
 def _train(run: Run, time_limit: float | None) -> bool:
-    from rich.console import Console
-
     from engine.cluster.session import session
     from engine.evaluation import training as classifiers
     from engine.images import catalog
@@ -91,7 +90,7 @@ def _train(run: Run, time_limit: float | None) -> bool:
                 return False
     else:
         run.reporter.note(f"nothing to do: {run.store.url} holds all {len(planned.tasks)} classifiers")
-    console = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    console = Terminal() if sys.stdout.isatty() else Terminal(width=WIDTH)
     console.print(classifiers.table(classifiers.summary(planned, run.store)))
     console.print(f"results: {run.store.url}/{classifiers.RESULT}", soft_wrap=True, highlight=False)
     return True

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import typer
-
 from engine.cluster.progress import reporter
+from engine.cluster.terminal import say
 from engine.errors import DataError
 from engine.storage.store import open_store
 from pipelines.options import Url
@@ -18,14 +17,14 @@ def main(url: Url) -> None:
     with reporter() as out:
         result = verify(store, out)
     for fault in result.faults[:20]:
-        typer.echo(fault)
+        say(fault)
     if result.faults:
         raise DataError(
             store.url,
             f"{len(result.faults)} faults, the first: {result.faults[0]}",
             "generate again into a fresh output, or restore the files",
         )
-    typer.echo(f"clean: {result.samples:,} samples in {result.shards:,} shards match the manifest")
+    say(f"clean: {result.samples:,} samples in {result.shards:,} shards match the manifest")
 
 
 if __name__ == "__main__":

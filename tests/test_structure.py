@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("errors", "spec"),
+    ("text", "errors", "spec"),
     ("storage",),
     ("cluster",),
     ("images",),

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TextIO
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,12 +19,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from engine.cluster.terminal import Terminal, note
+from engine.text import shown
+
 PLAIN_INTERVAL_S = 10.0
 
 
 def _fields_text(fields: dict[str, float | int | str]) -> str:
     parts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in fields.items()]
-    return "  ".join(parts)
+    return shown("  ".join(parts))
 
 
 class Task:
@@ -88,9 +90,7 @@ class _PlainTask(Task):
         eta = f", {_duration((self.total - self.done) / rate)} left" if rate > 0 and self.done < self.total else ""
         speed = f", {rate:.3g} {self.unit}/s" if rate > 0 else ""
         extra = f"  {_fields_text(self._latest)}" if self._latest else ""
-        print(
-            f"{self.name}: {self.done:,}/{self.total:,} {self.unit}{speed}{eta}{extra}", file=self._stream, flush=True
-        )
+        note(f"{self.name}: {self.done:,}/{self.total:,} {self.unit}{speed}{eta}{extra}", self._stream)
         self._said = True
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class _RichTask(Task):
     def __init__(self, name: str, total: int, unit: str, bars: Progress) -> None:
         super().__init__(name, total, unit)
         self._bars = bars
-        self._id: TaskID = bars.add_task(name, total=total, unit=unit, rate="", fields="")
+        self._id: TaskID = bars.add_task(shown(name), total=total, unit=unit, rate="", fields="")
 
     def _show(self, fields: dict[str, float | int | str]) -> None:
         rate = f"{self.rate:.3g} {self.unit}/s" if self.rate > 0 else ""
@@ -140,21 +140,21 @@ class PlainReporter(Reporter):
         return _PlainTask(name, total, unit, self._stream)
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        note(text, self._stream)
 
 
 class RichReporter(Reporter):
     """Bars with count, rate and time left."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Terminal) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[fields]}", style="dim"),
+            TextColumn("{task.fields[fields]}", style="dim", markup=False),
             console=console,
         )
 
@@ -162,7 +162,7 @@ class RichReporter(Reporter):
         return _RichTask(name, total, unit, self._bars)
 
     def note(self, text: str) -> None:
-        self._bars.console.print(text, markup=False, highlight=False)
+        self._bars.console.print(text, highlight=False)
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -174,7 +174,7 @@ class RichReporter(Reporter):
 @contextmanager
 def reporter() -> Iterator[Reporter]:
     """The reporter for standard error: bars on a terminal, plain lines otherwise."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True)
     if console.is_terminal:
         rich_reporter = RichReporter(console)
         with rich_reporter.live():

@@ -126,6 +126,8 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     table = _split_table(good, names, numbers, spec)
     catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
     _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
+    if listing.skipped:
+        reporter.note(f"passed over, as no images by their names: {_told(listing.skipped)}")
     found = Counter(entry.reason for entry in bad + duplicates)
     if found:
         reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")

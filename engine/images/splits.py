@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,8 +118,19 @@ def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     labels = numbers[np.array(codes, np.int64)]
     sizes = np.bincount(labels, minlength=len(names)).astype(np.int64)
     require_all(sizes, names)
-    in_train, _, _ = allocate(spec.split, sizes, given_test=tests > 0)
+    given_test = "test" in listing.sets
+    if given_test and not tests:
+        refuse_empty_test(entry.reason for entry in listing.bad if entry.set)
+    in_train, _, _ = allocate(spec.split, sizes, given_test=given_test)
     return np.repeat(np.arange(len(names), dtype=np.int32), in_train), names
+
+
+def refuse_empty_test(reasons: Iterable[str]) -> NoReturn:
+    """The error for a given test set of which no image can be used; `reasons` are those of its images."""
+    told = ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common(3)) or "it is empty"
+    raise DataError(
+        "source.test_path", f"no image of the test set can be used ({told})", "look at these, or leave it out"
+    )
 
 
 def require_all(sizes: Ints, names: Sequence[str], what: str = "image") -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import StorageError
-from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, translated
+from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, is_system, translated
 
 STALE_S = 24 * 3600.0
 AT_ONCE = 512  # pieces in one writev(2); every system takes so many
@@ -87,7 +87,7 @@ class LocalStore:
             return path.is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every file below the root but temporary ones; links to folders are not followed."""
+        """Every file below the root but temporary and system ones; links to folders are not followed."""
         start, _, _ = prefix.rpartition("/")
         yield from self._walk(self.root / check_name(start) if start else self.root, start, prefix)
 
@@ -140,7 +140,7 @@ class LocalStore:
                 return
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            if is_private(entry.name):
+            if is_private(entry.name) or is_system(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if name.startswith(prefix) or prefix.startswith(f"{name}/"):

@@ -58,7 +58,7 @@ def tree(folder: Path) -> dict[str, str]:
         mode = path.lstat().st_mode
         content = ""
         if stat.S_ISLNK(mode):
-            content = os.readlink(path)
+            content = str(path.readlink())
         elif stat.S_ISREG(mode):
             content = hashlib.sha256(path.read_bytes()).hexdigest()
         found[str(path.relative_to(folder))] = f"{stat.filemode(mode)} {content}"

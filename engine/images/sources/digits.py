@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Digits:
     """Grey values 0..16 become round(v * 255 / 16); an image's bytes are an uncompressed BMP, the same on every machine."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
+    skipped: Mapping[str, int] = MappingProxyType({})
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
