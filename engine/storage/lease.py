@@ -118,7 +118,9 @@ def _interrupt(thread: threading.Thread) -> None:
     if thread is threading.main_thread():
         _thread.interrupt_main()
     else:
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+        )
 
 
 def newest(store: Store) -> tuple[int, Holder] | None:

@@ -406,7 +406,9 @@ def test_a_picture_that_cannot_be_encoded_is_drawn_again(
 
 
 def test_a_set_that_cannot_be_encoded_is_stopped_after_a_hundred_samples(tmp_path: Path, checkpoint: Path) -> None:
-    odd = np.random.default_rng(0).integers(0, 256, (8, 8, 5), dtype=np.uint8)  # five channels pass the gate, no encoder
+    odd = np.random.default_rng(0).integers(
+        0, 256, (8, 8, 5), dtype=np.uint8
+    )  # five channels pass the gate, no encoder
     seen: list[int] = []
     worker = make_worker(
         tmp_path,

@@ -47,7 +47,7 @@ class Counting(PlainReporter):
 
     def task(self, name: str, total: int, unit: str = "images") -> Task:
         class Kept(Task):
-            def _show(task, fields: dict[str, float | int | str]) -> None:  # noqa: N805 (self is the reporter)
+            def _show(task, fields: dict[str, float | int | str]) -> None:
                 self.done.append(task.done)
 
         return Kept(name, total, unit) if name == "ablation" else super().task(name, total, unit)
