@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,11 @@ from engine.storage.lock import hold
 from engine.storage.paths import check_url
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
+from engine.training import learnt
 from engine.training.matching import precheck as matching
 
 RECIPES = Path(__file__).parent / "recipes"
+Drawn = Mapping[str, RunSpec]
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,15 @@ def check(spec: RunSpec) -> None:
     matching.precheck(spec)
 
 
-def check_models(spec: RunSpec) -> None:
-    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights."""
+def check_models(spec: RunSpec, drawn: Drawn) -> None:
+    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights.
+
+    `drawn`: the recipes that are drawn from, by what they are called in errors.
+    """
     from engine.conditions import job as conditions
 
     if spec.model.checkpoint is None:
+        _check_learnt(drawn)
         from engine.diffusion.tiny import models
 
         models.check(spec.pretrain, spec.images.size)
@@ -83,11 +89,24 @@ def check_models(spec: RunSpec) -> None:
     from engine.generation import job
 
     model = checkpoint.inspect(spec.model, spec.images.size)
+    _check_learnt(drawn)
     job.check(spec, model, spec.model.lora)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
         check_model(spec, model)
+
+
+def _check_learnt(drawn: Drawn) -> None:
+    for name, spec in drawn.items():
+        try:
+            learnt.check(spec)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.where}" if name else error.where, error.what, error.fix) from None
+
+
+def _itself(spec: RunSpec) -> Drawn:
+    return {"": spec}
 
 
 @contextmanager
@@ -97,8 +116,12 @@ def open_run(
     output: str | None,
     verb: str,
     check_more: Callable[[RunSpec, Store], None] = lambda spec, store: None,
+    drawn: Callable[[RunSpec], Drawn] = _itself,
 ) -> Iterator[Run]:
-    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs."""
+    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs.
+
+    `drawn` gives the recipes that the verb draws from by their names, where it is not the recipe itself.
+    """
     spec = load_recipe(recipe, overrides)
     check(spec)
     place = output_url(spec, output)
@@ -107,7 +130,7 @@ def open_run(
     store = open_store(place, probe=True)
     check_more(spec, store)
     if not store.exists(SPEC):
-        check_models(spec)
+        check_models(spec, drawn(spec))
     claim(store, spec)
     with hold(store, f"mimeo {verb}"):
         claim(store, spec, held=True)

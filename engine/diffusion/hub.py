@@ -15,7 +15,7 @@ from engine.storage.urls import normalise
 _WHERE = "model.checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
+_WANTED = ("model_index.json", "mimeo.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 _UNWANTED = ("safety_checker/*",)
 TIMEOUT_S = 5.0
 _REDUCED = re.compile(r"\.(fp16|bf16|non_ema)\b.*(safetensors|json)$|index\.(fp16|bf16)\.json$")

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from engine.diffusion.sampler import Drawn, Request, Sampler
 
 Progress = Callable[[int, int], None]
+Kept = tuple[int, int, Any, float | None]  # position in the shard, seed, pixels, CLIP score
+Failures = dict[int, str]  # reasons by position
+Encoded = tuple[int, Failures]
 
 
 @dataclass
@@ -129,18 +132,20 @@ class ShardWorker:
     def _draw(self, shard: Shard, positions: Sequence[int]) -> None:
         """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""
         asked: deque[tuple[Sequence[int], list[int], list[Request]]] = deque()
-        encoding: Future[None] | None = None
+        encoding: Future[Encoded] | None = None
         for drawn in self.sampler.stream(self._ask(shard, positions, asked)):
             batch, seeds, requests = asked.popleft()
             scores = self.requests.clip_scores(drawn, requests)
-            kept = self._pass(shard, batch, seeds, drawn, scores)
+            kept, failed = self._pass(batch, seeds, drawn, scores)
             if encoding is not None:
-                encoding.result()
-            encoding = self._thread.submit(self._encode, shard, shard.attempt, kept)
-            if self.progress is not None:
-                self.progress(shard.index, shard.passed)
+                self._count(shard, *encoding.result())
+                encoding = None
+            if kept:
+                encoding = self._thread.submit(self._encode, shard, shard.attempt, kept, failed)
+            else:
+                self._count(shard, 0, failed)
         if encoding is not None:
-            encoding.result()
+            self._count(shard, *encoding.result())
 
     def _ask(
         self,
@@ -170,29 +175,33 @@ class ShardWorker:
             yield batch, pixels
 
     def _pass(
-        self,
-        shard: Shard,
-        batch: Sequence[int],
-        seeds: Sequence[int],
-        drawn: Sequence[Drawn],
-        scores: Sequence[float | None],
-    ) -> list[tuple[int, int, Any, float | None]]:
-        """Gate a batch: (position, seed, pixels, CLIP score) of what is kept; the rest is noted with its reason."""
-        kept = []
+        self, batch: Sequence[int], seeds: Sequence[int], drawn: Sequence[Drawn], scores: Sequence[float | None]
+    ) -> tuple[list[Kept], Failures]:
+        """Gate a batch: what is kept, and the reasons of the rest."""
+        kept: list[Kept] = []
+        failed: Failures = {}
         for position, seed, image, score in zip(batch, seeds, drawn, scores, strict=True):
             reason = image.reason if image.pixels is None else self.gate.check(image.pixels, score)
             if reason is None:
                 kept.append((position, seed, image.pixels, score))
             else:
-                shard.failed[position] = reason
-        shard.drawn += len(batch)
-        shard.passed += len(kept)
-        if not shard.passed and shard.drawn >= MIN_JUDGED and self.spec.generate.gate.max_quarantined < 1:
-            raise none_passed(Counter(list(shard.failed.values())), shard.drawn)
-        return kept
+                failed[position] = reason
+        return kept, failed
 
-    def _encode(self, shard: Shard, attempt: int, kept: Sequence[tuple[int, int, Any, float | None]]) -> None:
-        generate = self.spec.generate
+    def _count(self, shard: Shard, passed: int, failed: Failures) -> None:
+        """Count a batch: what is encoded, and what failed the gate or the encoder; DataError where none of many has passed."""
+        shard.passed += passed
+        shard.drawn += passed + len(failed)
+        shard.failed |= failed
+        if self.progress is not None:
+            self.progress(shard.index, shard.passed)
+        if not shard.passed and shard.drawn >= MIN_JUDGED and self.spec.generate.gate.max_quarantined < 1:
+            raise none_passed(Counter(shard.failed.values()), shard.drawn)
+
+    def _encode(self, shard: Shard, attempt: int, kept: Sequence[Kept], failed: Failures) -> Encoded:
+        """Encode what is kept of a batch into the shard: how many there are, and all that failed; beside the next batch."""
+        generate, failed = self.spec.generate, dict(failed)
+        encoded = 0
         for position, seed, pixels, score in kept:
             fact = shard.facts[position]
             key = self.plan_facts.key(fact["index"])
@@ -205,7 +214,7 @@ class ShardWorker:
             try:
                 image = encode(pixels, generate.format, generate.quality)
             except (ValueError, OSError, RuntimeError) as error:
-                shard.failed[position] = f"error: {type(error).__name__}: {error}"
+                failed[position] = f"error: {type(error).__name__}: {error}"
                 continue
             files = {
                 generate.format: image,
@@ -214,6 +223,8 @@ class ShardWorker:
                 "txt": fact["prompt"].encode(),
             }
             shard.builder.add(key, files)
+            encoded += 1
+        return encoded, failed
 
     def _quarantine(self, shard: Shard, position: int, reason: str, attempts: int) -> None:
         fact = shard.facts[position]

@@ -70,13 +70,17 @@ class SplitSpec(Spec):
 
 
 class ModelSpec(Spec):
-    """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes."""
+    """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes.
+
+    `visual_token`: something else than mimeo has trained it, or the LoRA, with image features in the place of a text token.
+    """
 
     checkpoint: str | None = None
     revision: str | None = None
     lora: str | None = None
     lora_scale: Annotated[Number, Field(gt=0, le=10)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    visual_token: bool = False
 
 
 class CaptionSpec(Spec):

@@ -159,7 +159,7 @@ def workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
 
     most = resources.train_workers
     if device(resources) == "cpu":
-        most = max(most, cores_of_cluster())
+        most = max(most, cores_of_cluster(resources.labels))
     return resources.model_copy(update={"train_workers": max(1, min(most, jobs)), "train_workers_min": None})
 
 
@@ -234,7 +234,6 @@ def fit(
     Raises ConfigError where the training diverges.
     """
     from engine.training import judge_model
-    from engine.training.judge_model import joined
 
     synthetic = data.synthetic
     drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
@@ -243,8 +242,6 @@ def fit(
         parts.append(data.train.part())
     if drawn is not None:
         parts.append(drawn.part())
-    if spec.mixing == "proportional":
-        parts = [joined(parts)]
     model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
     if not math.isfinite(loss):
         raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")

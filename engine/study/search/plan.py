@@ -181,6 +181,15 @@ def check(spec: RunSpec) -> None:
     check_ratios(spec, len(planned_labels(spec)[0]))
 
 
+def drawn(spec: RunSpec) -> dict[str, RunSpec]:
+    """The recipes of all settings, by their names."""
+    found = {point.values: point for point in space(spec).points()}
+    return {
+        f"search.space: {', '.join(described(values))}" if values else "": changed(spec, point.changes(), spec.seed)
+        for values, point in found.items()
+    }
+
+
 def check_ratios(spec: RunSpec, n: int) -> None:
     """Whether every ratio above 0 gives an image beside `n` real ones; raises ConfigError."""
     for ratio in section(spec).ratios:
