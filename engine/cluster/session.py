@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from engine.cluster import head
+from engine.cluster import authentication, head
 from engine.errors import ClusterError
 from engine.spec.models import ResourcesSpec
 from engine.storage.store import Store
@@ -160,8 +158,8 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
     """Ray is up inside the block; nested and repeated use is fine.
 
     Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), whose nodes must be able to do the work and to see
-    `store`, the output; else starts a private local Ray whose processes and files end with the block. `num_cpus` overrides
-    the private Ray's CPU count.
+    `store`, the output; else starts a private local Ray, for this user alone, whose processes and files end with the block.
+    `num_cpus` overrides the private Ray's CPU count. Raises ConfigError for a RAY_AUTH_MODE that Ray does not know.
     """
     _quieten()
     import ray
@@ -171,37 +169,37 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
     if ray.is_initialized():
         yield
         return
+    authentication.check_mode()
     if os.environ.get("RAY_ADDRESS"):
         with _joined():
             nodes.check(store)
             yield
         return
-    folder = tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None)
-    os.environ.update(PRIVATE)
-    try:
-        wanted = max(
-            num_cpus or 0,
-            cores(),
-            -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
-            resources.train_workers + 1,
-        )
-        with _own_sigterm(), _silent_start():
-            ray.init(
-                num_cpus=int(wanted),
-                num_gpus=0 if resources.device == "cpu" else None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-                _node_ip_address="127.0.0.1",
+    with authentication.private() as folder:
+        os.environ.update(PRIVATE)
+        try:
+            wanted = max(
+                num_cpus or 0,
+                cores(),
+                -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
+                resources.train_workers + 1,
             )
-        _configure_data()
-        yield
-    finally:
-        ray.shutdown()
-        for name in PRIVATE:
-            os.environ.pop(name, None)
-        shutil.rmtree(folder, ignore_errors=True)
+            with _own_sigterm(), _silent_start():
+                ray.init(
+                    num_cpus=int(wanted),
+                    num_gpus=0 if resources.device == "cpu" else None,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                    _node_ip_address="127.0.0.1",
+                )
+            _configure_data()
+            yield
+        finally:
+            ray.shutdown()
+            for name in PRIVATE:
+                os.environ.pop(name, None)
 
 
 def _shorten_errors() -> None:

@@ -1,0 +1,81 @@
+"""Who may talk to Ray: the mode that the environment asks for, and what keeps a private Ray to its own user."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.errors import ConfigError
+
+MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+MODES = ("token", "disabled")
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own switch for nodes whose address is 127.0.0.1
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+}
+
+
+def check_mode() -> None:
+    """Refuse a RAY_AUTH_MODE that Ray does not know (ConfigError): it would take it for "disabled" without a word."""
+    mode = os.environ.get(MODE)
+    if mode is not None and mode.lower() not in MODES:
+        raise ConfigError(
+            MODE, f"{mode!r} is no mode of Ray, which would then ask nobody for a token", "set it to token"
+        )
+
+
+@contextmanager
+def private() -> Iterator[Path]:
+    """The folder of a private Ray, with the environment under which it and what joins it ask for a token of its own.
+
+    Ray opens its folders to all users, so they lie in one of mode 0700 that Ray does not know of; the token's file is 0600.
+    Ray's address is that of the loopback device inside the block, and folder and environment are as before after it.
+    """
+    import ray._private.ray_constants as constants
+
+    outer = Path(tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    token = outer / "token"
+    token.touch(0o600)
+    token.write_text(secrets.token_hex(32))
+    clusters = constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
+    try:
+        with _environment({**LOOPBACK, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
+            constants.ENABLE_RAY_CLUSTER = False
+            _read_again()
+            yield outer / "ray"
+    finally:
+        constants.ENABLE_RAY_CLUSTER = clusters
+        _read_again()
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+def _read_again() -> None:
+    """Let this process's Ray forget the mode and the token that it read before."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in changes}
+    try:
+        _set(changes)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
