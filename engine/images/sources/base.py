@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,13 +19,16 @@ from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.formats import EXTENSIONS
 from engine.storage.base import is_system
+from engine.storage.local import open_regular
 from engine.storage.paths import WILD, RemotePath, check_url, split_wild
 from engine.storage.run import is_output
 from engine.storage.urls import is_remote, normalise
 
 Root = Path | RemotePath  # a local folder, or one of an object store
 GROUP = 512  # images that one task inspects when the source has no larger unit of reading
-IMAGE_EXTENSIONS = tuple(extension for extensions in EXTENSIONS.values() for extension in extensions)
+IMAGE_EXTENSIONS = tuple(
+    extension for extensions in EXTENSIONS.values() for extension in extensions
+)  # most common first
 SIDECARS = frozenset(("txt", "json", "jsonl", "xml", "csv", "tsv", "yaml", "yml", "caption", "md"))
 GLOB = "*?["
 MAX_BRACES = 100_000  # names that a pattern with braces may stand for
@@ -120,15 +121,9 @@ def decode_name(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text))
 
 
-def open_regular(path: Root) -> BinaryIO:
+def open_file(path: Root) -> BinaryIO:
     """A file for reading; OSError for pipes, devices and folders, which are not waited for."""
-    if isinstance(path, RemotePath):
-        return path.open()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return path.open() if isinstance(path, RemotePath) else open_regular(path)
 
 
 def find_files(path: str, suffix: str, where: str) -> tuple[Root, list[str]]:
@@ -156,8 +151,10 @@ def hidden(name: str) -> bool:
 
 def sidecar(name: str) -> str | None:
     """The kind of a file that stands beside images and is none, such as ".txt", by its name; None for all others."""
-    extension = name.lower().rpartition(".")[2]
-    return f".{extension} file" if "." in name and extension in SIDECARS else None
+    extension = name.rpartition(".")[2]
+    if extension in IMAGE_EXTENSIONS or extension.lower() not in SIDECARS or extension == name:
+        return None
+    return f".{extension.lower()} file"
 
 
 def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tuple[Root, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,13 +16,13 @@ from engine.images.sources.base import (
     decode_name,
     encode_name,
     hidden,
-    open_regular,
     sidecar,
 )
 from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
 from engine.images.sources.layout import looks_like_image
 from engine.images.sources.remotefolder import RemoteFolder
 from engine.spec.models import FolderSource, ImagesSpec
+from engine.storage.local import NotRegularError, open_regular
 from engine.storage.paths import RemotePath, place_of
 from engine.storage.run import is_output
 
@@ -142,9 +141,9 @@ def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     try:
         with open_regular(path) as file:
             data = file.read(max_bytes + 1)
+    except NotRegularError:
+        return BadImage("not_a_file", "no regular file")
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            return BadImage("not_a_file", "no regular file")
         return BadImage("unreadable", error.strerror or type(error).__name__)
     return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
 
