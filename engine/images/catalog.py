@@ -114,7 +114,7 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
     _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
     if listing.skipped:
-        reporter.note(f"passed over, as no images by their names: {_told(listing.skipped)}")
+        reporter.note(f"passed over: {_told(listing.skipped)}")
     found = Counter(entry.reason for entry in bad + duplicates)
     if found:
         reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")

@@ -65,7 +65,7 @@ class Listing:
 
     @property
     def skipped(self) -> Counter[str]:
-        """What the last scans passed over because it is no image by its name, by kind."""
+        """What the last scans passed over, as no image by its name or kind, counted."""
         return sum((Counter(source.skipped) for source in self.sets.values()), Counter[str]())
 
     def groups(self) -> Iterator[list[Candidate]]:

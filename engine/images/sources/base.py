@@ -76,7 +76,7 @@ class ImageSource(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What the last scan passed over because it is no image by its name, counted by kind."""
+        """What the last scan passed over, as no image by its name or kind, counted."""
 
     def check(self) -> None:
         """Find structural faults in well under a second; raises DataError or ConfigError."""
@@ -161,7 +161,7 @@ def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tu
     if not pattern and given.is_file():
         return given.parent, [given.last]
     if pattern:
-        names = [name for each in expand_braces(pattern, where) for name in _remote_names(given, each, where)]
+        names = _remote_names(given, expand_braces(pattern, where), where)
     else:
         names = [entry.name for entry in given.files() if entry.name.endswith(suffix)]
     kept = sorted({name for name in names if not any(map(hidden, name.split("/")))})
@@ -171,11 +171,13 @@ def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tu
     return given, kept
 
 
-def _remote_names(given: RemotePath, pattern: str, where: str) -> list[str]:
-    names = given.glob(pattern)
-    if not names and not any(c in pattern for c in GLOB):
-        raise DataError(where, f"{given}/{pattern} does not exist", "check the pattern")
-    return names
+def _remote_names(given: RemotePath, patterns: Sequence[str], where: str) -> list[str]:
+    plain = [name for name in patterns if not any(c in name for c in GLOB)]
+    there = {entry.name for entry in given.files()} if plain else set()
+    absent = next((name for name in plain if name not in there), None)
+    if absent is not None:
+        raise DataError(where, f"{given}/{absent} does not exist", "check the pattern")
+    return plain + [name for pattern in patterns if pattern not in there for name in given.glob(pattern)]
 
 
 def _find_local(given: Path, suffix: str, where: str) -> tuple[Root, list[str]]:
