@@ -53,8 +53,7 @@ class Folder(LabelledFolder):
         try:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=not folder)
-                    if not hidden(entry.name) and (is_folder or entry.is_file()):
+                    if not hidden(entry.name) and (is_folder := _is_folder(entry, follow=not folder)) is not None:
                         yield entry.name, is_folder
         except OSError as error:
             raise DataError(
@@ -131,6 +130,16 @@ def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     except OSError as error:
         return BadImage("unreadable", error.strerror or type(error).__name__)
     return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool | None:
+    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a circle."""
+    try:
+        if entry.is_dir(follow_symlinks=follow):
+            return True
+        return False if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:

@@ -76,6 +76,10 @@ class Tars:
                 "add .cls members or set source.label_key",
             )
 
+    def size(self) -> int | None:
+        """Only a scan can tell."""
+        return None
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         group: list[Ref | Rejected] = []
         for name in self.names:
