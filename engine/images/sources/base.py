@@ -81,6 +81,9 @@ class ImageSource(Protocol):
     def check(self) -> None:
         """Find structural faults in well under a second; raises DataError or ConfigError."""
 
+    def size(self) -> int | None:
+        """How many entries there are, once `check` has passed; None where only a scan can tell."""
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         """Stream what is there, in groups that are cheapest to read together; opens no image."""
 

@@ -66,9 +66,9 @@ class Folder(LabelledFolder):
         try:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=not folder)
-                    ours = is_folder and not folder and _holds_outputs(Path(entry.path))
-                    if not hidden(entry.name) and not ours and (is_folder or entry.is_file()):
+                    if hidden(entry.name) or (is_folder := _is_folder(entry, follow=not folder)) is None:
+                        continue
+                    if folder or not is_folder or not _holds_outputs(Path(entry.path)):
                         yield entry.name, is_folder
         except OSError as error:
             raise DataError(
@@ -160,6 +160,16 @@ def _holds_outputs(folder: Path) -> bool:
                     return False
                 found = True
     return found
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool | None:
+    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a circle."""
+    try:
+        if entry.is_dir(follow_symlinks=follow):
+            return True
+        return False if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:

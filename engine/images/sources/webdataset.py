@@ -118,6 +118,10 @@ class Tars:
                 return DataError(self.where, f"{place} holds no image with a label: {key}: {detail}", fix)
         return DataError(self.where, f"{place} holds no image", "expected members such as 0001.jpg and 0001.cls")
 
+    def size(self) -> int | None:
+        """Only a scan can tell."""
+        return None
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         entries = self._entries()
         while group := list(itertools.islice(entries, GROUP)):
