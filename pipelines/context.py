@@ -126,7 +126,7 @@ def open_run(
     check(spec)
     place = output_url(spec, output)
     if not open_store(place).exists(SPEC):
-        check_output(spec.source, place)
+        check_output(spec, place)
     store = open_store(place, probe=True)
     check_more(spec, store)
     if not store.exists(SPEC):

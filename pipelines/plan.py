@@ -35,7 +35,7 @@ def begun(spec: RunSpec, output: str | None) -> Store | None:
     place = output_url(spec, output)
     store = open_store(place)
     if not store.exists(SPEC):
-        check_output(spec.source, place)
+        check_output(spec, place)
     return store if store.exists(SPEC) and sample_key(read_spec(store)) == sample_key(spec) else None
 
 

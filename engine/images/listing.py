@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from engine.errors import ConfigError, DataError
+from engine.errors import ClusterError, ConfigError, DataError
 from engine.images.labels import Labels, near_match, same_but_spelling
 from engine.images.sources import Place, Ref, Rejected, open_sets
 from engine.images.splits import apportion, counts
@@ -21,6 +22,8 @@ from engine.spec.models import SplitSpec
 
 UNLABELLED = -1
 REMOTE_S = 5.0  # the longest that entries of an object store are counted before Ray starts
+MOST = 2**63
+MEMORY = 1_500  # bytes of the driver's memory that an image of the catalog takes at most
 QUICK = 20_000  # entries that are listed before Ray starts: half a second of files, one of tar members
 
 
@@ -65,7 +68,7 @@ class Listing:
 
     @property
     def skipped(self) -> Counter[str]:
-        """What the last scans passed over because it is no image by its name, by kind."""
+        """What the last scans passed over, as no image by its name or kind, counted."""
         return sum((Counter(source.skipped) for source in self.sets.values()), Counter[str]())
 
     def groups(self) -> Iterator[list[Candidate]]:
@@ -87,6 +90,7 @@ class Listing:
         """
         for source in self.sets.values():
             source.check()
+        check_memory(sum(min(source.size() or 0, self._limit or MOST) for source in self.sets.values()))
         total, complete = self._count("")
         if "test" in self.sets and (complete or self.labels.declared is not None):
             self._count("test")
@@ -181,3 +185,13 @@ class Listing:
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def check_memory(images: int) -> None:
+    """Refuse a set whose catalog is larger than this machine's memory (ClusterError)."""
+    total = psutil.virtual_memory().total
+    if images * MEMORY > total:
+        what = f"the catalog of {images:,} images takes about {images * MEMORY >> 30:,} GiB of memory"
+        raise ClusterError(
+            "source", f"{what}, this machine has {total >> 30:,}", "set source.limit, or start it on a larger machine"
+        )

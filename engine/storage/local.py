@@ -29,6 +29,19 @@ def host() -> str:
     return re.sub(r"[^A-Za-z0-9.]", ".", socket.gethostname())[:40] or "localhost"
 
 
+class NotRegularError(OSError):
+    """A pipe, device or folder in the place of a file."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file for reading; NotRegularError for pipes, devices and folders, which are not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 class LocalStore:
     """Files below one folder, published so that a crash at any step leaves them whole or absent."""
 
@@ -72,13 +85,11 @@ class LocalStore:
         path = self._path(name)
         with translated(str(path)):
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                return open_regular(path)
             except NotADirectoryError:
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                raise StorageError(str(path), "is not a regular file", "remove it")
-            return os.fdopen(descriptor, "rb")
+            except NotRegularError:
+                raise StorageError(str(path), "is not a regular file", "remove it") from None
 
     def exists(self, name: str) -> bool:
         """Whether the file is there; see `Store.exists`."""

@@ -52,6 +52,10 @@ class ArraySet(ABC):
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_pixels"}
 
+    def size(self) -> int:
+        """How many rows there are."""
+        return len(self.load_labels())
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         """References in the order of the rows."""
         labels = self.load_labels().tolist()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import itertools
 import os
 import re
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,13 +19,16 @@ from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.formats import EXTENSIONS
 from engine.storage.base import is_system
+from engine.storage.local import open_regular
 from engine.storage.paths import WILD, RemotePath, check_url, split_wild
 from engine.storage.run import is_output
 from engine.storage.urls import is_remote, normalise
 
 Root = Path | RemotePath  # a local folder, or one of an object store
 GROUP = 512  # images that one task inspects when the source has no larger unit of reading
-IMAGE_EXTENSIONS = tuple(extension for extensions in EXTENSIONS.values() for extension in extensions)
+IMAGE_EXTENSIONS = tuple(
+    extension for extensions in EXTENSIONS.values() for extension in extensions
+)  # most common first
 SIDECARS = frozenset(("txt", "json", "jsonl", "xml", "csv", "tsv", "yaml", "yml", "caption", "md"))
 GLOB = "*?["
 MAX_BRACES = 100_000  # names that a pattern with braces may stand for
@@ -75,10 +76,13 @@ class ImageSource(Protocol):
 
     @property
     def skipped(self) -> Mapping[str, int]:
-        """What the last scan passed over because it is no image by its name, counted by kind."""
+        """What the last scan passed over, as no image by its name or kind, counted."""
 
     def check(self) -> None:
         """Find structural faults in well under a second; raises DataError or ConfigError."""
+
+    def size(self) -> int | None:
+        """How many entries there are, once `check` has passed; None where only a scan can tell."""
 
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         """Stream what is there, in groups that are cheapest to read together; opens no image."""
@@ -120,15 +124,9 @@ def decode_name(text: str) -> str:
     return os.fsdecode(unquote_to_bytes(text))
 
 
-def open_regular(path: Root) -> BinaryIO:
+def open_file(path: Root) -> BinaryIO:
     """A file for reading; OSError for pipes, devices and folders, which are not waited for."""
-    if isinstance(path, RemotePath):
-        return path.open()
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
+    return path.open() if isinstance(path, RemotePath) else open_regular(path)
 
 
 def find_files(path: str, suffix: str, where: str) -> tuple[Root, list[str]]:
@@ -156,15 +154,17 @@ def hidden(name: str) -> bool:
 
 def sidecar(name: str) -> str | None:
     """The kind of a file that stands beside images and is none, such as ".txt", by its name; None for all others."""
-    extension = name.lower().rpartition(".")[2]
-    return f".{extension} file" if "." in name and extension in SIDECARS else None
+    extension = name.rpartition(".")[2]
+    if extension in IMAGE_EXTENSIONS or extension.lower() not in SIDECARS or extension == name:
+        return None
+    return f".{extension.lower()} file"
 
 
 def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tuple[Root, list[str]]:
     if not pattern and given.is_file():
         return given.parent, [given.last]
     if pattern:
-        names = [name for each in expand_braces(pattern, where) for name in _remote_names(given, each, where)]
+        names = _remote_names(given, expand_braces(pattern, where), where)
     else:
         names = [entry.name for entry in given.files() if entry.name.endswith(suffix)]
     kept = sorted({name for name in names if not any(map(hidden, name.split("/")))})
@@ -174,11 +174,13 @@ def _find_remote(given: RemotePath, pattern: str, suffix: str, where: str) -> tu
     return given, kept
 
 
-def _remote_names(given: RemotePath, pattern: str, where: str) -> list[str]:
-    names = given.glob(pattern)
-    if not names and not any(c in pattern for c in GLOB):
-        raise DataError(where, f"{given}/{pattern} does not exist", "check the pattern")
-    return names
+def _remote_names(given: RemotePath, patterns: Sequence[str], where: str) -> list[str]:
+    plain = [name for name in patterns if not any(c in name for c in GLOB)]
+    there = {entry.name for entry in given.files()} if plain else set()
+    absent = next((name for name in plain if name not in there), None)
+    if absent is not None:
+        raise DataError(where, f"{given}/{absent} does not exist", "check the pattern")
+    return plain + [name for pattern in patterns if pattern not in there for name in given.glob(pattern)]
 
 
 def _find_local(given: Path, suffix: str, where: str) -> tuple[Root, list[str]]:

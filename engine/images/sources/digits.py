@@ -58,6 +58,10 @@ class Digits:
         if importlib.util.find_spec("sklearn") is None:
             raise ConfigError("source.kind", "digits needs scikit-learn", "pip install scikit-learn")
 
+    def size(self) -> int:
+        """All of them."""
+        return len(self._rows)
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         labels = self._rows[:, 64].tolist()
         refs = [Ref(f"digits/{i:04d}", label, Place("digits", row=i)) for i, label in enumerate(labels)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -17,13 +16,13 @@ from engine.images.sources.base import (
     decode_name,
     encode_name,
     hidden,
-    open_regular,
     sidecar,
 )
 from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
 from engine.images.sources.layout import looks_like_image
 from engine.images.sources.remotefolder import RemoteFolder
 from engine.spec.models import FolderSource, ImagesSpec
+from engine.storage.local import NotRegularError, open_regular
 from engine.storage.paths import RemotePath, place_of
 from engine.storage.run import is_output
 
@@ -67,9 +66,9 @@ class Folder(LabelledFolder):
         try:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    is_folder = entry.is_dir(follow_symlinks=not folder)
-                    ours = is_folder and not folder and _holds_outputs(Path(entry.path))
-                    if not hidden(entry.name) and not ours and (is_folder or entry.is_file()):
+                    if hidden(entry.name) or (is_folder := _is_folder(entry, follow=not folder)) is None:
+                        continue
+                    if folder or not is_folder or not _holds_outputs(Path(entry.path)):
                         yield entry.name, is_folder
         except OSError as error:
             raise DataError(
@@ -142,9 +141,9 @@ def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     try:
         with open_regular(path) as file:
             data = file.read(max_bytes + 1)
+    except NotRegularError:
+        return BadImage("not_a_file", "no regular file")
     except OSError as error:
-        if error.errno == errno.EINVAL:
-            return BadImage("not_a_file", "no regular file")
         return BadImage("unreadable", error.strerror or type(error).__name__)
     return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
 
@@ -161,6 +160,16 @@ def _holds_outputs(folder: Path) -> bool:
                     return False
                 found = True
     return found
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool | None:
+    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a circle."""
+    try:
+        if entry.is_dir(follow_symlinks=follow):
+            return True
+        return False if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:

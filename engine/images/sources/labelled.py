@@ -138,6 +138,10 @@ class LabelledFolder(ABC):
                     f"set source.label_column to {beside.column} to take the labels from it, or take it out to use folders",
                 )
 
+    def size(self) -> int | None:
+        """Only a scan can tell."""
+        return None
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         """References in groups, as the folders give them."""
         group: list[Ref | Rejected] = []

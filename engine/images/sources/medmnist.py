@@ -14,7 +14,7 @@ from numpy.lib import format as npy
 from engine.errors import DataError
 from engine.images.labels import MAX_CLASSES
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root, open_regular
+from engine.images.sources.base import Root, open_file
 from engine.spec.models import ImagesSpec, MedMnistSource
 from engine.storage.paths import place_of
 
@@ -34,7 +34,7 @@ def _first(error: BaseException) -> str:
 def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of a member, without its numbers; DataError where there is none."""
     try:
-        with open_regular(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
+        with open_file(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
             read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
             entry = archive.getinfo(f"{member}.npy")
@@ -58,7 +58,7 @@ def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
 @cache
 def _member(path: Root, member: str) -> np.ndarray:
     try:
-        with open_regular(path) as whole, np.load(whole, allow_pickle=False) as file:
+        with open_file(path) as whole, np.load(whole, allow_pickle=False) as file:
             return np.asarray(file[member])
     except BROKEN as error:
         raise DataError(WHERE, f"{member} in {path} cannot be read ({_first(error)})", FIX) from None

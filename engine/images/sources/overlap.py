@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 
 from engine.errors import ConfigError
-from engine.spec.models import FolderSource, ParquetSource, Source, WebDatasetSource
+from engine.spec import RunSpec
+from engine.spec.models import FolderSource, ParquetSource, WebDatasetSource
 from engine.storage.paths import WILD
 from engine.storage.urls import is_remote, normalise
 
 
-def check_output(source: Source, url: str) -> None:
-    """Refuse an output at `url` inside the folders that the source reads; ConfigError."""
-    if not isinstance(source, FolderSource | WebDatasetSource | ParquetSource):
-        return
-    for key in ("path", "test_path"):
-        path = getattr(source, key)
-        root = _root(path) if path else None
-        if root is None:
+def check_output(spec: RunSpec, url: str) -> None:
+    """Refuse an output at `url` inside the folders that the run's sources read; ConfigError."""
+    output = _resolved(url)
+    sets = spec.evaluate.sets if spec.evaluate else {}
+    sources = {"source": spec.source, **{f"evaluate.sets.{name}.source": each.source for name, each in sets.items()}}
+    for section, source in sources.items():
+        if not isinstance(source, FolderSource | WebDatasetSource | ParquetSource):
             continue
-        output = _resolved(url)
-        if output == root or output.startswith(root.rstrip("/") + "/"):
-            what = f"{url} lies inside source.{key} ({path}), where it would be read as real images"
-            raise ConfigError("--output", what, "give an --output outside of it")
+        for key in ("path", "test_path"):
+            path = getattr(source, key)
+            root = _root(path) if path else None
+            if root is not None and (output == root or output.startswith(root.rstrip("/") + "/")):
+                what = f"{url} lies inside {section}.{key} ({path}), where it would be read as real images"
+                raise ConfigError("--output", what, "give an --output outside of it")
 
 
 def _root(path: str) -> str | None:

@@ -91,6 +91,7 @@ class ParquetFiles:
         self.complete = naming is None
         self.naming = naming or Naming(declared_names(schema, label_column), class_names)
         self.class_names = self.naming.names
+        self._rows: int | None = None
 
     def _open(self, name: str) -> pq.ParquetFile:
         path = self.root / name
@@ -142,6 +143,7 @@ class ParquetFiles:
         for name, file in zip(self.names, files, strict=True):
             rowgroups.refuse_bombs(file, self.root / name, self.where)
         rows = sum(file.metadata.num_rows for file in files)
+        self._rows = rows
         if rows == 0:
             raise DataError(self.where, f"{self.root / self.names[0]} holds no rows", "check the files")
         self._check_parts(files)
@@ -179,6 +181,10 @@ class ParquetFiles:
                 extra = sorted(set(own) ^ set(known))[0]
                 what = f"{self.names[0]} and {name} declare other classes ({extra!r} is in one of them only)"
                 raise DataError(self.where, what, "write all parts with the same names")
+
+    def size(self) -> int | None:
+        """How many rows the files have, once `check` has read their footers."""
+        return self._rows
 
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         for name in self.names:

@@ -10,7 +10,7 @@ import numpy as np
 
 from engine.errors import DataError, StorageError
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root, open_regular
+from engine.images.sources.base import Root, open_file
 from engine.spec.models import ImagesSpec, UspsSource
 from engine.storage.paths import place_of
 
@@ -25,7 +25,7 @@ def _read(path: Root) -> np.ndarray:
     from scipy.io import loadmat, whosmat
 
     try:
-        with open_regular(path) as file:
+        with open_file(path) as file:
             shapes = {name: shape for name, shape, _ in whosmat(file)}
             if math.prod(shapes.get("usps_all", ())) > MAX_VALUES:
                 raise DataError(WHERE, f"usps_all in {path} has the shape {shapes['usps_all']}", FIX)

@@ -26,7 +26,7 @@ from engine.images.sources.base import (
     encode_name,
     find_files,
     hidden,
-    open_regular,
+    open_file,
     read_by_file,
 )
 from engine.spec.models import ImagesSpec, WebDatasetSource
@@ -98,7 +98,7 @@ class Tars:
 
     def _refuse_compressed(self, path: Root) -> None:
         try:
-            with open_regular(path) as file:
+            with open_file(path) as file:
                 kind = compression(file)
         except OSError as error:
             raise DataError(self.where, f"{path} cannot be read ({error.strerror})", "check its permissions") from None
@@ -118,6 +118,10 @@ class Tars:
                 return DataError(self.where, f"{place} holds no image with a label: {key}: {detail}", fix)
         return DataError(self.where, f"{place} holds no image", "expected members such as 0001.jpg and 0001.cls")
 
+    def size(self) -> int | None:
+        """Only a scan can tell."""
+        return None
+
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         entries = self._entries()
         while group := list(itertools.islice(entries, GROUP)):
@@ -132,7 +136,7 @@ class Tars:
         uri, seen = encode_name(name), set[str]()
         start: int | None = 0
         try:
-            with open_regular(self.root / name) as file:
+            with open_file(self.root / name) as file:
                 if kind := compression(file):
                     yield Rejected(uri, "compressed_tar", f"compressed with {kind}; unpack it to a plain tar")
                     return
@@ -241,7 +245,7 @@ class Tars:
             if isinstance(path, RemotePath):
                 yield from _remote_ranges(path, ordered, places)
                 return
-            with open_regular(path) as file:
+            with open_file(path) as file:
                 for position in ordered:
                     yield position, _range(file, places[position])
 
