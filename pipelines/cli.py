@@ -14,7 +14,7 @@ import typer
 
 from engine import __version__
 from engine.cluster.faults import as_expected
-from engine.cluster.terminal import Unread, guard, is_unread, note, say
+from engine.cluster.terminal import Unread, guard, is_unread, note, say, settle
 from engine.errors import MimeoError, StorageError
 from engine.storage import log
 from engine.text import one_line, shortened
@@ -133,7 +133,7 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except MimeoError as error:
         return _refused(error)
     except UsageFault as error:
-        return _fail(error.format_message() + "; see mimeo --help", 2)
+        return _fail(shortened(one_line(error.format_message())) + "; see mimeo --help", 2)
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any end of a file for the end of standard input
             return _unexpected(error.__cause__)
@@ -145,14 +145,17 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
-        return UNREAD if is_unread() else _unexpected(error.__context__)  # typer ends the process for any broken pipe
+        if is_unread():
+            settle()
+            return UNREAD
+        return _unexpected(error.__context__)  # typer ends the process for any broken pipe
     except Exception as error:
         return _unexpected(error)
 
 
 def _unexpected(error: Exception) -> int:
     """One line for what no verb expects: a system call, Ray or memory that failed, else a fault with its log file."""
-    known = as_expected(error)
+    known = as_expected(error, "a file" if settle() else "standard output")
     if known is not None:
         return _refused(known)
     path = log.write("".join(traceback.format_exception(error)))

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine import spec as specs
 from engine.cluster.progress import Reporter, reporter
 from engine.diffusion.schedulers import check_kind, check_name
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DataError
 from engine.images.catalog import precheck
 from engine.images.sources.overlap import check_output
 from engine.spec import RunSpec
-from engine.spec.load import change_paths
+from engine.spec.load import at_home, change_paths, is_local
+from engine.storage.base import storage_error
 from engine.storage.lock import hold
-from engine.storage.paths import check_url
+from engine.storage.paths import WILD, check_url
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
+from engine.text import redacted
 from engine.training import learnt
 from engine.training.matching import precheck as matching
 
@@ -39,7 +45,7 @@ def load_recipe(recipe: str, overrides: Sequence[str] | None) -> RunSpec:
     """Read a recipe by path, or by the name of a packaged one (`quickstart`)."""
     path = Path(recipe)
     packaged = RECIPES / f"{recipe}.yaml"
-    if not path.exists() and "/" not in recipe and packaged.is_file():
+    if not os.path.lexists(path) and "/" not in recipe and os.path.lexists(packaged):
         path = packaged
     return specs.load(path, overrides or ())
 
@@ -52,9 +58,10 @@ def output_url(spec: RunSpec, output: str | None) -> str:
 def check(spec: RunSpec) -> None:
     """Everything about the recipe that can be known in a moment, without Ray, torch or a GPU."""
     check_name(spec.generate.scheduler)
-    change_paths(specs.plain(spec), lambda key, path: check_url(path) or path)
+    _check_secrets(specs.plain(spec))
+    change_paths(specs.plain(spec), _check_place)
     for key, value in (("model.checkpoint", spec.model.checkpoint), ("model.lora", spec.model.lora)):
-        if value and value.startswith("/") and not Path(value).exists():
+        if value and value.startswith("/") and not os.path.lexists(value):
             raise ConfigError(
                 key,
                 f"{value} does not exist",
@@ -64,6 +71,43 @@ def check(spec: RunSpec) -> None:
         check_kind(spec.generate.scheduler, False, "the closed-set generator")
     precheck(spec)
     matching.precheck(spec)
+
+
+def _check_place(key: str, place: str) -> str:
+    """Refuse a URL that no store has, and a path that the system itself refuses: no rights, too long, a loop of links.
+
+    What is merely absent is left to whoever reads it.
+    """
+    check_url(place)
+    if not is_local(place):
+        return place
+    parts = at_home(key, place).parts
+    fixed = Path(*itertools.takewhile(lambda part: not any(mark in part for mark in WILD), parts))
+    kind = DataError if ".source." in f".{key}" else ConfigError
+    try:
+        mode = fixed.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return place
+    except OSError as error:
+        refused = storage_error(error, place)
+        raise kind(key, f"{place}: {refused.what}", refused.fix) from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise kind(key, f"{place} is no regular file and no folder", "give another place")
+    if not os.access(fixed, os.R_OK | os.X_OK if stat.S_ISDIR(mode) else os.R_OK):
+        raise kind(key, f"{place}: permission denied", "change its permissions, or give another place")
+    return place
+
+
+def _check_secrets(node: Any, key: str = "") -> None:
+    """Refuse a URL with a password or a signature anywhere in a recipe: it would be written to the output and its report."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _check_secrets(value, f"{key}.{name}" if key else name)
+    elif isinstance(node, list):
+        for value in node:
+            _check_secrets(value, key)
+    elif isinstance(node, str) and "://" in node and redacted(node) != node:
+        raise ConfigError(key, f"{node} holds a password, a key or a signature", "give it in the environment")
 
 
 def check_models(spec: RunSpec, drawn: Drawn) -> None:

@@ -10,10 +10,11 @@ from pipelines.options import Url
 
 def main(url: Url) -> None:
     """Write the HTML report of a run again, from what the run holds now."""
+    spec = read_spec(open_store(url))
+    store = open_store(url, probe=True)
     from engine.report import html
 
-    store = open_store(url, probe=True)
-    html.write(store, read_spec(store))
+    html.write(store, spec)
     say(str(store.local("report.html") or f"{store.url}/report.html"))
 
 

@@ -9,7 +9,7 @@ import typer
 
 from engine.cluster.terminal import say
 from engine.errors import ConfigError
-from pipelines.options import Output, Recipe, Set
+from pipelines.options import Output, Recipe, Set, finite
 
 Cluster = Annotated[
     str,
@@ -32,7 +32,10 @@ Install = Annotated[
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Follow the log to the end, or leave once it is submitted.")
 ]
-Cpus = Annotated[float, typer.Option("--driver-cpus", min=0, help="CPUs of a node to reserve for the driver itself.")]
+Cpus = Annotated[
+    float,
+    typer.Option("--driver-cpus", min=0, callback=finite, help="CPUs of a node to reserve for the driver itself."),
+]
 
 NO_JOB = ("submit", "cluster", "doctor", "quickstart", "verify", "status")
 

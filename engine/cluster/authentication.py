@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import ConfigError
+from engine.storage import temporary
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 MODES = ("token", "disabled")
@@ -39,20 +38,19 @@ def private() -> Iterator[Path]:
     """
     import ray._private.ray_constants as constants
 
-    outer = Path(tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None))
-    token = outer / "token"
-    token.touch(0o600)
-    token.write_text(secrets.token_hex(32))
     clusters = constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
-    try:
-        with _environment({**LOOPBACK, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
-            constants.ENABLE_RAY_CLUSTER = False
+    with temporary.folder("ray", "/tmp" if Path("/tmp").is_dir() else None) as outer:
+        token = outer / "token"
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+        try:
+            with _environment({**LOOPBACK, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
+                constants.ENABLE_RAY_CLUSTER = False
+                _read_again()
+                yield outer / "ray"
+        finally:
+            constants.ENABLE_RAY_CLUSTER = clusters
             _read_again()
-            yield outer / "ray"
-    finally:
-        constants.ENABLE_RAY_CLUSTER = clusters
-        _read_again()
-        shutil.rmtree(outer, ignore_errors=True)
 
 
 def _read_again() -> None:

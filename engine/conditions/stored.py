@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import DataError
 from engine.spec import canonical_json, differences
-from engine.storage import documents
+from engine.storage import documents, temporary
 from engine.storage.store import Store
 
 CAPTIONS = "conditions/captions.parquet"
@@ -27,8 +25,8 @@ GROUP = 65536  # rows a row group
 def publish(store: Store, name: str, table: pa.Table, made_from: dict[str, Any], **facts: Any) -> None:
     """Write a table whole; `made_from` decides later whether it is still the right one, `facts` travel along."""
     metadata = {METADATA: canonical_json({"made_from": made_from, **facts}).encode()}
-    with tempfile.TemporaryDirectory(prefix="mimeo-") as folder:
-        path = Path(folder) / "table.parquet"
+    with temporary.folder("table") as folder:
+        path = folder / "table.parquet"
         pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=GROUP, compression="zstd")
         store.create(name, path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -64,7 +65,7 @@ class SplitSpec(Spec):
         if value == "rest":
             return value
         value = _number(value)
-        if value < 0 or (value > 1 and value != int(value)):
+        if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):
             raise ValueError("must be a fraction between 0 and 1, or a whole number of images")
         return int(value) if value > 1 else value
 

@@ -139,7 +139,9 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         path = self.root / check_name(name)
         inside = os.path.dirname(name)  # noqa: PTH120 - '' for a name at the root
-        if os.path.realpath(path.parent) != os.path.join(os.path.realpath(self.root), inside).rstrip("/"):  # noqa: PTH118
+        if os.path.realpath(path.parent) != (
+            os.path.join(os.path.realpath(self.root), inside).rstrip("/") or "/"  # noqa: PTH118
+        ):
             raise StorageError(str(path), "leads out of the output through a symbolic link", "remove the link")
         return path
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
+from engine.storage import temporary
 
 if TYPE_CHECKING:
     import torch
@@ -70,8 +70,8 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
     await_room(resources, kind)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     for left in reversed(range(max_failures + 1)):
-        with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
-            trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
+        with temporary.folder("train") as folder:
+            trainer = _trainer(loop, config, name, resources, kind, max_failures, str(folder))
             try:
                 return beside(trainer.fit).return_value or {}
             except Exception as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from engine.diffusion.families.base import Family
 from engine.errors import OutputInUseError
 from engine.spec import plain
 from engine.training import learnt
+from engine.storage import temporary
 from engine.training.curve import curve
 from engine.training.loop import Loop
 from engine.training.matching import adapter
@@ -36,9 +36,9 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
     store.replace(RESULTS, json.dumps(results(stage, loop, images), separators=(",", ":")).encode())
     for entry in list(store.list(f"{FOLDER}/")):
         store.remove(entry.name)
-    with tempfile.TemporaryDirectory(prefix="mimeo-match-") as folder:
-        adapter.save(Path(folder), denoiser, job.match, job.checkpoint, family)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    with temporary.folder("match") as folder:
+        adapter.save(folder, denoiser, job.match, job.checkpoint, family)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         for path in files:
             _create(job, f"{FOLDER}/{path.relative_to(folder)}", path)

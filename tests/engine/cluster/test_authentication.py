@@ -74,7 +74,7 @@ def test_another_user_reads_writes_and_calls_nothing(private: Private) -> None:
 @pytest.mark.parametrize("mode", ["tokn", "", "none", " token", "k8s"])
 def test_a_mode_that_ray_does_not_know_is_refused(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", mode)
-    with pytest.raises(ConfigError, match="RAY_AUTH_MODE: .* is no mode of Ray"):
+    with pytest.raises(ConfigError, match=r"RAY_AUTH_MODE: .* is no mode of Ray"):
         authentication.check_mode()
     for known in ("token", "Token", "disabled"):
         monkeypatch.setenv("RAY_AUTH_MODE", known)
