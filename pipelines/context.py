@@ -17,6 +17,7 @@ from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import precheck
 from engine.images.sources.overlap import check_output
+from engine.shards.seal import sealing
 from engine.spec import RunSpec
 from engine.spec.load import at_home, change_paths, is_local
 from engine.storage.base import storage_error
@@ -176,7 +177,7 @@ def open_run(
     if not store.exists(SPEC):
         check_models(spec, drawn(spec))
     claim(store, spec)
-    with hold(store, f"mimeo {verb}"):
+    with hold(store, f"mimeo {verb}"), sealing(store):
         claim(store, spec, held=True)
         sweep(store)
         with reporter() as out:

@@ -13,8 +13,10 @@ def main(url: Url) -> None:
     spec = read_spec(open_store(url))
     store = open_store(url, probe=True)
     from engine.report import html
+    from engine.shards import seal
 
     html.write(store, spec)
+    seal.update(store, (html.GALLERY, html.CARD, html.REPORT))
     say(str(store.local("report.html") or f"{store.url}/report.html"))
 
 

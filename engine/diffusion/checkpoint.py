@@ -16,9 +16,10 @@ from engine import __version__
 from engine.diffusion import hub, layout, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StorageError
 from engine.spec.models import GenerateSpec, ModelSpec
-from engine.storage import notes
+from engine.storage import cache as cache_of_node
+from engine.storage import notes, origin
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,8 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     indexes = [part.index for part in found.values() if part.index]
     indexes += [folder / "model_index.json"] if index.family.settings else []
     digests = _digests(folder, [*files, *texts, *indexes, *(layout.config_file(folder, name) for name in described)])
+    if "://" in str(model.checkpoint):
+        cache_of_node.check(folder, digests)
     digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
     key = {"checkpoint": digest, "pipeline": index.pipeline, "versions": _versions()}
     notes.once("checkpoint", key, lambda: _check_sound(folder, files, tuple(found), digest))
@@ -111,17 +114,24 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     """The stock pipeline on `device` ("cpu", "cuda", "cuda:1") in `dtype` (float32, bfloat16, float16).
 
     Its default image size is the checkpoint's. Classes are fixed here, never taken from the directory; there is no safety
-    checker, no image encoder and no progress bar.
+    checker, no image encoder and no progress bar. StorageError where a file is not the one that was checked.
     """
     import torch
 
-    index = layout.read_index(checkpoint.path)
-    family, folder = index.family, checkpoint.path
-    with quiet():
+    folder = checkpoint.path
+    with quiet(), origin.unchanged({folder / name: digest for name, digest in checkpoint.files.items()}):
+        index = layout.read_index(folder)
+        family = index.family
+        if index.pipeline != checkpoint.family:
+            raise StorageError(
+                str(folder), f"is a {index.pipeline} now, it was a {checkpoint.family}", "start a new output"
+            )
         components: dict[str, Any] = {
-            name: _load_model(folder, name, getattr(torch, dtype))[0].to(device).eval().requires_grad_(False)
+            name: origin.owned(_load_model(folder, name, getattr(torch, dtype))[0].to(device))
             for name in index.named("model")
         }
+        for model in components.values():
+            model.eval().requires_grad_(False)
         denoiser = components[family.denoiser]
         denoiser.register_to_config(sample_size=checkpoint.latent_size)
         components |= {name: _load_tokenizer(folder, name) for name in index.named("tokenizer")}

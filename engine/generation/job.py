@@ -92,7 +92,9 @@ def generate(
         if here is None:
             _make(spec, store, checkpoint, adapter, pending, budget, reporter)
         else:
-            _make_here(Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1), pending, budget)
+            scorer = _scorer_digest(spec, checkpoint)
+            what = Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1, scorer)
+            _make_here(what, pending, budget)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -115,7 +117,8 @@ def _make(
     actors, need = min(session.actors(spec.resources), len(todo)), session.need(spec.resources)
     nodes.wait_for(need, actors, spec.resources, reporter)
     device = session.device(spec.resources)
-    what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors)
+    scorer = _scorer_digest(spec, checkpoint)
+    what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors, scorer)
     board = Board.create()
     attempts.clear(store)
     missing = nodes.told_of_missing(need, actors, spec.resources, reporter)
@@ -126,6 +129,15 @@ def _make(
                 watch.add(record)
                 budget.add(record.planned, [entry.reason for entry in record.quarantined])
     attempts.clear(store)
+
+
+def _scorer_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
+    """Identity of the model that the actors' CLIP scores come from; "" where there are none."""
+    if spec.generate.gate.min_clip_score is None:
+        return ""
+    from engine.conditions import featuremodel
+
+    return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
 
 
 def _make_here(what: Order, pending: list[int], budget: Budget) -> None:

@@ -160,7 +160,8 @@ class LocalStore:
                     yield from self._walk(Path(entry.path), name, prefix)
             elif name.startswith(prefix):
                 with suppress(FileNotFoundError):
-                    yield Entry(name, entry.stat(follow_symlinks=False).st_size)
+                    found = entry.stat(follow_symlinks=False)
+                    yield Entry(name, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}")
 
     @contextmanager
     def _written(self, final: Path, data: Content) -> Iterator[Path]:

@@ -13,8 +13,8 @@ from torch import nn
 from engine.diffusion.families.base import Family
 from engine.errors import OutputInUseError
 from engine.spec import plain
-from engine.training import learnt
 from engine.storage import temporary
+from engine.training import learnt
 from engine.training.curve import curve
 from engine.training.loop import Loop
 from engine.training.matching import adapter

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.conditions import pool
+from engine.conditions import featuremodel, pool
 from engine.conditions.table import Conditions, load
 from engine.diffusion.checkpoint import Checkpoint
 from engine.errors import ConfigError, DataError
@@ -67,17 +67,24 @@ def match(
     if spec.match is not None and spec.match.precompute:
         run = pool.run if here is None else pool.here
         data.precompute(spec, checkpoint, rows, conditions, store, input_facts(spec, inputs), reporter, run=run)
+    job = Job(spec, store, checkpoint, inputs, deadline, features=_features_digest(spec, checkpoint))
     if here is None:
         board = Board.create()
-        config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
+        config = {"job": replace(job, board=board), "rows": rows, "conditions": conditions}
         with follow(board, reporter):
             out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
     else:
         place = setup.Place(0, 1, torch.device(here))
-        out = Matching(Job(spec, store, checkpoint, inputs, deadline), place, rows, conditions).run()
+        out = Matching(job, place, rows, conditions).run()
     if out["done"]:
         _clean(store)
     return Matched(out["done"], out["message"])
+
+
+def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
+    if spec.match is None or spec.match.mmd != "kernel_feature":
+        return ""
+    return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
 
 
 def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
