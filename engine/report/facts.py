@@ -11,6 +11,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from engine.conditions import cuts
+from engine.conditions.cuts import Cuts
 from engine.errors import DataError
 from engine.images import catalog as catalogs
 from engine.images.catalog import QUARANTINED, Catalog
@@ -36,7 +38,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
-    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set.
+    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set; `cuts`
+    what is cut of its prompts.
     """
 
     spec: RunSpec
@@ -51,6 +54,7 @@ class Facts:
     seconds: dict[str, float]
     versions: dict[str, str]
     cost: Cost
+    cuts: Cuts | None
 
     @property
     def splits(self) -> dict[str, int]:
@@ -86,6 +90,7 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         seconds=_json(store, SECONDS) or {},
         versions=versions(),
         cost=cost.gather(store, made.seal.facts),
+        cuts=cuts.kept(store),
     )
 
 
