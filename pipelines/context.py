@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import spec as specs
 from engine.cluster.progress import Reporter, reporter
 from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError, DataError
-from engine.images.catalog import precheck
+from engine.images.catalog import listed_classes, precheck
 from engine.images.sources.overlap import check_output
 from engine.shards.seal import sealing
 from engine.spec import RunSpec
@@ -28,6 +28,10 @@ from engine.storage.store import Store, open_store, sweep
 from engine.text import redacted
 from engine.training import learnt
 from engine.training.matching import precheck as matching
+
+if TYPE_CHECKING:
+    from engine.conditions.table import Captions
+    from engine.diffusion.reading import Readers
 
 RECIPES = Path(__file__).parent / "recipes"
 Drawn = Mapping[str, RunSpec]
@@ -120,6 +124,7 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
 
     if spec.model.checkpoint is None:
         _check_learnt(drawn)
+        _check_prompts(drawn, None)
         from engine.diffusion.tiny import models
 
         models.check(spec.pretrain, spec.images.size)
@@ -136,6 +141,7 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
     model = checkpoint.inspect(spec.model, spec.images.size)
     _check_learnt(drawn)
     job.check(spec, model, spec.model.lora)
+    _check_prompts(drawn, model.path)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
@@ -148,6 +154,37 @@ def _check_learnt(drawn: Drawn) -> None:
             learnt.check(spec)
         except ConfigError as error:
             raise ConfigError(f"{name}: {error.where}" if name else error.where, error.what, error.fix) from None
+
+
+def _check_prompts(drawn: Drawn, folder: Path | None) -> None:
+    """Whether every class that can be listed now is told by what is read of its prompt; `folder` holds the checkpoint."""
+    from engine.conditions import cuts
+
+    names: tuple[str, ...] | None = None
+    seen: set[tuple[str, int]] = set()
+    for name, spec in drawn.items():
+        if (key := (spec.conditions.prompt, spec.pretrain.text_length)) in seen:
+            continue
+        seen.add(key)
+        names = listed_classes(spec) if names is None else names
+        told = cuts.of_classes(names)
+        if not names:
+            return
+        try:
+            cuts.check(_readers(spec, told, folder), spec, told)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.where}" if name else error.where, error.what, error.fix) from None
+
+
+def _readers(spec: RunSpec, told: Captions, folder: Path | None) -> Readers:
+    """The tokenizers of the checkpoint in `folder`, or the one that the closed-set generator will have."""
+    if folder is not None:
+        from engine.diffusion.reading import of_folder
+
+        return of_folder(folder)
+    from engine.training.pretrain.run import readers
+
+    return readers(spec, told)
 
 
 def _itself(spec: RunSpec) -> Drawn:

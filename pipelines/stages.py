@@ -53,10 +53,30 @@ def _catalog(run: Run, limit: float | None) -> str:
 
 def _captions(run: Run, limit: float | None) -> str:
     from engine.conditions import job
+    from engine.conditions.table import load_captions
     from engine.images import catalog
 
     job.caption(run.spec, catalog.load(run.store), run.store, run.reporter)
-    return f"captions ({run.spec.conditions.caption.kind})"
+    _check_prompts(run, note=True)
+    cut = load_captions(run.store).fitted.get("cut")
+    more = f"; {cut:,} of them cut at conditions.caption.max_new_tokens" if cut else ""
+    return f"captions ({run.spec.conditions.caption.kind}){more}"
+
+
+def _check_prompts(run: Run, *, note: bool = False) -> None:
+    """Refuse prompts whose class a given checkpoint does not read, before anything is computed for it."""
+    from engine.conditions import cuts
+    from engine.conditions.table import load_captions
+    from engine.diffusion import hub, reading
+
+    model = run.spec.model
+    if model.checkpoint is None:
+        return
+    found = cuts.check(
+        reading.of_folder(hub.locate(model.checkpoint, model.revision)), run.spec, load_captions(run.store)
+    )
+    if note:
+        cuts.tell(found, "captions", run.reporter.note)
 
 
 def _model_done(run: Run) -> bool:
@@ -78,6 +98,7 @@ def _features(run: Run, limit: float | None) -> str:
     from engine.diffusion import checkpoint
     from engine.images import catalog
 
+    _check_prompts(run)
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
     job.features(run.spec, catalog.load(run.store), model, run.store, run.reporter)
     return "CLIP features and class statistics"

@@ -50,6 +50,21 @@ def locate(checkpoint: str | None, revision: str | None) -> Path:
     return _snapshot(checkpoint, revision)
 
 
+def known(checkpoint: str, revision: str | None) -> Path | None:
+    """The directory of a checkpoint that lies on this node as it is named; nothing is downloaded."""
+    path = Path(checkpoint).expanduser()
+    if "://" in checkpoint or path.is_dir():
+        return None if "://" in checkpoint else path.resolve()
+    if revision is None or not _HUB_ID.fullmatch(checkpoint):
+        return None
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
 def place(checkpoint: str | None, folder: Path) -> str:
     """What names a located checkpoint on every node: its URL, or its directory."""
     return normalise(checkpoint) if checkpoint is not None and "://" in checkpoint else str(folder)

@@ -77,7 +77,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     import torch
 
     from engine.conditions import table
-    from engine.diffusion import batchsize, checkpoint, hub, lora
+    from engine.diffusion import batchsize, checkpoint, hub, lora, reading
     from engine.diffusion.sampler import Sampler
     from engine.generation.requests import Requests
     from engine.generation.worker import ShardWorker
@@ -105,6 +105,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         device=order.device,
+        readers=reading.of_folder(order.checkpoint.path),
         progress=progress,
         meter=meter,
     )

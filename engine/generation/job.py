@@ -69,13 +69,18 @@ def generate(
     raise.
     """
     began = time.monotonic()
+    from engine.conditions import cuts
+    from engine.diffusion import reading
     from engine.diffusion.checkpoint import check_classes
 
     plan = Plan(spec, conditions.labels, conditions.class_names)
     facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
     digest = check(spec, checkpoint, lora)
     check_classes(checkpoint, conditions.class_names)
+    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions)
     _begin(store, _plan_json(spec, facts, checkpoint, digest, conditions, catalog))
+    cuts.keep(store, read)
+    cuts.tell(read, "generate", reporter.note)
     pending = records.pending(store, facts)
 
     def plan_digest(k: int) -> str:

@@ -22,6 +22,7 @@ from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
 
 if TYPE_CHECKING:
+    from engine.diffusion.reading import Readers
     from engine.diffusion.sampler import Drawn, Request, Sampler
 
 Progress = Callable[[int, int], None]
@@ -56,8 +57,8 @@ class ShardWorker:
     """Holds a sampler and draws shards with it, one after another; knows nothing of Ray.
 
     Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
-    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON; `meter` has run since the
-    worker began to load.
+    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON, and what `readers` cut off its
+    prompt (tokens by tokenizer, where any are); `meter` has run since the worker began to load.
     """
 
     def __init__(
@@ -72,12 +73,13 @@ class ShardWorker:
         plan_facts: PlanFacts,
         provenance: dict[str, Any],
         device: str = "cpu",
+        readers: Readers | None = None,
         progress: Progress | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.spec, self.store, self.plan, self.requests, self.sampler = spec, store, plan, requests, sampler
         self.plan_facts, self.provenance, self.device, self.progress = plan_facts, provenance, device, progress
-        self.batch_size = batch_size
+        self.batch_size, self.readers = batch_size, readers
         self.gate = Gate(spec.generate.gate)
         self.meter = meter or Meter(spec.resources, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -205,7 +207,7 @@ class ShardWorker:
         for position, seed, pixels, score in kept:
             fact = shard.facts[position]
             key = self.plan_facts.key(fact["index"])
-            drawn = {
+            drawn: dict[str, Any] = {
                 "key": key,
                 "seed": seed,
                 "attempt": attempt,
@@ -216,6 +218,8 @@ class ShardWorker:
             except (ValueError, OSError, RuntimeError) as error:
                 failed[position] = f"error: {type(error).__name__}: {error}"
                 continue
+            cut = self.readers.lost(fact["prompt"]) if self.readers is not None else {}
+            drawn |= {"prompt_cut": cut} if cut else {}
             files = {
                 generate.format: image,
                 "cls": str(fact["label"]).encode(),

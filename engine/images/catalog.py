@@ -22,7 +22,7 @@ from engine.errors import DataError, StorageError
 from engine.images.columns import ROW_GROUP, fitted, from_parquet, to_parquet, wide
 from engine.images.inspection import FACTS, places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
-from engine.images.listing import UNLABELLED, Bad, Candidate, Listing, check_memory
+from engine.images.listing import QUICK, UNLABELLED, Bad, Candidate, Listing, check_memory
 from engine.images.sources import ImageSource, hub
 from engine.images.sources.base import GROUP
 from engine.images.splits import NAMES, assign, refuse_empty_test, require_all
@@ -101,6 +101,24 @@ def precheck(spec: RunSpec) -> None:
         absent.check_reachable()
     else:
         listing.check(spec.split)
+
+
+def listed_classes(spec: RunSpec) -> tuple[str, ...]:
+    """Class names of the source as far as they are known without Ray in about a second: declared, or of the first entries."""
+    try:
+        listing = Listing(spec)
+    except hub.NotCached:
+        return ()
+    if listing.labels.declared is not None:
+        return listing.labels.declared
+    if getattr(spec.source, "limit", None) is not None:
+        return ()  # to cut a set at its limit, it is listed whole
+    seen = 0
+    for group in listing.groups():
+        seen += len(group)
+        if seen > QUICK:
+            break
+    return listing.labels.classes()[0]
 
 
 def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:

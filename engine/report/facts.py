@@ -10,6 +10,8 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from engine.conditions import cuts
+from engine.conditions.cuts import Cuts
 from engine.evaluation.evaluationresults import Judged
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
@@ -37,7 +39,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
-    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set.
+    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set; `cuts`
+    what is cut of its prompts.
     """
 
     spec: RunSpec
@@ -52,6 +55,7 @@ class Facts:
     seconds: dict[str, float]
     versions: dict[str, str]
     cost: Cost
+    cuts: Cuts | None
 
     @property
     def splits(self) -> dict[str, int]:
@@ -87,6 +91,7 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         seconds=documents.find(store, SECONDS, dict[str, float]) or {},
         versions=versions(),
         cost=cost.gather(store, made.seal.facts),
+        cuts=cuts.kept(store),
     )
 
 

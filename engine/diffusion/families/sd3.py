@@ -29,7 +29,9 @@ PARTS = {
     "text_encoder_3": Part("model", ("T5EncoderModel",), "transformers", required=False),
     "tokenizer": known.CLIP_TOKENIZER,
     "tokenizer_2": known.CLIP_TOKENIZER,
-    "tokenizer_3": Part("tokenizer", ("T5TokenizerFast", "T5Tokenizer"), "transformers", required=False),
+    "tokenizer_3": Part(
+        "tokenizer", ("T5TokenizerFast", "T5Tokenizer"), "transformers", required=False, length=T5_LENGTH
+    ),
     "scheduler": known.FLOW_SCHEDULER,
     "image_encoder": Part("ignored", ("SiglipVisionModel",), "transformers"),
     "feature_extractor": Part("ignored", ("SiglipImageProcessor",), "transformers"),

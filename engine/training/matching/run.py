@@ -10,8 +10,9 @@ import torch
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.conditions import featuremodel, pool
+from engine.conditions import cuts, featuremodel, pool
 from engine.conditions.table import Conditions, load
+from engine.diffusion import reading
 from engine.diffusion.checkpoint import Checkpoint
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
@@ -62,6 +63,8 @@ def match(
         _clean(store)
         return Matched(True, "nothing to do: match/ is whole")
     check_model(spec, checkpoint)
+    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions, drawn=False)
+    cuts.tell(read, "match", reporter.note)
     _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
     deadline = None if time_limit is None else time.time() + time_limit
     if spec.match is not None and spec.match.precompute:

@@ -11,9 +11,13 @@ import pyarrow as pa
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
+from engine.conditions import cuts
+from engine.conditions.prompts import fill
 from engine.conditions.table import Captions, load_captions
 from engine.diffusion.families.dit import CLASSES
+from engine.diffusion.reading import Readers
 from engine.diffusion.tiny import models
+from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
@@ -52,6 +56,7 @@ def pretrain(
         checkpoint.remove_all(store, CHECKPOINTS)
         return Pretrained(True, "nothing to do: model/ is whole")
     _check(spec, rows, captions)
+    cuts.tell(cuts.check(readers(spec, captions), spec, captions), "pretrain", reporter.note)
     deadline = None if time_limit is None else time.time() + time_limit
     board = Board.create()
     config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
@@ -86,6 +91,15 @@ def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
     if documents.read(store, MARKER, Marker, fix)["made_from"] != made_from:
         what = "was trained on other images or with other settings"
         raise DataError(f"{store.url}/model", what, fix)
+
+
+def readers(spec: RunSpec, captions: Captions) -> Readers:
+    """The tokenizer that the generator will have, learnt from these prompts; none where it is told classes only."""
+    if spec.pretrain.denoiser == "dit":
+        return Readers({})
+    template, length = spec.conditions.prompt, spec.pretrain.text_length
+    texts = [*captions.prompts(template), *(fill(template, name, "") for name in captions.class_names)]
+    return Readers({"tokenizer": (train_tokenizer(texts, length), length)})
 
 
 def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
