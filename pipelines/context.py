@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine import spec as specs
 from engine.cluster.progress import Reporter, reporter
@@ -19,6 +20,9 @@ from engine.storage.paths import check_url
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
 from engine.training.matching import precheck as matching
+
+if TYPE_CHECKING:
+    from engine.diffusion.checkpoint import Checkpoint
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -83,10 +87,25 @@ def check_models(spec: RunSpec) -> None:
 
     model = checkpoint.inspect(spec.model, spec.images.size)
     job.check(spec, model, spec.model.lora)
+    if model.classes is not None or spec.model.class_ids:
+        _check_classes(spec, model)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
         check_model(spec, model)
+
+
+def _check_classes(spec: RunSpec, model: Checkpoint) -> None:
+    """Whether the generator knows the classes of the source, where that can be listed now."""
+    from engine.diffusion import classes
+    from engine.images.listing import Listing
+    from engine.images.sources import hub
+
+    with suppress(hub.NotCached):
+        listing = Listing(spec)
+        for _ in listing.groups():
+            pass
+        classes.numbers(model, listing.classes()[0], spec.model)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.conditions import pool
 from engine.conditions.table import Conditions, load
+from engine.diffusion import classes
 from engine.diffusion.checkpoint import Checkpoint
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
@@ -55,6 +56,8 @@ def match(
     for a loss that is not finite, and for conditions or a result that belong to other images.
     """
     conditions, rows = load(store, spec), catalog.split("train")
+    numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     inputs = made_from(spec, checkpoint, catalog, conditions)
     if store.exists(MARKER):
         _check_marker(store, inputs)
@@ -81,7 +84,7 @@ def match(
 
 def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
-    settings = plain(spec)
+    settings, numbers = plain(spec), conditions.class_numbers
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -90,13 +93,15 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
         "conditions": conditions.digest(),
         "images": settings["images"],
         "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+        **({} if classes.is_order(numbers) else {"class_numbers": numbers and list(numbers)}),
     }
 
 
 def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
     assert spec.match is not None
-    facts = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+    names = ("version", "catalog", "conditions", "base", "images", "class_numbers")
+    facts = {name: inputs[name] for name in names if name in inputs}
     return facts | {"flip": data.flips(spec), "dtype": spec.match.dtype}
 
 

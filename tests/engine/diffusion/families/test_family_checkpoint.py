@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.diffusion import families
-from engine.diffusion.checkpoint import Checkpoint, check_classes, empty, inspect, load
+from engine.diffusion.checkpoint import Checkpoint, empty, inspect, load
 from engine.errors import ConfigError
 from engine.spec.models import ModelSpec
 from tests.support.families import LENGTH, WIDTHS, WRITERS
@@ -173,10 +173,3 @@ def test_a_directory_that_does_not_fit_is_refused_in_one_line(
 def test_sizes_that_do_not_fit_are_refused(family_folders: dict[str, Path], kind: str, size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         at(family_folders[kind], size)
-
-
-def test_more_classes_than_a_dit_knows_are_refused(checked: dict[str, Checkpoint]) -> None:
-    check_classes(checked["dit"], ["a"] * 1000)
-    check_classes(checked["xl"], ["a"] * 1001)
-    with pytest.raises(ConfigError, match="knows 1000 classes, the training images have 1001"):
-        check_classes(checked["dit"], ["a"] * 1001)
