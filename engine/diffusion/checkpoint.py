@@ -136,10 +136,11 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 
 
 def _check_sound(folder: Path, files: list[Path], components: tuple[str, ...], digest: str) -> None:
-    """Every number, that every model can be loaded, and that the denoiser is given all its inputs."""
+    """Every number, that all parts can be loaded, and that the denoiser is given all its inputs."""
     for path in files:
         weights.check_finite(path)
     _check_complete(folder, components, digest)
+    _load_scheduler(folder)
     family = layout.read_index(folder).family
     inputs.check(folder / family.denoiser, family, empty(folder, family.denoiser))
 
@@ -214,7 +215,20 @@ def _load_scheduler(folder: Path) -> Any:
     config = layout.read_json(layout.config_file(folder, "scheduler"))
     allowed = layout.read_index(folder).family.parts["scheduler"].classes
     name = config.get("_class_name")
-    return getattr(diffusers, name if name in allowed else allowed[0]).from_config(config)
+    try:
+        return getattr(diffusers, name if name in allowed else allowed[0]).from_config(config)
+    except Exception as error:  # odd values, and settings of other classes, fail in as many ways as there are classes
+        raise ConfigError(str(folder / "scheduler"), f"cannot be loaded ({_first_line(error)})") from error
+
+
+def check_process(checkpoint: Checkpoint) -> None:
+    """Refuse to train under a noising process that the checkpoint's scheduler configuration does not say (ConfigError)."""
+    config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
+    try:
+        FAMILIES[checkpoint.family].process(config)
+    except Exception as error:  # as above
+        what = f"names no noising process to train under ({_first_line(error)})"
+        raise ConfigError(str(checkpoint.path / "scheduler"), what, "use another checkpoint") from error
 
 
 @cache

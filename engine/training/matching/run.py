@@ -14,7 +14,7 @@ from engine.cluster.progress import Reporter
 from engine.conditions import pool
 from engine.conditions.table import Conditions, load
 from engine.diffusion import classes
-from engine.diffusion.checkpoint import Checkpoint
+from engine.diffusion.checkpoint import Checkpoint, check_process
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
@@ -109,6 +109,7 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse, without a GPU, a fine-tune that the checkpoint cannot have (ConfigError)."""
     precheck(spec)
     if spec.match is not None:
+        check_process(checkpoint)
         adapter.check_targets(checkpoint, spec.match)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.diffusion import families
+from engine.diffusion import families, inputs
 from engine.diffusion.checkpoint import Checkpoint, empty, inspect, load
 from engine.errors import ConfigError
 from engine.spec.models import ModelSpec
@@ -110,6 +110,12 @@ def test_a_dit_by_its_older_class_name_is_loaded_as_the_same(
     pairs = zip(one.parameters(), other.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert type(empty(folder, "transformer")) is type(one)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_weight_takes_part_in_a_prediction(checked: dict[str, Checkpoint], kind: str) -> None:
+    folder, family = checked[kind].path, families.FAMILIES[checked[kind].family]
+    inputs.check(folder, family, empty(folder, family.denoiser))
 
 
 @pytest.mark.parametrize(("kind", "size", "latent"), [("xl", 24, 12), ("sd3", 16, 8), ("dit", 16, 8)])
