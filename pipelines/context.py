@@ -31,6 +31,7 @@ from engine.training.matching import precheck as matching
 
 if TYPE_CHECKING:
     from engine.conditions.table import Captions
+    from engine.diffusion.checkpoint import Checkpoint
     from engine.diffusion.reading import Readers
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -142,6 +143,8 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
     _check_learnt(drawn)
     job.check(spec, model, spec.model.lora)
     _check_prompts(drawn, model.path)
+    if model.classes is not None or spec.model.class_ids:
+        _check_classes(spec, model)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
@@ -189,6 +192,14 @@ def _readers(spec: RunSpec, told: Captions, folder: Path | None) -> Readers:
 
 def _itself(spec: RunSpec) -> Drawn:
     return {"": spec}
+
+
+def _check_classes(spec: RunSpec, model: Checkpoint) -> None:
+    """Whether the generator knows the classes of the source, where that can be listed now."""
+    from engine.diffusion import classes
+
+    if names := listed_classes(spec):
+        classes.numbers(model, names, spec.model)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ ADDED: dict[str, Any] = {
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
     "judge.mixing": "equal",
+    "model.class_ids": {},
     "model.visual_token": False,
     "pretrain.denoiser": "unet",
     "pretrain.dit": DitSpec().model_dump(mode="json"),

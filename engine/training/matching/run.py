@@ -12,8 +12,8 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.conditions import cuts, featuremodel, pool
 from engine.conditions.table import Conditions, load
-from engine.diffusion import reading
-from engine.diffusion.checkpoint import Checkpoint
+from engine.diffusion import classes, reading
+from engine.diffusion.checkpoint import Checkpoint, check_process
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
@@ -57,6 +57,8 @@ def match(
     for a loss that is not finite, and for conditions or a result that belong to other images.
     """
     conditions, rows = load(store, spec), catalog.split("train")
+    numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     inputs = made_from(spec, checkpoint, catalog, conditions)
     if store.exists(MARKER):
         _check_marker(store, inputs)
@@ -92,7 +94,7 @@ def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
 
 def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
-    settings = plain(spec)
+    settings, numbers = plain(spec), conditions.class_numbers
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -101,13 +103,15 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
         "conditions": conditions.digest(),
         "images": settings["images"],
         "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+        **({} if classes.is_order(numbers) else {"class_numbers": numbers and list(numbers)}),
     }
 
 
 def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
     assert spec.match is not None
-    facts = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+    names = ("version", "catalog", "conditions", "base", "images", "class_numbers")
+    facts = {name: inputs[name] for name in names if name in inputs}
     return facts | {"flip": data.flips(spec), "dtype": spec.match.dtype}
 
 
@@ -115,6 +119,7 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse, without a GPU, a fine-tune that the checkpoint cannot have (ConfigError)."""
     precheck(spec)
     if spec.match is not None:
+        check_process(checkpoint)
         adapter.check_targets(checkpoint, spec.match)
 
 
