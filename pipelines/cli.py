@@ -184,6 +184,9 @@ def _in_destructor(fault: Any) -> None:
 
 def main() -> None:
     """The console script."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"  # names of files are UTF-8, whatever the terminal is: Python must begin anew
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     threading.excepthook, sys.unraisablehook = _in_thread, _in_destructor
     sys.exit(execute())
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import spec as specs
 from engine.cluster.progress import Reporter, reporter
 from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError, DataError
-from engine.images.catalog import precheck
+from engine.images.catalog import listed_classes, precheck
+from engine.images.sources.overlap import check_output
 from engine.shards.seal import sealing
 from engine.spec import RunSpec
 from engine.spec.load import at_home, change_paths, is_local
@@ -25,9 +26,16 @@ from engine.storage.paths import WILD, check_url
 from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
 from engine.text import redacted
+from engine.training import learnt
 from engine.training.matching import precheck as matching
 
+if TYPE_CHECKING:
+    from engine.conditions.table import Captions
+    from engine.diffusion.checkpoint import Checkpoint
+    from engine.diffusion.reading import Readers
+
 RECIPES = Path(__file__).parent / "recipes"
+Drawn = Mapping[str, RunSpec]
 
 
 @dataclass(frozen=True)
@@ -108,11 +116,16 @@ def _check_secrets(node: Any, key: str = "") -> None:
         raise ConfigError(key, f"{node} holds a password, a key or a signature", "give it in the environment")
 
 
-def check_models(spec: RunSpec) -> None:
-    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights."""
+def check_models(spec: RunSpec, drawn: Drawn) -> None:
+    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights.
+
+    `drawn`: the recipes that are drawn from, by what they are called in errors.
+    """
     from engine.conditions import job as conditions
 
     if spec.model.checkpoint is None:
+        _check_learnt(drawn)
+        _check_prompts(drawn, None)
         from engine.diffusion.tiny import models
 
         models.check(spec.pretrain, spec.images.size)
@@ -127,11 +140,66 @@ def check_models(spec: RunSpec) -> None:
     from engine.generation import job
 
     model = checkpoint.inspect(spec.model, spec.images.size)
+    _check_learnt(drawn)
     job.check(spec, model, spec.model.lora)
+    _check_prompts(drawn, model.path)
+    if model.classes is not None or spec.model.class_ids:
+        _check_classes(spec, model)
     if spec.match is not None:
         from engine.training.matching.run import check_model
 
         check_model(spec, model)
+
+
+def _check_learnt(drawn: Drawn) -> None:
+    for name, spec in drawn.items():
+        try:
+            learnt.check(spec)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.where}" if name else error.where, error.what, error.fix) from None
+
+
+def _check_prompts(drawn: Drawn, folder: Path | None) -> None:
+    """Whether every class that can be listed now is told by what is read of its prompt; `folder` holds the checkpoint."""
+    from engine.conditions import cuts
+
+    names: tuple[str, ...] | None = None
+    seen: set[tuple[str, int]] = set()
+    for name, spec in drawn.items():
+        if (key := (spec.conditions.prompt, spec.pretrain.text_length)) in seen:
+            continue
+        seen.add(key)
+        names = listed_classes(spec) if names is None else names
+        told = cuts.of_classes(names)
+        if not names:
+            return
+        try:
+            cuts.check(_readers(spec, told, folder), spec, told)
+        except ConfigError as error:
+            raise ConfigError(f"{name}: {error.where}" if name else error.where, error.what, error.fix) from None
+
+
+def _readers(spec: RunSpec, told: Captions, folder: Path | None) -> Readers:
+    """The tokenizers of the checkpoint in `folder`, or the one that the closed-set generator will have."""
+    if folder is not None:
+        from engine.diffusion.reading import of_folder
+
+        return of_folder(folder)
+    from engine.training.pretrain.run import readers
+
+    return readers(spec, told)
+
+
+def _itself(spec: RunSpec) -> Drawn:
+    return {"": spec}
+
+
+def _check_classes(spec: RunSpec, model: Checkpoint) -> None:
+    """Whether the generator knows the classes of the source, where that can be listed now."""
+    from engine.diffusion import classes
+
+    if names := listed_classes(spec):
+        classes.numbers(model, names, spec.model)
 
 
 @contextmanager
@@ -141,14 +209,21 @@ def open_run(
     output: str | None,
     verb: str,
     check_more: Callable[[RunSpec, Store], None] = lambda spec, store: None,
+    drawn: Callable[[RunSpec], Drawn] = _itself,
 ) -> Iterator[Run]:
-    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs."""
+    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs.
+
+    `drawn` gives the recipes that the verb draws from by their names, where it is not the recipe itself.
+    """
     spec = load_recipe(recipe, overrides)
     check(spec)
-    store = open_store(output_url(spec, output), probe=True)
+    place = output_url(spec, output)
+    if not open_store(place).exists(SPEC):
+        check_output(spec, place)
+    store = open_store(place, probe=True)
     check_more(spec, store)
     if not store.exists(SPEC):
-        check_models(spec)
+        check_models(spec, drawn(spec))
     claim(store, spec)
     with hold(store, f"mimeo {verb}"), sealing(store):
         claim(store, spec, held=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import DataError
 from engine.spec import canonical_json, differences
-from engine.storage import temporary
+from engine.storage import documents, temporary
 from engine.storage.store import Store
 
 CAPTIONS = "conditions/captions.parquet"
@@ -39,9 +38,10 @@ def facts(store: Store, name: str) -> dict[str, Any] | None:
     try:
         with store.open(name) as stream:
             schema = pq.read_schema(stream)
-        return json.loads((schema.metadata or {})[METADATA])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        text = (schema.metadata or {})[METADATA]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
+    return documents.parse(text, dict[str, Any], f"{store.url}/{name}", "remove it and run the same command again")
 
 
 def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -52,7 +52,7 @@ def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with store.open(name) as stream:
             return pq.read_table(stream), about
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
 
 

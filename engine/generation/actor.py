@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     import torch
 
     from engine.conditions import table
-    from engine.diffusion import batchsize, checkpoint, hub, lora
+    from engine.diffusion import batchsize, checkpoint, classes, hub, lora, reading
     from engine.diffusion.sampler import Sampler
     from engine.generation.requests import Requests
     from engine.generation.worker import ShardWorker
@@ -95,6 +95,8 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     batch_size = batchsize.choose(spec, order.device, order.checkpoint.digest, adapter, sampler.fits)
     sampler.expect(batch_size)
     conditions = table.load(store, spec)
+    numbers = classes.numbers(order.checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     return ShardWorker(
         spec,
         store,
@@ -105,6 +107,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         device=order.device,
+        readers=reading.of_folder(order.checkpoint.path),
         progress=progress,
         meter=meter,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import itertools
 import json
 from collections import Counter
@@ -16,18 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from typing_extensions import TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
+from engine.images.columns import ROW_GROUP, fitted, from_parquet, to_parquet, wide
 from engine.images.inspection import FACTS, places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
-from engine.images.listing import UNLABELLED, Bad, Candidate, Listing
+from engine.images.listing import QUICK, UNLABELLED, Bad, Candidate, Listing, check_memory
 from engine.images.sources import ImageSource, hub
 from engine.images.sources.base import GROUP
-from engine.images.splits import NAMES, assign, require_all
+from engine.images.splits import NAMES, assign, refuse_empty_test, require_all
 from engine.spec import RunSpec
 from engine.spec.models import ImagesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 
 SCHEMA = pa.schema(
@@ -56,6 +57,17 @@ TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parque
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
+
+
+class Done(TypedDict):
+    """`catalog/_done.json`: what the finished catalog holds."""
+
+    class_names: list[str]
+    digest: str
+    images: int
+    quarantined: int
+    reasons: dict[str, int]
+    splits: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,24 @@ def precheck(spec: RunSpec) -> None:
         listing.check(spec.split)
 
 
+def listed_classes(spec: RunSpec) -> tuple[str, ...]:
+    """Class names of the source as far as they are known without Ray in about a second: declared, or of the first entries."""
+    try:
+        listing = Listing(spec)
+    except hub.NotCached:
+        return ()
+    if listing.labels.declared is not None:
+        return listing.labels.declared
+    if getattr(spec.source, "limit", None) is not None:
+        return ()  # to cut a set at its limit, it is listed whole
+    seen = 0
+    for group in listing.groups():
+        seen += len(group)
+        if seen > QUICK:
+            break
+    return listing.labels.classes()[0]
+
+
 def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     """Inspect every image of the source with Ray Data and publish the catalog; the stored one is returned when it is done.
 
@@ -102,28 +132,50 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     listing = Listing(spec, download=True)
     listing.check(spec.split)
     forget_attempts(store)
-    facts = pa.concat_tables([FACTS.empty_table(), *_inspected(listing, spec, store, reporter)])
+    facts = list(_inspected(listing, spec, store, reporter))
     forget_attempts(store)
     names, numbers = listing.classes()
-    facts = facts.sort_by("key").combine_chunks()
-    good = facts.filter(pc.equal(facts["reason"], ""))
-    bad = listing.bad + _bad_rows(facts.filter(pc.not_equal(facts["reason"], "")))
-    _check_bad(good.num_rows, bad, spec)
-    good, duplicates = _distinct(good, [names[n] for n in numbers.tolist()])
-    table = _split_table(good, names, numbers, spec)
-    catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
-    _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
-    found = Counter(entry.reason for entry in bad + duplicates)
+    table, bad = arranged(facts, listing.bad, names, numbers, spec, given_test="test" in listing.sets)
+    catalog = Catalog(table, names, len(bad), table_digest(table))
+    _publish(catalog, _quarantine_table(bad, names, numbers), store)
+    if listing.skipped:
+        reporter.note(f"passed over: {_told(listing.skipped)}")
+    found = Counter(entry.reason for entry in bad)
     if found:
         reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")
     return catalog
 
 
+def arranged(
+    facts: list[pa.Table],
+    known_bad: list[Bad],
+    names: tuple[str, ...],
+    numbers: np.ndarray,
+    spec: RunSpec,
+    *,
+    given_test: bool,
+) -> tuple[pa.Table, list[Bad]]:
+    """The catalog's table from what inspection found (`facts`, which is emptied), and all that is not used.
+
+    Takes a time that grows with the images, and MEMORY bytes for each. Raises DataError as `build` does.
+    """
+    whole = pa.concat_tables([FACTS.empty_table(), *facts]).cast(wide(FACTS))
+    facts.clear()
+    whole = whole.sort_by("key").combine_chunks()
+    usable = pc.equal(whole["reason"], "")
+    bad = known_bad + _bad_rows(whole.filter(pc.invert(usable)))
+    good = whole.filter(usable) if len(bad) > len(known_bad) else whole
+    del whole
+    _check_bad(good.num_rows, bad, spec)
+    good, repeated = _distinct(good, [names[n] for n in numbers.tolist()])
+    return _split_table(good, names, numbers, spec, bad + repeated if given_test else None), bad + repeated
+
+
 def load(store: Store) -> Catalog:
     """The published catalog; raises DataError when it is missing or is not what its marker says."""
     try:
-        done = json.loads(store.read(DONE))
-        table = pq.read_table(io.BytesIO(store.read(TABLE)), schema=SCHEMA)
+        done = documents.read(store, DONE, Done, "remove catalog/ and run again")
+        table = from_parquet(store.read(TABLE), SCHEMA)
     except FileNotFoundError:
         raise DataError(
             "catalog", f"{store.url} holds no finished catalog", "run mimeo condition or mimeo run"
@@ -134,15 +186,15 @@ def load(store: Store) -> Catalog:
         ) from None
     if table_digest(table) != done["digest"]:
         raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
-    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]))
+    return Catalog(table, tuple(done["class_names"]), done["quarantined"], done["digest"])
 
 
 def table_digest(table: pa.Table) -> str:
     """SHA-256 (hex) over lines of key, label, split and pixels digest, in row order."""
     digest = hashlib.sha256()
     for batch in table.select(DIGEST_COLUMNS).to_batches(max_chunksize=1 << 16):
-        columns = [pc.cast(batch[name], pa.string()) for name in DIGEST_COLUMNS]
-        lines = pc.binary_join_element_wise(*columns, "\t")
+        columns = [pc.cast(batch[name], pa.large_string()) for name in DIGEST_COLUMNS]
+        lines = pc.binary_join_element_wise(*columns, pa.scalar("\t", pa.large_string()))
         digest.update("".join(f"{line}\n" for line in lines.to_pylist()).encode())
     return digest.hexdigest()
 
@@ -169,6 +221,7 @@ def _inspected(listing: Listing, spec: RunSpec, store: Store, reporter: Reporter
     with reporter.task("catalog", 0) as task:
         while wave := [places_table(chunk) for chunk in itertools.islice(chunks, WAVE)]:
             known += sum(table.num_rows for table in wave)
+            check_memory(known)
             task.total = known
             task.update(done)
             data = ray.data.from_arrow(wave).map_batches(look, batch_size=None, batch_format="pyarrow", num_cpus=1)
@@ -219,65 +272,85 @@ def _check_bad(good: int, bad: list[Bad], spec: RunSpec) -> None:
 
 
 def _distinct(good: pa.Table, class_of: list[str]) -> tuple[pa.Table, list[Bad]]:
-    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the reason."""
-    columns = ("set", "key", "code", "sha256", "pixels_sha256")
-    sets, keys, codes, files, pixels = (good[name].to_pylist() for name in columns)
-    first: dict[str, int] = {}
-    duplicates = []
-    kept = np.ones(good.num_rows, bool)
-    for i in sorted(range(good.num_rows), key=lambda i: (sets[i] != "test", i)):
-        other = first.setdefault(pixels[i], i)
-        if other == i:
-            continue
-        kept[i] = False
-        detail = f"same {'bytes' if files[i] == files[other] else 'pixels'} as {keys[other]}"
-        if codes[i] != codes[other]:
-            detail += f", which is labelled {class_of[codes[other]]} and not {class_of[codes[i]]}"
-        duplicates.append(Bad(sets[i], keys[i], codes[i], "duplicate", detail, keys[other]))
-    return good.filter(pa.array(kept)), duplicates
+    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the reason.
+
+    Where images of one set have equal pixels and different labels, one of the labels is wrong: all of them go.
+    """
+    pixels = good["pixels_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
+    code, in_main = good["code"].to_numpy(), pc.not_equal(good["set"], "test").to_numpy()
+    order = np.argsort(in_main, kind="stable")
+    _, first = np.unique(pixels[order], return_index=True)
+    other = order[first][pixels]  # the row that is kept for each row
+    torn = (code != code[other]) & (in_main == in_main[other])
+    conflict = np.isin(pixels, pixels[torn]) & (in_main == in_main[other])
+    repeated = np.flatnonzero((other != np.arange(len(other))) | conflict)
+    columns = [good[name].take(repeated).to_pylist() for name in ("set", "key", "sha256")]
+    against = [good[name].take(other[repeated]).to_pylist() for name in ("key", "sha256")]
+    gone = []
+    for row, own, key, file, kept, its_file in zip(repeated.tolist(), *columns, *against, strict=True):
+        detail = f"same {'bytes' if file == its_file else 'pixels'} as {kept}"
+        if code[row] != code[other[row]]:
+            detail += f", which is labelled {class_of[code[other[row]]]} and not {class_of[code[row]]}"
+        if conflict[row]:
+            detail = detail if kept != key else "its pixels have other labels too"
+            gone.append(Bad(own, key, int(code[row]), "label_conflict", detail, kept if kept != key else ""))
+        else:
+            gone.append(Bad(own, key, int(code[row]), "duplicate", detail, kept))
+    keep = np.ones(good.num_rows, bool)
+    keep[repeated] = False
+    return good.filter(pa.array(keep)) if len(repeated) else good, gone
 
 
-def _split_table(good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec) -> pa.Table:
+def _split_table(
+    good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec, test_bad: list[Bad] | None
+) -> pa.Table:
+    """SCHEMA's columns; `test_bad` holds what is not used where a test set is given, and is None where none is."""
     labels = numbers[good["code"].to_numpy()].astype(np.int32)
-    given_test = np.array([name == "test" for name in good["set"].to_pylist()], bool)
-    require_all(np.bincount(labels[~given_test], minlength=len(names)), names, "good, distinct image")
-    splits = assign(spec.split, spec.seed, labels, good["pixels_sha256"].to_pylist(), given_test, len(names))
-    made: dict[str, Any] = {
+    in_test = pc.equal(good["set"], "test").to_numpy()
+    require_all(np.bincount(labels[~in_test], minlength=len(names)), names, "good, distinct image")
+    if test_bad is not None and not in_test.any():
+        refuse_empty_test(entry.reason for entry in test_bad if entry.set)
+    pixels = (text for chunk in good["pixels_sha256"].chunks for text in _texts(chunk))
+    splits = assign(spec.split, spec.seed, labels, pixels, in_test, len(names))
+    made = {
         "label": pa.array(labels, pa.int32()),
-        "class_name": pa.array([names[label] for label in labels.tolist()], pa.string()),
-        "split": pa.array([NAMES[split] for split in splits.tolist()], pa.string()),
+        "class_name": _named(labels, names),
+        "split": _named(splits.astype(np.int32), NAMES),
     }
     columns = [made[name] if name in made else good[name] for name in SCHEMA.names]
-    return pa.table(columns, schema=SCHEMA).combine_chunks()
+    return fitted(pa.table(columns, schema=wide(SCHEMA)), SCHEMA)
+
+
+def _texts(column: pa.Array) -> Iterator[str]:
+    """The values of a column, some at a time."""
+    for start in range(0, len(column), ROW_GROUP):
+        yield from column.slice(start, ROW_GROUP).to_pylist()
+
+
+def _named(numbers: np.ndarray, names: Sequence[str]) -> pa.Array:
+    """The name of each number."""
+    return pa.DictionaryArray.from_arrays(pa.array(numbers), pa.array(names, pa.large_string())).dictionary_decode()
 
 
 def _quarantine_table(bad: list[Bad], names: tuple[str, ...], numbers: np.ndarray) -> pa.Table:
     def class_name(code: int) -> str:
         return "" if code == UNLABELLED else names[numbers[code]]
 
-    rows = [
-        {
-            "key": entry.key,
-            "set": entry.set,
-            "class_name": class_name(entry.code),
-            "reason": entry.reason,
-            "detail": "".join(c if c.isprintable() else " " for c in entry.detail),
-            "duplicate_of": entry.duplicate_of,
-        }
-        for entry in sorted(bad, key=lambda entry: (entry.key, entry.reason))
+    ordered = sorted(bad, key=lambda entry: (entry.key, entry.reason))
+    columns = [
+        [entry.key for entry in ordered],
+        [entry.set for entry in ordered],
+        [class_name(entry.code) for entry in ordered],
+        [entry.reason for entry in ordered],
+        ["".join(c if c.isprintable() else " " for c in entry.detail) for entry in ordered],
+        [entry.duplicate_of for entry in ordered],
     ]
-    return pa.Table.from_pylist(rows, schema=QUARANTINE)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=1 << 16)
-    return buffer.getvalue()
+    return fitted(pa.table(columns, schema=wide(QUARANTINE)), QUARANTINE)
 
 
 def restrict(catalog: Catalog, keys: Sequence[str]) -> Catalog:
     """The catalog with only these training images; the other training images become "unused"."""
-    kept = pc.is_in(catalog.table["key"], value_set=pa.array(keys, pa.string()))
+    kept = pc.is_in(catalog.table["key"], value_set=pa.array(keys, catalog.table["key"].type))
     return _set_aside(catalog, pc.and_(pc.equal(catalog.table["split"], "train"), pc.invert(kept)))
 
 
@@ -287,20 +360,31 @@ def withheld(catalog: Catalog) -> Catalog:
 
 
 def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
-    splits = pc.if_else(rows, pa.scalar("unused"), catalog.table["split"])
+    own = catalog.table["split"]
+    splits = pc.if_else(rows, pa.scalar("unused", own.type), own)
     table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
     return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
 
 
+def quarantine(store: Store) -> pa.Table:
+    """The published list of bad and duplicate images (QUARANTINE); DataError where it cannot be read."""
+    try:
+        return from_parquet(store.read(QUARANTINED), QUARANTINE)
+    except FileNotFoundError:
+        raise DataError(f"{store.url}/{QUARANTINED}", "is missing", "remove catalog/ and run again") from None
+    except (ValueError, OSError, pa.ArrowException) as error:
+        what = f"cannot be read ({str(error).splitlines()[0]})"
+        raise DataError(f"{store.url}/{QUARANTINED}", what, "remove catalog/ and run again") from None
+
+
 def copy(catalog: Catalog, source: Store, target: Store) -> None:
     """Publish a catalog (that of `source`, or one restricted from it) in another output, quarantine list and all."""
-    quarantine = pq.read_table(io.BytesIO(source.read(QUARANTINED)), schema=QUARANTINE)
-    _publish(catalog, quarantine, target)
+    _publish(catalog, quarantine(source), target)
 
 
 def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:
-    store.replace(TABLE, _parquet(catalog.table))
-    store.replace(QUARANTINED, _parquet(quarantine))
+    store.replace(TABLE, to_parquet(catalog.table, SCHEMA))
+    store.replace(QUARANTINED, to_parquet(quarantine, QUARANTINE))
     done = {
         "class_names": list(catalog.class_names),
         "digest": catalog.digest,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +17,7 @@ from engine.images.decode import BadImage
 
 MAX_NAME_BYTES = 200
 MAX_CLASSES = 100_000
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 
 
 def parse_label(value: object) -> int | str | BadImage:
@@ -49,28 +53,60 @@ def check_names(names: Iterable[str], where: str) -> None:
         seen[folded] = name
 
 
+def class_order(name: str) -> tuple[bool, Decimal, str]:
+    """Sort key of a class name: numbers first, by value, then names by code point."""
+    number = NUMBER.fullmatch(name) is not None
+    return not number, Decimal(name) if number else Decimal(0), name
+
+
+def near_match(name: str, known: Iterable[str]) -> str | None:
+    """The name among `known` that is spelt most nearly like `name`, case and separators aside; None where none is near."""
+    folded = {_folded(other): other for other in known}
+    near = difflib.get_close_matches(_folded(name), folded, n=1)
+    return folded[near[0]] if near else None
+
+
+def same_but_spelling(name: str, known: Iterable[str]) -> bool:
+    """Whether one of `known` differs from `name` in case, separators or Unicode form only."""
+    return _folded(name) in {_folded(other) for other in known}
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold()) or name
+
+
 class Labels:
     """Codes labels as they stream in, and says at the end which class number each code is.
 
     With declared names a number is a position in them and a text is one of them. Without, every distinct label is a class, and
-    classes are numbered in the order of their numbers, or of their names.
+    classes are numbered by `class_order`; the number 7 and the text "7" are then one class. `chosen`: the names come from the
+    recipe and not from the data.
     """
 
-    def __init__(self, declared: Sequence[str] | None, where: str = "source") -> None:
-        self.where = where
+    def __init__(self, declared: Sequence[str] | None, where: str = "source", *, chosen: bool = False) -> None:
+        self.where, self.chosen = where, chosen
         self.declared = tuple(declared) if declared is not None else None
-        self._codes: dict[int | str, int] = {name: i for i, name in enumerate(self.declared or ())}
+        self._codes: dict[str, int] = {name: i for i, name in enumerate(self.declared or ())}
         if self.declared is not None:
             check_names(self.declared, where)
-        self._open = self.declared is None
+        self._numeric = all(NUMBER.fullmatch(name) for name in self._codes)
 
-    def code(self, label: int | str) -> int | None:
-        """The code of a label; None for one that is no class of this set. Raises DataError on absurdly many classes."""
-        if self.declared is not None and isinstance(label, int):
-            return label if label < len(self.declared) else None
-        code = self._codes.get(label)
-        if code is None and self._open:
-            code = self._codes[label] = len(self._codes)
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The declared names, or those seen so far."""
+        return tuple(self._codes)
+
+    def code(self, label: int | str, *, learn: bool = True) -> int | None:
+        """The code of a label; None for one that is no class of this set, or, without `learn`, has not been seen yet.
+
+        Raises DataError on absurdly many classes, and for a number that may be a position or a name.
+        """
+        if self.declared is not None:
+            return self._position(label) if isinstance(label, int) else self._codes.get(label)
+        name = str(label)
+        code = self._codes.get(name)
+        if code is None and learn:
+            code = self._codes[name] = len(self._codes)
             if code >= MAX_CLASSES:
                 raise DataError(
                     self.where,
@@ -79,18 +115,23 @@ class Labels:
                 )
         return code
 
-    def close(self) -> None:
-        """From now on labels that were not seen are no classes: what follows is a test set."""
-        self._open = False
+    def _position(self, label: int) -> int | None:
+        assert self.declared is not None
+        position = label if label < len(self.declared) else None
+        if self.chosen and self._numeric and self._codes.get(str(label)) != position:
+            raise DataError(
+                "source.class_names",
+                f"holds numbers only, so that label {label} may be a name or a position",
+                "leave source.class_names out (each label is a class then), or give names that are no numbers",
+            )
+        return position
 
     def classes(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         """Class names, and the class number of each code."""
         if self.declared is not None:
             return self.declared, np.arange(len(self.declared), dtype=np.int32)
-        numeric = all(isinstance(label, int) or label.isdecimal() for label in self._codes)
-        ordered = sorted(self._codes, key=lambda label: (int(label), str(label)) if numeric else (0, str(label)))
-        names = tuple(str(label) for label in ordered)
+        names = tuple(sorted(self._codes, key=class_order))
         check_names(names, self.where)
-        numbers = np.empty(len(ordered), np.int32)
-        numbers[[self._codes[label] for label in ordered]] = np.arange(len(ordered), dtype=np.int32)
+        numbers = np.empty(len(names), np.int32)
+        numbers[[self._codes[name] for name in names]] = np.arange(len(names), dtype=np.int32)
         return names, numbers

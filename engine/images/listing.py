@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from array import array
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
-from engine.errors import ConfigError, DataError
-from engine.images.labels import Labels
+from engine.errors import ClusterError, ConfigError, DataError
+from engine.images.labels import Labels, near_match, same_but_spelling
 from engine.images.sources import Place, Ref, Rejected, open_sets
 from engine.images.splits import apportion, counts
 from engine.spec import RunSpec
@@ -20,6 +22,8 @@ from engine.spec.models import SplitSpec
 
 UNLABELLED = -1
 REMOTE_S = 5.0  # the longest that entries of an object store are counted before Ray starts
+MOST = 2**63
+MEMORY = 1_500  # bytes of the driver's memory that an image of the catalog takes at most
 QUICK = 20_000  # entries that are listed before Ray starts: half a second of files, one of tar members
 
 
@@ -55,16 +59,21 @@ class Listing:
 
     def __init__(self, spec: RunSpec, *, download: bool = False) -> None:
         self.sets = open_sets(spec.source, spec.images, download=download)
-        self.labels = Labels(self.sets[""].class_names)
+        self.chosen: tuple[str, ...] | None = getattr(spec.source, "class_names", None)
+        self.labels = Labels(self.sets[""].class_names, chosen=self.chosen is not None)
         self.bad: list[Bad] = []
+        self._left_out: set[tuple[str, int | str]] = set()  # labels that are known to be no class
         self._limit: int | None = getattr(spec.source, "limit", None)
         self._remote = "://" in getattr(spec.source, "path", "")
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """What the last scans passed over, as no image by its name or kind, counted."""
+        return sum((Counter(source.skipped) for source in self.sets.values()), Counter[str]())
 
     def groups(self) -> Iterator[list[Candidate]]:
         """Candidates in groups that are cheapest to read together; the main set first."""
         for name in self.sets:
-            if name:
-                self.labels.close()
             cut = self._cut(name) if self._limit is not None else None
             for group in self._coded(name):
                 kept = [entry for entry in group if cut is None or _hash(entry.key) <= cut[entry.code]]
@@ -76,16 +85,15 @@ class Listing:
     def check(self, split: SplitSpec) -> None:
         """Find structural faults in about a second: of the sources, and of a split that asks for more than there can be.
 
-        Raises DataError or ConfigError. Counts only sets of up to QUICK entries, or such as the limit cuts.
+        Raises DataError or ConfigError. Counts only sets of up to QUICK entries, or such as the limit cuts; where the main set is
+        larger, labels of the test set are checked as they are listed.
         """
         for source in self.sets.values():
             source.check()
-        total, complete, began = 0, True, time.monotonic()
-        for group in self._coded(""):
-            total += len(group)
-            if total > QUICK or (self._remote and time.monotonic() - began > REMOTE_S):
-                complete = False
-                break
+        check_memory(sum(min(source.size() or 0, self._limit or MOST) for source in self.sets.values()))
+        total, complete = self._count("")
+        if "test" in self.sets and (complete or self.labels.declared is not None):
+            self._count("test")
         if complete:
             classes = len(self.classes()[0])
         elif self._limit is not None:
@@ -94,6 +102,15 @@ class Listing:
             return
         most = total if self._limit is None or (complete and total < self._limit) else self._limit
         counts(split, most, classes, given_test="test" in self.sets)
+
+    def _count(self, name: str) -> tuple[int, bool]:
+        """How many entries a set has, as far as a moment's listing tells, and whether these are all; labels are checked."""
+        total, began = 0, time.monotonic()
+        for group in self._coded(name):
+            total += len(group)
+            if total > QUICK or (self._remote and time.monotonic() - began > REMOTE_S):
+                return total, False
+        return total, True
 
     def classes(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
         """Class names and the class number of each code, once the groups are through; DataError for fewer than two classes."""
@@ -110,7 +127,10 @@ class Listing:
     def _entry(self, name: str, entry: Ref | Rejected) -> Candidate | Bad:
         prefix = f"{name}:" if name else ""
         key = prefix + entry.key
-        code = self.labels.code(entry.label) if entry.label is not None else UNLABELLED
+        code = UNLABELLED if entry.label is None else self.labels.code(entry.label, learn=not name)
+        if code is None:
+            assert entry.label is not None
+            self._check_unknown(name, entry.key, entry.label)
         if isinstance(entry, Rejected):
             return Bad(name, key, UNLABELLED if code is None else code, entry.reason, entry.detail)
         if code is None:
@@ -118,6 +138,29 @@ class Listing:
                 name, key, UNLABELLED, "unknown_label", f"label {str(entry.label)[:60]!r} is no class of the set"
             )
         return Candidate(name, key, code, entry.place._replace(uri=prefix + entry.place.uri))
+
+    def _check_unknown(self, name: str, key: str, label: int | str) -> None:
+        """Refuse a label that cannot be meant: one of a test set that is no class, or one that is spelt otherwise (DataError).
+
+        Classes that source.class_names leaves out, and numbers that the data's own names do not reach, pass: they are
+        quarantined with their reason.
+        """
+        if (name, label) in self._left_out:
+            return
+        known = self.labels.names
+        where = getattr(self.sets[name], "where", "source")
+        if self.chosen is not None and isinstance(label, int):
+            what = f"has {len(known):,} names, and {key} has label {label}"
+            raise DataError("source.class_names", what, "name every class, in the order of the labels")
+        if same_but_spelling(str(label), known) or (name and self.chosen is None):
+            near = near_match(str(label), known)
+            shown = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
+            what = (
+                f"label {str(label)[:60]!r} of {key} is no class of {'the main set' if name else 'the set'} ({shown})"
+            )
+            fix = f"there it is {near!r}: spell both alike" if near else "take these images out, or add the class"
+            raise DataError(where, what, fix)
+        self._left_out.add((name, label))
 
     def _cut(self, name: str) -> dict[int, int]:
         """For each code the largest key hash that stays; 16 bytes of memory an entry."""
@@ -142,3 +185,13 @@ class Listing:
 
 def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+
+
+def check_memory(images: int) -> None:
+    """Refuse a set whose catalog is larger than this machine's memory (ClusterError)."""
+    total = psutil.virtual_memory().total
+    if images * MEMORY > total:
+        what = f"the catalog of {images:,} images takes about {images * MEMORY >> 30:,} GiB of memory"
+        raise ClusterError(
+            "source", f"{what}, this machine has {total >> 30:,}", "set source.limit, or start it on a larger machine"
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,18 +70,21 @@ def allocate(split: SplitSpec, sizes: Ints, *, given_test: bool) -> tuple[Ints, 
     return in_train, in_validation, in_test
 
 
-def order_keys(seed: int, contents: Sequence[str]) -> list[bytes]:
-    """A pseudo-random 16-byte sort key for each content digest."""
+def order_keys(seed: int, contents: Iterable[str]) -> NDArray[np.uint64]:
+    """(N, 2) pseudo-random sort keys, the first column above the second, of N content digests."""
     salt = seed.to_bytes(8, "little")
-    return [hashlib.blake2b(c.encode(), digest_size=16, key=salt).digest() for c in contents]
+    keys = bytearray()
+    for content in contents:
+        keys += hashlib.blake2b(content.encode(), digest_size=16, key=salt).digest()
+    return np.frombuffer(keys, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def assign(
-    split: SplitSpec, seed: int, labels: Ints, contents: Sequence[str], given_test: NDArray[np.bool_], classes: int
+    split: SplitSpec, seed: int, labels: Ints, contents: Iterable[str], given_test: NDArray[np.bool_], classes: int
 ) -> NDArray[np.int8]:
     """The split (an index of NAMES) of each image; rows of a given test set are all "test", and no other row is then.
 
-    `labels` (N,) are class numbers, `contents` (N,) digests of the pixels, distinct. In each class images are ordered by
+    `labels` (N,) are class numbers, `contents` N digests of the pixels, distinct. In each class images are ordered by
     keyed hash; test images come from the front, validation images behind them, training images from the back. So the answer
     depends on nothing but content, class sizes, spec and seed, and the test set stays the same when only split.train changes.
     """
@@ -88,13 +93,14 @@ def assign(
     pool = np.flatnonzero(~given_test)
     sizes = np.bincount(labels[pool], minlength=classes).astype(np.int64)
     in_train, in_validation, in_test = allocate(split, sizes, given_test=bool(given_test.any()))
-    keys = order_keys(seed, [contents[i] for i in pool.tolist()])
-    members: list[list[int]] = [[] for _ in range(classes)]
-    for position in sorted(range(len(pool)), key=keys.__getitem__):
-        members[labels[pool[position]]].append(int(pool[position]))
-    for c, rows in enumerate(members):
-        out[rows[: in_test[c]]] = TEST
-        out[rows[in_test[c] : in_test[c] + in_validation[c]]] = VALIDATION
+    keys = order_keys(seed, contents)[pool]
+    ordered = pool[np.lexsort((keys[:, 1], keys[:, 0], labels[pool]))]
+    ends = np.cumsum(sizes)
+    for c in range(classes):
+        rows = ordered[ends[c] - sizes[c] : ends[c]]
+        first, second = in_test[c], in_test[c] + in_validation[c]
+        out[rows[:first]] = TEST
+        out[rows[first:second]] = VALIDATION
         out[rows[len(rows) - in_train[c] :]] = TRAIN
     return out
 
@@ -116,8 +122,19 @@ def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     labels = numbers[np.array(codes, np.int64)]
     sizes = np.bincount(labels, minlength=len(names)).astype(np.int64)
     require_all(sizes, names)
-    in_train, _, _ = allocate(spec.split, sizes, given_test=tests > 0)
+    given_test = "test" in listing.sets
+    if given_test and not tests:
+        refuse_empty_test(entry.reason for entry in listing.bad if entry.set)
+    in_train, _, _ = allocate(spec.split, sizes, given_test=given_test)
     return np.repeat(np.arange(len(names), dtype=np.int32), in_train), names
+
+
+def refuse_empty_test(reasons: Iterable[str]) -> NoReturn:
+    """The error for a given test set of which no image can be used; `reasons` are those of its images."""
+    told = ", ".join(f"{reason} {count:,}" for reason, count in Counter(reasons).most_common(3)) or "it is empty"
+    raise DataError(
+        "source.test_path", f"no image of the test set can be used ({told})", "look at these, or leave it out"
+    )
 
 
 def require_all(sizes: Ints, names: Sequence[str], what: str = "image") -> None:

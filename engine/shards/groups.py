@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from engine.errors import DataError
-from engine.shards import tar
 from engine.shards.writer import Quarantined
+from engine.storage import tar
 
 IMAGES = ("png", "jpg", "webp", "jpeg")
 EXTENSIONS = frozenset((*IMAGES, "cls", "json", "txt"))

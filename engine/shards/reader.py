@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, NoReturn
 from engine.errors import DataError
 from engine.shards import manifest
 from engine.shards.groups import FIX, IMAGES, Group, groups
-from engine.shards.tar import Member
 from engine.storage.store import Store, open_store
+from engine.storage.tar import Member
 
 MAX_LABEL = 20
 MAX_JSON = 2**20

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-from engine.shards.tar import BLOCK, QUARANTINE_KEYWORD, RECORD, global_header, header, padding
+from engine.storage.tar import BLOCK, QUARANTINE_KEYWORD, RECORD, global_header, header, padding
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,79}")
 EXTENSION = re.compile(r"[a-z0-9]{1,10}")

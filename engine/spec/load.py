@@ -31,8 +31,14 @@ ADDED: dict[str, Any] = {
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
     "judge.mixing": "equal",
+    "model.class_ids": {},
+    "model.visual_token": False,
     "pretrain.denoiser": "unet",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
+}
+ADDED_TO_SOURCE: dict[str, dict[str, Any]] = {  # the same, by kind
+    "folder": {"class_names": None, "label_column": None},
+    "webdataset": {"image_key": None},
 }
 PATHS = (
     "source.path",
@@ -224,6 +230,10 @@ def identity(spec: RunSpec) -> dict[str, Any]:
             section = section.get(part) or {}
         if last in section and section[last] == default:
             del section[last]
+    source = data["source"]
+    for key, default in ADDED_TO_SOURCE.get(source["kind"], {}).items():
+        if source[key] == default:
+            del source[key]
     return data
 
 

@@ -16,20 +16,30 @@ class DigitsSource(Spec):
 
 
 class FolderSource(Spec):
-    """A folder with one sub-folder of images a class (`test_path`: the same layout, used for testing only)."""
+    """A folder with one sub-folder of images a class, or with a metadata file that gives the labels in `label_column`.
+
+    `test_path`: the same, used for testing only. `class_names`: which sub-folders, or which labels, are classes, in this order.
+    """
 
     kind: Literal["folder"]
     path: str
     test_path: str | None = None
+    label_column: str | None = None
+    class_names: tuple[str, ...] | None = None
     limit: Count | None = None
 
 
 class WebDatasetSource(Spec):
-    """WebDataset tars: a file, a folder of tars or a glob; the label is the `.cls` member or `label_key` of the `.json` one."""
+    """WebDataset tars: a file, a folder of tars, a glob or a pattern with braces.
+
+    The image is the member with the extension `image_key` ("jpg", or several, "jpg;png", of which the first counts), by
+    default the only image of the sample; the label is the `.cls` member or `label_key` of the `.json` one.
+    """
 
     kind: Literal["webdataset"]
     path: str
     test_path: str | None = None
+    image_key: str | None = None
     label_key: str = "label"
     class_names: tuple[str, ...] | None = None
     limit: Count | None = None

@@ -16,6 +16,10 @@ from engine.errors import StorageError
 
 TEMPORARY = ".tmp-"
 PRIVATE = ".mimeo"
+SYSTEM = frozenset(  # what operating systems and network disks leave in folders, in lower case
+    {".ds_store", ".localized", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information"}
+    | {"__macosx", "lost+found", "@eadir", "#recycle", "#snapshot"}
+)
 Content = bytes | tuple[bytes, ...] | Path  # of a new file: its bytes, in one piece or several, or a file that has them
 _PART = re.compile(r"[^\x00-\x1f\x7f/\\]{1,150}")
 _RESUME = "make room, then run the same command again: it goes on where it stopped"
@@ -80,7 +84,7 @@ class Store(Protocol):
         """Whether the file is there now (no cache)."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every file whose name begins with `prefix`, in name order within a folder; never temporary or lock files."""
+        """Every file whose name begins with `prefix`, in name order within a folder; never temporary, lock or system files."""
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is absent already is no error."""
@@ -106,6 +110,11 @@ def check_name(name: str) -> str:
 def is_private(name: str) -> bool:
     """Whether a name belongs to the engine's own protocol (temporary and lock files) and is never listed."""
     return any(part.startswith((TEMPORARY, PRIVATE)) for part in name.split("/"))
+
+
+def is_system(name: str) -> bool:
+    """Whether an operating system, not a person or a program, puts files or folders of this name beside others'."""
+    return name.startswith("._") or name.lower() in SYSTEM
 
 
 def storage_error(error: OSError, where: str) -> StorageError:

@@ -106,7 +106,7 @@ def _facts(entry: Path) -> dict[str, str] | None:
     try:
         found: dict[str, str] = json.loads((entry / FACTS).read_bytes())["files"]
         return found
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -41,7 +41,7 @@ class Holder:
         """Parse a lock's text; None where it is not whole."""
         try:
             found = cls(**json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
         return found if type(found.pid) is int and _is_time(found.since) else None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from engine.errors import StorageError
-from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, translated
+from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, is_system, translated
 
 STALE_S = 24 * 3600.0
 AT_ONCE = 512  # pieces in one writev(2); every system takes so many
@@ -27,6 +27,19 @@ _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"(?P<name>.+)-(?P<host>[A-Za-z0-
 def host() -> str:
     """This machine's name, cut to the letters that temporary names use."""
     return re.sub(r"[^A-Za-z0-9.]", ".", socket.gethostname())[:40] or "localhost"
+
+
+class NotRegularError(OSError):
+    """A pipe, device or folder in the place of a file."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file for reading; NotRegularError for pipes, devices and folders, which are not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(errno.EINVAL, "no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 class LocalStore:
@@ -72,13 +85,11 @@ class LocalStore:
         path = self._path(name)
         with translated(str(path)):
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                return open_regular(path)
             except NotADirectoryError:
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-                raise StorageError(str(path), "is not a regular file", "remove it")
-            return os.fdopen(descriptor, "rb")
+            except NotRegularError:
+                raise StorageError(str(path), "is not a regular file", "remove it") from None
 
     def exists(self, name: str) -> bool:
         """Whether the file is there; see `Store.exists`."""
@@ -87,7 +98,7 @@ class LocalStore:
             return path.is_file()
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every file below the root but temporary ones; links to folders are not followed."""
+        """Every file below the root but temporary and system ones; links to folders are not followed."""
         start, _, _ = prefix.rpartition("/")
         yield from self._walk(self.root / check_name(start) if start else self.root, start, prefix)
 
@@ -142,7 +153,7 @@ class LocalStore:
                 return
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
-            if is_private(entry.name):
+            if is_private(entry.name) or is_system(entry.name):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if name.startswith(prefix) or prefix.startswith(f"{name}/"):

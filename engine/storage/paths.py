@@ -14,7 +14,7 @@ from engine.storage.remote import RemoteStore, version_of
 from engine.storage.urls import is_remote, normalise
 
 BLOCK = 8 * 2**20  # read at once by a stream that goes through a file
-WILD = "*?["
+WILD = "*?[{"
 
 
 class RemotePath:
@@ -161,7 +161,7 @@ def place_of(path: str) -> Path | RemotePath:
 
 
 def split_wild(url: str) -> tuple[str, str]:
-    """A URL's part before its first part with `*`, `?` or `[`, and the pattern from there on; "" where it has none."""
+    """A URL's part before its first part with `*`, `?`, `[` or `{`, and the pattern from there on; "" where it has none."""
     scheme, _, rest = url.partition("://")
     parts = rest.split("/")
     first = next((i for i, part in enumerate(parts) if any(c in part for c in WILD)), len(parts))

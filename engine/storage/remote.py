@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import tenacity
 
 from engine.errors import ConfigError, StorageError
-from engine.storage.base import Content, Entry, check_name, is_private
+from engine.storage.base import Content, Entry, check_name, is_private, is_system
 
 MAX_BYTES = 5 * 2**30
 PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}
@@ -120,7 +120,7 @@ class RemoteStore:
             return
         for path in sorted(found):
             name = path[len(self.root) + 1 :]
-            hidden = is_private(name) and not is_private(prefix)
+            hidden = (is_private(name) and not is_private(prefix)) or any(map(is_system, name.split("/")))
             if found[path]["type"] == "file" and name.startswith(prefix) and not hidden:
                 yield Entry(name, int(found[path]["size"]), version_of(found[path]))
 

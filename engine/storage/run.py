@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from engine.errors import ConfigError, DataError, MimeoError, OutputInUseError
 from engine.spec import RunSpec, differences, identity, plain, validate
 from engine.spec import yaml as strict_yaml
+from engine.storage.local import open_regular
 from engine.storage.store import Store
 
 SPEC = "spec.yaml"
@@ -54,6 +56,15 @@ def read_spec(store: Store) -> RunSpec:
     if spec is None:
         raise DataError(store.url, f"holds no run of mimeo ({SPEC} is missing)", "check the path")
     return spec
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a local folder holds a run of mimeo, going by how its recipe begins."""
+    try:
+        with open_regular(folder / SPEC) as stream:
+            return stream.read(len(_HEAD)) == _HEAD.encode()
+    except OSError:
+        return False
 
 
 def to_yaml(spec: RunSpec) -> str:

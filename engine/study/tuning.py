@@ -35,12 +35,11 @@ class Trial:
 
 def concurrent(resources: ResourcesSpec) -> int:
     """How many trials may run at once so that every driver function can start its Ray Train workers (else they wait for ever)."""
-    import ray
-
+    from engine.cluster import nodes
     from engine.cluster.session import cores_of_cluster, device
 
-    where = device(resources)
-    room = int(ray.cluster_resources().get("GPU", 0)) if where == "cuda" else cores_of_cluster()
+    on_gpus = device(resources) == "cuda"
+    room = nodes.slots({"GPU": 1.0}, resources.labels) if on_gpus else cores_of_cluster(resources.labels)
     return max(1, room // resources.train_workers)
 
 

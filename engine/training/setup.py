@@ -67,7 +67,7 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
     from engine.cluster.session import device
 
     kind = device(resources)
-    _await_room(resources, kind)
+    await_room(resources, kind)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     for left in reversed(range(max_failures + 1)):
         with temporary.folder("train") as folder:
@@ -155,7 +155,7 @@ def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
     return resources.train_workers if fewest is None else (fewest, resources.train_workers)
 
 
-def _await_room(resources: ResourcesSpec, kind: str) -> None:
+def await_room(resources: ResourcesSpec, kind: str) -> None:
     """Wait for the workers' nodes where the recipe says so; refuse (ClusterError) what the cluster cannot hold."""
     from engine.cluster import nodes
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ class ArraySet(ABC):
     """
 
     class_names: tuple[str, ...] | None
+    skipped: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -49,6 +51,10 @@ class ArraySet(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_pixels"}
+
+    def size(self) -> int:
+        """How many rows there are."""
+        return len(self.load_labels())
 
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         """References in the order of the rows."""

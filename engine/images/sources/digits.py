@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,7 @@ class Digits:
     """Grey values 0..16 become round(v * 255 / 16); an image's bytes are an uncompressed BMP, the same on every machine."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
+    skipped: Mapping[str, int] = MappingProxyType({})
 
     @cached_property
     def _rows(self) -> NDArray[np.int64]:
@@ -55,6 +57,10 @@ class Digits:
         """The set is complete by nature; raises ConfigError without scikit-learn."""
         if importlib.util.find_spec("sklearn") is None:
             raise ConfigError("source.kind", "digits needs scikit-learn", "pip install scikit-learn")
+
+    def size(self) -> int:
+        """All of them."""
+        return len(self._rows)
 
     def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
         labels = self._rows[:, 64].tolist()

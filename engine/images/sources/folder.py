@@ -1,4 +1,4 @@
-"""An image folder: one sub-folder a class, walked as a stream."""
+"""An image folder: one sub-folder a class, or a metadata file, walked as a stream."""
 
 from __future__ import annotations
 
@@ -9,11 +9,22 @@ from pathlib import Path
 
 from engine.errors import DataError
 from engine.images.decode import BadImage
-from engine.images.labels import check_names
-from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
-from engine.images.sources.remotefolder import SPLIT_NAMES, RemoteFolder, check_classes, hidden, refuse_splits
+from engine.images.sources.base import (
+    Place,
+    Ref,
+    Rejected,
+    decode_name,
+    encode_name,
+    hidden,
+    sidecar,
+)
+from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
+from engine.images.sources.layout import looks_like_image
+from engine.images.sources.remotefolder import RemoteFolder
 from engine.spec.models import FolderSource, ImagesSpec
-from engine.storage.paths import place_of
+from engine.storage.local import NotRegularError, open_regular
+from engine.storage.paths import RemotePath, place_of
+from engine.storage.run import is_output
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -24,10 +35,10 @@ KINDS = (
 )
 
 
-class Folder:
-    """Every regular file below a class folder is a candidate, whatever its name; links are followed only inside `inside`."""
+class Folder(LabelledFolder):
+    """Links are followed only inside `inside`."""
 
-    class_names: tuple[str, ...] | None
+    root: Path
 
     def __init__(
         self,
@@ -36,52 +47,47 @@ class Folder:
         *,
         where: str,
         inside: Path | None = None,
-        class_names: Sequence[str] | None = None,
+        labels: FolderLabels | None = None,
     ) -> None:
         self.root, self.where = root.absolute(), where
         self._prefix = len(os.path.join(self.root, ""))  # noqa: PTH118 (with its slash, also for the root of the disk)
         self.max_bytes = images.max_bytes
         self.inside = (inside or root).resolve()
-        self._folders = self._class_folders()
-        self.class_names = tuple(class_names if class_names is not None else self._folders)
+        if not self.root.is_dir():
+            what = "is not a folder" if self.root.exists() else "does not exist"
+            raise DataError(self.where, f"{self.root} {what}", f"give a folder: {LAYOUT}")
+        self._settle(labels or FolderLabels())
 
-    def _class_folders(self) -> tuple[str, ...]:
+    def _children(self, folder: str) -> Iterator[tuple[str, bool]]:
+        """Links to folders count as folders in the root, as they may be classes, and nowhere else.
+
+        Pipes, devices and outputs of mimeo are nothing.
+        """
         try:
-            if not self.root.is_dir():
-                what = "is not a folder" if self.root.exists() else "does not exist"
-                raise DataError(
-                    self.where, f"{self.root} {what}", "give a folder with one sub-folder of images a class"
-                )
-            entries = sorted(
-                (e for e in os.scandir(self.root) if not hidden(e.name)), key=lambda e: os.fsencode(e.name)
-            )
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    if hidden(entry.name) or (is_folder := _is_folder(entry, follow=not folder)) is None:
+                        continue
+                    if folder or not is_folder or not _holds_outputs(Path(entry.path)):
+                        yield entry.name, is_folder
         except OSError as error:
             raise DataError(
-                self.where, f"{self.root} cannot be listed ({error.strerror})", "check its permissions"
+                self.where, f"{self.root / folder} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
-        folders = tuple(e.name for e in entries if e.is_dir())
-        if not folders:
-            what = "has files but no class folders" if entries else "is empty"
-            raise DataError(self.where, f"{self.root} {what}", "make one sub-folder of images a class")
-        return folders
 
     def check(self) -> None:
-        """Refuse names that cannot be classes, split folders, one class only, and classes without a single file."""
-        if {name.lower() for name in self._folders} <= SPLIT_NAMES and self._is_nested():
-            refuse_splits(self.root, self._folders, self.where)
-        check_names(self._folders, self.where)
+        """Refuse names that cannot be classes, splits, one class only, and classes without a single file."""
+        self._check_layout()
         for name in self._folders:
             folder = self.root / name
             if folder.is_symlink() and not folder.resolve().is_relative_to(self.inside):
                 raise DataError(
                     self.where, f"class folder {name} is a link that leaves {self.root}", "copy or mount it there"
                 )
-            if next(self._walk(folder), None) is None:
-                raise DataError(self.where, f"class folder {name} is empty", "add images to it or remove it")
-        check_classes(self.root, self._folders, self.class_names, self.where)
-
-    def _is_nested(self) -> bool:
-        return any(entry.is_dir() for name in self._folders for entry in os.scandir(self.root / name))
+            first = next(self._walk(folder), None)
+            if first is None or all(sidecar(entry.name) for entry in self._walk(folder)):
+                what = "is empty" if first is None else "holds no image"
+                raise DataError(self.where, f"class folder {name} {what}", "add images to it or remove it")
 
     def _walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
         """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or sorted."""
@@ -90,7 +96,7 @@ class Folder:
                 for entry in entries:
                     if hidden(entry.name):
                         continue
-                    if entry.is_dir(follow_symlinks=False) and not _looks_like_image(entry.name):
+                    if entry.is_dir(follow_symlinks=False) and not looks_like_image(entry.name):
                         yield from self._walk(Path(entry.path))
                     else:
                         yield entry
@@ -99,19 +105,11 @@ class Folder:
                 self.where, f"{folder} cannot be listed ({error.strerror})", "check its permissions"
             ) from None
 
-    def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
-        group: list[Ref | Rejected] = []
-        for name in self._folders:
-            for entry in self._walk(self.root / name):
-                group.append(self._candidate(entry, name))
-                if len(group) == GROUP:
-                    yield group
-                    group = []
-        if group:
-            yield group
+    def _below(self, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        yield from ((entry.path[self._prefix :], entry) for entry in self._walk(self.root / folder))
 
-    def _candidate(self, entry: os.DirEntry[str], label: str) -> Ref | Rejected:
-        key = encode_name(entry.path[self._prefix :])
+    def _candidate(self, name: str, entry: os.DirEntry[str], label: int | str | None) -> Ref | Rejected:
+        key = encode_name(name)
         try:
             if entry.is_symlink():
                 target = Path(entry.path).resolve(strict=True)
@@ -130,6 +128,7 @@ class Folder:
         if facts.st_size > self.max_bytes:
             detail = f"{facts.st_size:,} bytes, images.max_bytes is {self.max_bytes:,}"
             return Rejected(key, "too_large_file", detail, label)
+        assert label is not None
         return Ref(key, label, Place(key, size=facts.st_size))
 
     def read(self, places: Sequence[Place]) -> Iterator[tuple[int, bytes | BadImage]]:
@@ -140,33 +139,51 @@ class Folder:
 def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than asked."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return BadImage("not_a_file", "no regular file")
+        with open_regular(path) as file:
             data = file.read(max_bytes + 1)
+    except NotRegularError:
+        return BadImage("not_a_file", "no regular file")
     except OSError as error:
         return BadImage("unreadable", error.strerror or type(error).__name__)
     return data if len(data) <= max_bytes else BadImage("too_large_file", f"more than {max_bytes:,} bytes")
 
 
-def _looks_like_image(name: str) -> bool:
-    return name.lower().endswith((".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp"))
+def _holds_outputs(folder: Path) -> bool:
+    """Whether a folder is an output of mimeo, or holds outputs and nothing else, as `runs` does."""
+    if is_output(folder):
+        return True
+    found = False
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not hidden(entry.name):
+                if not entry.is_dir(follow_symlinks=False) or not is_output(Path(entry.path)):
+                    return False
+                found = True
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool | None:
+    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a circle."""
+    try:
+        if entry.is_dir(follow_symlinks=follow):
+            return True
+        return False if entry.is_file() else None
+    except OSError:
+        return None
 
 
 def open_sets(source: FolderSource, images: ImagesSpec, *, download: bool) -> dict[str, Folder | RemoteFolder]:
     """The folder, and the test folder where one is given; both must exist."""
-    main = _opened(source.path, images, where="source.path")
-    sets = {"": main}
-    if source.test_path is not None:
-        sets["test"] = _opened(source.test_path, images, where="source.test_path", class_names=main.class_names)
-    return sets
+    place = place_of(source.path)
+    test = place_of(source.test_path) if source.test_path is not None else None
+    labels = FolderLabels(source.class_names, source.label_column, leave_out=inside(place, test, "source.test_path"))
+    main = _opened(place, images, "source.path", labels)
+    if test is None:
+        return {"": main}
+    own = FolderLabels(source.class_names, source.label_column, known=main.class_names, is_test=True)
+    return {"": main, "test": _opened(test, images, "source.test_path", own)}
 
 
-def _opened(
-    path: str, images: ImagesSpec, *, where: str, class_names: Sequence[str] | None = None
-) -> Folder | RemoteFolder:
-    place = place_of(path)
-    if isinstance(place, Path):
-        return Folder(place, images, where=where, class_names=class_names)
-    return RemoteFolder(place, images, where=where, class_names=class_names)
+def _opened(place: Path | RemotePath, images: ImagesSpec, where: str, labels: FolderLabels) -> Folder | RemoteFolder:
+    kind = Folder if isinstance(place, Path) else RemoteFolder
+    return kind(place, images, where=where, labels=labels)  # type: ignore[arg-type]

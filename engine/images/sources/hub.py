@@ -11,6 +11,9 @@ from typing import Any
 from engine.errors import ConfigError, DataError
 from engine.images.sources.base import ImageSource
 from engine.images.sources.folder import Folder
+from engine.images.sources.labelled import FolderLabels
+from engine.images.sources.metadata import LABEL
+from engine.images.sources.metadata import NAMES as METADATA
 from engine.images.sources.parquet import ParquetFiles
 from engine.images.sources.webdataset import Tars
 from engine.spec.models import HubSource, ImagesSpec
@@ -43,10 +46,10 @@ def open_sets(source: HubSource, images: ImagesSpec, *, download: bool) -> dict[
         if not download:
             raise
         root, files = _fetch(source, splits)
-    return {
-        name: _open(root, files[split], source, images, split)
-        for name, split in zip(("", "test"), splits, strict=False)
-    }
+    sets: dict[str, ImageSource] = {}
+    for name, split in zip(("", "test"), splits, strict=False):
+        sets[name] = _open(root, files[split], source, images, split, sets.get(""))
+    return sets
 
 
 def _hub_error(source: HubSource, error: BaseException) -> ConfigError:
@@ -155,9 +158,10 @@ def choose(names: Iterable[str], split: str, source: HubSource) -> list[str]:
         if not chosen and split == "train" and not any(_mentions(name, other) for name in kind for other in SPLITS):
             chosen = kind
         if chosen:
-            if suffixes != IMAGES:
-                _one_config(chosen, split, source)
-                _no_part_missing(chosen, source)
+            if suffixes == IMAGES:
+                return chosen + [name for name in names if PurePosixPath(name).name in METADATA]
+            _one_config(chosen, split, source)
+            _no_part_missing(chosen, source)
             return chosen
     raise DataError(
         "source.split",
@@ -190,7 +194,9 @@ def _no_part_missing(names: Sequence[str], source: HubSource) -> None:
             )
 
 
-def _open(root: Path, names: list[str], source: HubSource, images: ImagesSpec, split: str) -> ImageSource:
+def _open(
+    root: Path, names: list[str], source: HubSource, images: ImagesSpec, split: str, main: ImageSource | None
+) -> ImageSource:
     where = "source.dataset"
     if names[0].endswith(".parquet"):
         return ParquetFiles(
@@ -200,11 +206,16 @@ def _open(root: Path, names: list[str], source: HubSource, images: ImagesSpec, s
             image_column=source.image_column,
             label_column=source.label_column,
             class_names=None,
-            complete=split == source.split,
+            naming=main.naming if isinstance(main, ParquetFiles) else None,
         )
     if names[0].endswith(".tar"):
-        return Tars(root, names, images, where=where, label_key=source.label_column, class_names=None)
+        image_key = source.image_column if source.image_column != "image" else None
+        return Tars(
+            root, names, images, where=where, image_key=image_key, label_key=source.label_column, class_names=None
+        )
     first = PurePosixPath(names[0]).parts
     below = first[: first.index(split) + 1] if split in first else first[:-2]
     repository = root.parents[1]  # snapshots are links into the blobs of the repository's cache folder
-    return Folder(root.joinpath(*below), images, where=where, inside=repository)
+    column = source.label_column if source.label_column != LABEL else None
+    labels = FolderLabels(label_column=column, known=main.class_names if main else None, is_test=main is not None)
+    return Folder(root.joinpath(*below), images, where=where, inside=repository, labels=labels)

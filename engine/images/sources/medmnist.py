@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
 from functools import cache
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -14,19 +14,17 @@ from numpy.lib import format as npy
 from engine.errors import DataError
 from engine.images.labels import MAX_CLASSES
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root
+from engine.images.sources.base import Root, open_file
 from engine.spec.models import ImagesSpec, MedMnistSource
 from engine.storage.paths import place_of
 
 WHERE = "source.path"
 FIX = "use a 2-D MedMNIST .npz, with train_images, train_labels, val_*, test_*"
 MAX_BYTES = 4 << 30  # a member is held whole by each process that reads it
+MIN_PIXELS = 64  # of an image: `decode` takes no smaller one
+MAX_HEADER = 1 << 16  # bytes before an array's numbers
+LARGE, RATIO = 1 << 28, 100  # bytes from which an array that packs so well is no set of images
 BROKEN = (OSError, EOFError, ValueError, SyntaxError, zipfile.BadZipFile, zlib.error, NotImplementedError)
-
-
-def _opened(path: Root) -> IO[bytes]:
-    """The file; of a remote one only the parts that are used travel."""
-    return path.open("rb") if isinstance(path, Path) else path.open()
 
 
 def _first(error: BaseException) -> str:
@@ -35,23 +33,32 @@ def _first(error: BaseException) -> str:
 
 def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of a member, without its numbers; DataError where there is none."""
-    if not path.is_file():
-        raise DataError(WHERE, f"{path} does not exist", FIX)
     try:
-        with _opened(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
+        with open_file(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
             read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read(file)
+            entry = archive.getinfo(f"{member}.npy")
+    except FileNotFoundError:
+        raise DataError(WHERE, f"{path} does not exist", FIX) from None
     except KeyError:
         raise DataError(WHERE, f"{path} has no array {member}", FIX) from None
     except BROKEN as error:
         raise DataError(WHERE, f"{path} is no readable .npz ({_first(error)})", FIX) from None
+    told, size = f"{member} in {path} has the shape {shape} of {dtype}", math.prod(shape) * dtype.itemsize
+    if min(shape, default=1) < 0 or (not dtype.hasobject and not size <= entry.file_size <= size + MAX_HEADER):
+        raise DataError(WHERE, f"{told}, which does not fit its {entry.file_size:,} bytes", FIX)
+    if size > MAX_BYTES:
+        fix = "write it as Parquet or WebDataset, which are read piece by piece"
+        raise DataError(WHERE, f"{told}, more than {MAX_BYTES >> 30} GiB", fix)
+    if size > LARGE and size > RATIO * entry.compress_size:
+        raise DataError(WHERE, f"{told}: {entry.compress_size:,} bytes that unpack to {size:,}", FIX)
     return shape, dtype
 
 
 @cache
 def _member(path: Root, member: str) -> np.ndarray:
     try:
-        with _opened(path) as whole, np.load(whole, allow_pickle=False) as file:
+        with open_file(path) as whole, np.load(whole, allow_pickle=False) as file:
             return np.asarray(file[member])
     except BROKEN as error:
         raise DataError(WHERE, f"{member} in {path} cannot be read ({_first(error)})", FIX) from None
@@ -63,11 +70,8 @@ def _check_images(path: Root, part: str) -> int:
     told = f"{part}_images in {path} has the shape {shape} of {dtype}"
     if len(shape) > 4 or (len(shape) == 4 and shape[-1] != 3):
         raise DataError(WHERE, f"{told}, which are volumes", FIX)
-    if dtype != np.uint8 or len(shape) < 3:
+    if dtype != np.uint8 or len(shape) < 3 or shape[1] * shape[2] < MIN_PIXELS:
         raise DataError(WHERE, told, FIX)
-    if int(np.prod(shape, dtype=np.int64)) > MAX_BYTES:
-        fix = "write it as Parquet or WebDataset, which are read piece by piece"
-        raise DataError(WHERE, f"{told}, more than {MAX_BYTES >> 30} GiB", fix)
     return shape[0]
 
 
@@ -79,6 +83,8 @@ def _labels(path: Root, part: str) -> Labels:
         raise DataError(WHERE, f"{told}: several labels an image", "use a set with one label an image")
     if len(shape) not in (1, 2) or dtype.kind not in "iu":
         raise DataError(WHERE, told, FIX)
+    if (images := _check_images(path, part)) != shape[0]:
+        raise DataError(WHERE, f"{path} has {images} {part}_images and {shape[0]} {part}_labels", FIX)
     labels = _member(path, f"{part}_labels").reshape(-1).astype(np.int64)
     if len(labels) and labels.min() < 0:
         raise DataError(WHERE, f"{part}_labels in {path} has a negative label", FIX)
@@ -95,10 +101,6 @@ class MedMnist(ArraySet):
 
     def check(self) -> None:
         """Shapes, types and labels; raises DataError."""
-        for part in self.parts:
-            images, labelled = _check_images(self.path, part), len(_labels(self.path, part))
-            if images != labelled:
-                raise DataError(WHERE, f"{self.path} has {images} {part}_images and {labelled} {part}_labels", FIX)
         labels = self.load_labels()
         if not len(labels):
             raise DataError(WHERE, f"{self.path} has no image in {' and '.join(self.parts)}", FIX)

@@ -1,81 +1,62 @@
-"""An image folder on an object store: one sub-folder a class, each image one request; and the checks that local folders share."""
+"""An image folder on an object store: one sub-folder a class, or a metadata file; each image is one request."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import NoReturn
 
-from engine.errors import DataError
 from engine.images.decode import BadImage
-from engine.images.labels import check_names
-from engine.images.sources.base import GROUP, Place, Ref, Rejected, decode_name, encode_name
+from engine.images.sources.base import Place, Ref, Rejected, decode_name, encode_name, hidden
+from engine.images.sources.labelled import FolderLabels, LabelledFolder
+from engine.images.sources.layout import looks_like_image
 from engine.spec.models import ImagesSpec
 from engine.storage.base import Entry
 from engine.storage.parallel import mapped
 from engine.storage.paths import RemotePath
 
-IGNORED = ("thumbs.db", "desktop.ini", "__macosx")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 REQUESTS = 8  # images on their way at once
 
 
-def hidden(name: str) -> bool:
-    """Whether a file or folder is passed over by its name."""
-    return name.startswith(".") or name.lower() in IGNORED
+class RemoteFolder(LabelledFolder):
+    """A store has neither links nor empty folders."""
 
+    root: RemotePath
 
-class RemoteFolder:
-    """Every file below a class folder is a candidate, whatever its name; a store has neither links nor empty folders."""
-
-    class_names: tuple[str, ...] | None
-
-    def __init__(
-        self, root: RemotePath, images: ImagesSpec, *, where: str, class_names: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, root: RemotePath, images: ImagesSpec, *, where: str, labels: FolderLabels | None = None) -> None:
         self.root, self.where, self.max_bytes = root, where, images.max_bytes
-        self._folders = self._class_folders()
-        self.class_names = tuple(class_names if class_names is not None else self._folders)
-
-    def _class_folders(self) -> tuple[str, ...]:
-        found = [(name, folder) for name, folder in self.root.children() if not hidden(name)]
-        folders = sorted((name for name, folder in found if folder), key=lambda name: name.encode())
-        if not folders:
-            what = "has files but no class folders" if found else "does not exist or is empty"
-            raise DataError(self.where, f"{self.root} {what}", "make one sub-folder of images a class")
-        return tuple(folders)
+        self._settle(labels or FolderLabels())
 
     def check(self) -> None:
-        """Refuse names that cannot be classes, split folders and one class only; DataError."""
-        if {name.lower() for name in self._folders} <= SPLIT_NAMES and self._is_nested():
-            refuse_splits(self.root, self._folders, self.where)
-        check_names(self._folders, self.where)
-        check_classes(self.root, self._folders, self.class_names, self.where)
+        """Refuse parts taken for classes, names that cannot be classes and one class only; DataError."""
+        self._check_layout()
 
-    def _is_nested(self) -> bool:
-        return any(folder for name in self._folders for _, folder in (self.root / name).children())
+    def _children(self, folder: str) -> Iterator[tuple[str, bool]]:
+        place = self.root / folder if folder else self.root
+        yield from ((name, is_folder) for name, is_folder in place.children() if not hidden(name))
 
-    def scan(self) -> Iterator[Sequence[Ref | Rejected]]:
-        group: list[Ref | Rejected] = []
-        for label in self._folders:
-            for entry in (self.root / label).files():
-                if any(hidden(part) for part in entry.name.split("/")):
-                    continue
-                group.append(self._candidate(entry, label))
-                if len(group) == GROUP:
-                    yield group
-                    group = []
-        if group:
-            yield group
+    def _below(self, folder: str) -> Iterator[tuple[str, Entry | None]]:
+        """Files; a folder whose name is that of an image comes once, without its content, as from a disk."""
+        place, last = (self.root / folder, "") if folder else (self.root, "")
+        for entry in place.files():
+            parts = entry.name.split("/")
+            if any(hidden(part) for part in parts):
+                continue
+            odd = next((i for i, part in enumerate(parts[:-1]) if looks_like_image(part)), None)
+            name = "/".join(([folder] if folder else []) + (parts if odd is None else parts[: odd + 1]))
+            if odd is None or name != last:
+                yield name, entry if odd is None else None
+            last = name
 
-    def _candidate(self, entry: Entry, label: str) -> Ref | Rejected:
-        key = encode_name(f"{label}/{entry.name}")
+    def _candidate(self, name: str, entry: Entry | None, label: int | str | None) -> Ref | Rejected:
+        key = encode_name(name)
+        if entry is None:
+            return Rejected(key, "not_a_file", "a folder", label)
         if entry.size == 0:
             return Rejected(key, "empty_file", "no bytes", label)
         if entry.size > self.max_bytes:
             return Rejected(
                 key, "too_large_file", f"{entry.size:,} bytes, images.max_bytes is {self.max_bytes:,}", label
             )
+        assert label is not None
         return Ref(key, label, Place(key, size=entry.size))
 
     def read(self, places: Sequence[Place]) -> Iterator[tuple[int, bytes | BadImage]]:
@@ -89,24 +70,3 @@ class RemoteFolder:
         return (
             data if len(data) <= self.max_bytes else BadImage("too_large_file", f"more than {self.max_bytes:,} bytes")
         )
-
-
-def refuse_splits(root: Path | RemotePath, folders: Sequence[str], where: str) -> NoReturn:
-    """The error for a folder of splits in place of classes."""
-    raise DataError(
-        where,
-        f"{root} holds splits ({', '.join(folders)}), not classes",
-        f"set {where} to {root}/{folders[0]}, and source.test_path to the test set",
-    )
-
-
-def check_classes(
-    root: Path | RemotePath, folders: tuple[str, ...], class_names: tuple[str, ...] | None, where: str
-) -> None:
-    """Refuse a single class, and in a test set classes that the main set has not (DataError)."""
-    if class_names == folders and len(folders) < 2:
-        raise DataError(where, f"{root} holds one class only ({folders[0]})", "a classifier needs two or more")
-    unknown = sorted(set(folders) - set(class_names or ()))
-    if unknown:
-        what = f"class folder {unknown[0]} is no class of the main set ({len(class_names or ())} classes)"
-        raise DataError(where, what, "rename or remove it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 
@@ -9,25 +10,30 @@ import numpy as np
 
 from engine.errors import DataError, StorageError
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root
+from engine.images.sources.base import Root, open_file
 from engine.spec.models import ImagesSpec, UspsSource
 from engine.storage.paths import place_of
 
 WHERE = "source.path"
 FIX = "use usps_all.mat with the table usps_all of 257 columns"
 SIDE = 16
+MAX_VALUES = 1 << 24  # seven times as many as the set has
 
 
 def _read(path: Root) -> np.ndarray:
     """(N, 257) uint8 as the file has it; raises DataError."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
-    if not path.is_file():
-        raise DataError(WHERE, f"{path} does not exist", FIX)
     try:
-        with path.open("rb") if isinstance(path, Path) else path.open() as file:
+        with open_file(path) as file:
+            shapes = {name: shape for name, shape, _ in whosmat(file)}
+            if math.prod(shapes.get("usps_all", ())) > MAX_VALUES:
+                raise DataError(WHERE, f"usps_all in {path} has the shape {shapes['usps_all']}", FIX)
+            file.seek(0)
             table = loadmat(file, variable_names=["usps_all"]).get("usps_all")
-    except StorageError:
+    except FileNotFoundError:
+        raise DataError(WHERE, f"{path} does not exist", FIX) from None
+    except (DataError, StorageError):
         raise
     except Exception as error:  # scipy raises whatever a broken byte leads it to
         raise DataError(WHERE, f"{path} is no readable .mat file ({_first(error)})", FIX) from None

@@ -14,6 +14,7 @@ from engine.diffusion.families.base import Family
 from engine.errors import OutputInUseError
 from engine.spec import plain
 from engine.storage import temporary
+from engine.training import learnt
 from engine.training.curve import curve
 from engine.training.loop import Loop
 from engine.training.matching import adapter
@@ -27,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family: Family, images: int) -> None:
-    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them.
+    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them (as does one in match/model).
 
     What an attempt that was cut short has left is replaced. Raises OutputInUseError when another run writes there.
     """
@@ -51,10 +52,12 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
         "images": images,
         "parameters": sum(parameter.numel() for parameter in adapter.trained(denoiser)),
         "final_loss": loop.losses[-1],
+        "visual_token": learnt.reads_features(job.spec),
         "files": digests,
         "libraries": {name: version(name) for name in LIBRARIES},
     }
-    _create(job, MARKER, json.dumps(facts, indent=1, sort_keys=True).encode())
+    for name in (f"{FOLDER}/{learnt.MARKER}", MARKER):  # the first stays with the model when it is copied
+        _create(job, name, json.dumps(facts, indent=1, sort_keys=True).encode())
 
 
 def results(stage: MatchStage, loop: Loop, images: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,18 +10,21 @@ import torch
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.conditions import featuremodel, pool
+from engine.conditions import cuts, featuremodel, pool
 from engine.conditions.table import Conditions, load
-from engine.diffusion.checkpoint import Checkpoint
+from engine.diffusion import classes, reading
+from engine.diffusion.checkpoint import Checkpoint, check_process
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint as checkpoints
 from engine.training import setup
 from engine.training.matching import adapter, data
 from engine.training.matching.precheck import MARKER, precheck
 from engine.training.matching.worker import CHECKPOINTS, Job, Matching, train
+from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another adapter
 NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
@@ -55,12 +57,16 @@ def match(
     for a loss that is not finite, and for conditions or a result that belong to other images.
     """
     conditions, rows = load(store, spec), catalog.split("train")
+    numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     inputs = made_from(spec, checkpoint, catalog, conditions)
     if store.exists(MARKER):
         _check_marker(store, inputs)
         _clean(store)
         return Matched(True, "nothing to do: match/ is whole")
     check_model(spec, checkpoint)
+    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions, drawn=False)
+    cuts.tell(read, "match", reporter.note)
     _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
     deadline = None if time_limit is None else time.time() + time_limit
     if spec.match is not None and spec.match.precompute:
@@ -88,7 +94,7 @@ def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
 
 def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
-    settings = plain(spec)
+    settings, numbers = plain(spec), conditions.class_numbers
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -97,13 +103,15 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
         "conditions": conditions.digest(),
         "images": settings["images"],
         "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+        **({} if classes.is_order(numbers) else {"class_numbers": numbers and list(numbers)}),
     }
 
 
 def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
     assert spec.match is not None
-    facts = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+    names = ("version", "catalog", "conditions", "base", "images", "class_numbers")
+    facts = {name: inputs[name] for name in names if name in inputs}
     return facts | {"flip": data.flips(spec), "dtype": spec.match.dtype}
 
 
@@ -111,6 +119,7 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse, without a GPU, a fine-tune that the checkpoint cannot have (ConfigError)."""
     precheck(spec)
     if spec.match is not None:
+        check_process(checkpoint)
         adapter.check_targets(checkpoint, spec.match)
 
 
@@ -140,9 +149,10 @@ def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) ->
 
 
 def _check_marker(store: Store, inputs: dict[str, Any]) -> None:
-    if json.loads(store.read(MARKER)).get("made_from") != inputs:
+    fix = "use a new output, or remove match/ to train it again"
+    if documents.read(store, MARKER, Marker, fix)["made_from"] != inputs:
         what = "was trained on other images or with other settings"
-        raise DataError(f"{store.url}/match", what, "use a new output, or remove match/ to train it again")
+        raise DataError(f"{store.url}/match", what, fix)
 
 
 def _clean(store: Store) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from engine.errors import DataError
 from engine.shards.groups import Contents, groups, read_tar
-from engine.shards.tar import QUARANTINE_KEYWORD, global_header
 from engine.shards.writer import Quarantined, ShardBuilder
+from engine.storage.tar import QUARANTINE_KEYWORD, global_header
 
 Entry = tuple[str, bytes] | tarfile.TarInfo
 

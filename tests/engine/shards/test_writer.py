@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.shards.tar import QUARANTINE_KEYWORD, global_header, header
 from engine.shards.writer import Quarantined, ShardBuilder
+from engine.storage.tar import QUARANTINE_KEYWORD, global_header, header
 
 keys = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,30}-[0-9]{12}", fullmatch=True)
 contents = st.dictionaries(st.sampled_from(["png", "jpg", "cls", "json", "txt"]), st.binary(max_size=1500), min_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from engine.errors import ConfigError, DataError, OutputInUseError, StorageError
 from engine.spec import RunSpec, plain, validate
 from engine.spec import yaml as strict_yaml
 from engine.storage.lock import hold
-from engine.storage.run import SPEC, claim, read_spec, to_yaml
+from engine.storage.run import SPEC, claim, is_output, read_spec, to_yaml
 from engine.storage.store import Store, open_store
 
 
@@ -31,6 +32,28 @@ def test_the_first_run_writes_and_later_ones_agree(store: Store) -> None:
     assert store.read(SPEC) == written
     assert read_spec(store) == make()
     assert [entry.name for entry in store.list()] == [SPEC]
+
+
+def test_files_of_operating_systems_are_nothing(store: Store) -> None:
+    for name in (".DS_Store", "data/._x-000000.tar", "Thumbs.db", "data/desktop.ini", "$RECYCLE.BIN/x"):
+        store.create(name, b"x")
+    claim(store, make())
+    assert [entry.name for entry in store.list()] == [SPEC]
+    store.create("thesis.txt", b"x")
+    assert [entry.name for entry in store.list()] == [SPEC, "thesis.txt"]
+
+
+def test_outputs_are_known_by_their_recipe(tmp_path: Path) -> None:
+    assert not is_output(tmp_path)
+    (tmp_path / SPEC).write_text("name: somebody's\n")
+    assert not is_output(tmp_path)
+    (tmp_path / SPEC).unlink()
+    claim(open_store(tmp_path), make())
+    assert is_output(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / SPEC).unlink()
+    (tmp_path / SPEC).symlink_to("pipe")
+    assert not is_output(tmp_path)
 
 
 def test_a_changed_recipe_is_refused_with_its_keys(store: Store) -> None:

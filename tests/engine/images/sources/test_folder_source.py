@@ -19,7 +19,10 @@ from engine.images.decode import BadImage
 from engine.images.sources import Place, Ref, Rejected, open_sets
 from engine.images.sources.base import decode_name, encode_name
 from engine.images.sources.folder import Folder, read_regular
+from engine.spec import validate
 from engine.spec.models import FolderSource, ImagesSpec
+from engine.storage.run import claim
+from engine.storage.store import open_store
 from tests.support.images import mixed_folder, plain_folder, save
 
 IMAGES = ImagesSpec(size=32)
@@ -215,3 +218,40 @@ def test_a_place_outside_the_catalog_is_read_as_it_lies(tmp_path: Path) -> None:
     assert read[1].reason == "unreadable"
     assert np.asarray(Image.open(root / "a/0000.png")).shape == (16, 16, 3)
     assert read[2] == (root / "a/0000.png").read_bytes()
+
+
+def test_files_beside_images_are_passed_over_and_counted(tmp_path: Path) -> None:
+    root = plain_folder(tmp_path / "set", per_class=3)
+    for name in "ab":
+        for i in range(3):
+            (root / name / f"{i:04d}.txt").write_text("a caption")
+            (root / name / f"{i:04d}.JSON").write_text("{}")
+        (root / name / "@eaDir/0000.png").mkdir(parents=True)
+        (root / name / "@eaDir/0000.png/SYNOPHOTO_THUMB_M.jpg").write_bytes(PNG)
+        (root / name / "._0000.png").write_bytes(b"\x00\x05\x16\x07")
+    for name in ("$RECYCLE.BIN", "System Volume Information", "lost+found", "__MACOSX", ".Trash-1000"):
+        (root / name).mkdir()
+        (root / name / "x.png").write_bytes(PNG)
+    source = source_of(root)[""]
+    source.check()
+    assert source.class_names == ("a", "b")
+    assert sorted(entries(source)) == [f"{name}/{i:04d}.png" for name in "ab" for i in range(3)]
+    assert source.skipped == {".txt file": 6, ".json file": 6}
+    (root / "c").mkdir()
+    (root / "c/x.txt").write_text("no image")
+    with pytest.raises(DataError, match="class folder c holds no image"):
+        source_of(root)[""].check()
+
+
+def test_own_outputs_beside_the_classes_are_left_out(tmp_path: Path) -> None:
+    root = plain_folder(tmp_path / "set", per_class=2)
+    spec = validate({"name": "x", "source": {"kind": "digits"}})
+    for place in ("runs/x", "runs/y", "out"):
+        claim(open_store(root / place), spec)
+        (root / place / "data").mkdir()
+    (root / "runs/.DS_Store").write_bytes(b"x")
+    source = source_of(root)[""]
+    source.check()
+    assert (source.class_names, len(entries(source))) == (("a", "b"), 4)
+    (root / "runs/z.png").write_bytes(PNG)  # a class after all
+    assert source_of(root)[""].class_names == ("a", "b", "runs")

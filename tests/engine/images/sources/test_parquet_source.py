@@ -154,3 +154,53 @@ def test_real_cifar(shared_data: Path) -> None:
     some = [7, 5003, 9999, 0]
     read = dict(source.read([found[i].place for i in some]))
     assert [read[j] for j in range(4)] == [table["image"][i]["bytes"].as_py() for i in some]
+
+
+def test_values_that_rows_share_are_read_in_small_batches(tmp_path: Path) -> None:
+    """One image of 12 MB, held once by the file for all its 64 rows, would take 770 MB at once."""
+    shared = pa.DictionaryArray.from_arrays(
+        pa.array([0] * 64, pa.int32()), pa.array([RNG.bytes(12 << 20)], pa.binary())
+    )
+    table = pa.table({"image": shared.cast(pa.binary()), "label": [0, 1] * 32})
+    pq.write_table(table, tmp_path / "x.parquet", dictionary_pagesize_limit=1 << 30)
+    del shared, table
+    assert (tmp_path / "x.parquet").stat().st_size < 15 << 20
+    source = source_of(tmp_path / "x.parquet")
+    source.check()
+    before, peak, read = pa.total_allocated_bytes(), 0, 0
+    for _, data in source.read([entry.place for entry in entries(source)]):
+        assert len(data) == 12 << 20
+        peak, read = max(peak, pa.total_allocated_bytes() - before), read + 1
+    assert read == 64
+    assert peak < 350 << 20
+
+
+def test_labels_of_a_large_row_group_come_in_batches(tmp_path: Path) -> None:
+    rows = 150_000
+    labels = np.arange(rows) % 7
+    table = pa.table({"image": pa.array([b"%d" % i for i in range(rows)], pa.binary()), "label": labels})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=rows)
+    groups = list(source_of(tmp_path / "x.parquet").scan())
+    assert max(map(len, groups)) < rows
+    assert [entry.label for group in groups for entry in group] == labels.tolist()
+    assert [entry.place.row for group in groups for entry in group] == list(range(rows))
+
+
+def test_a_file_whose_labels_are_damaged_is_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", images(40), pa.array([f"class {i % 5}" for i in range(40)]), group=40)
+    chunk = pq.ParquetFile(path).metadata.row_group(0).column(2)
+    data = bytearray(path.read_bytes())
+    at = min(chunk.dictionary_page_offset or chunk.data_page_offset, chunk.data_page_offset)
+    data[at : at + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="cannot be read") as caught:
+        entries(source_of(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_other_systems_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", images(4), pa.array([0, 1, 0, 1]))
+    (tmp_path / "._a.parquet").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(100))
+    source = source_of(tmp_path)
+    source.check()
+    assert source.names == ("a.parquet",)

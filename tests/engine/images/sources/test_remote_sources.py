@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pydantic import TypeAdapter
 
 from engine.errors import ConfigError, DataError, MimeoError, StorageError
 from engine.images.sources import ImageSource, open_sets
+from engine.images.sources.overlap import check_output
+from engine.spec import validate
 from engine.spec.models import ImagesSpec, Source
 from engine.storage.urls import normalise
 from tests.support import s3
@@ -87,6 +90,13 @@ def test_files_folders_and_patterns(data: tuple[Path, dict[str, Any]], bucket: s
 
     assert names("tars") == names("tars/") == names("tars/**/*.tar") == ("a-0.tar", "deep/a-1.tar")
     assert names("tars/a-0.tar") == names("tars/a-?.tar") == ("a-0.tar",)
+    assert names("tars/{a-0,deep/a-1}.tar") == names("tars/{deep/,}a-*.tar") == ("a-0.tar", "deep/a-1.tar")
+    with pytest.raises(DataError, match=r"tars/a-1.tar does not exist"):
+        names("tars/a-{0..2}.tar")
+    for output, inside in (("tars/new", True), ("tars", True), ("tars2", False), ("runs/x", False)):
+        recipe = {"name": "x", "images": {"size": 16}, "source": {"kind": "webdataset", "path": f"{bucket}/tars"}}
+        with pytest.raises(ConfigError, match=r"inside source\.path") if inside else nullcontext():
+            check_output(validate(recipe), f"{bucket}/{output}")
 
 
 def test_only_columns_and_footers_of_parquet_travel(s3_endpoint: str, s3_url: str, tmp_path: Path) -> None:

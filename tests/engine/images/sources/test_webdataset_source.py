@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,13 @@ import pytest
 import webdataset as wds
 from PIL import Image
 
-from engine.errors import DataError
+from engine.errors import ConfigError, DataError
 from engine.images.sources import Ref, Rejected, open_sets
 from engine.images.sources.webdataset import Tars
+from engine.spec import identity, spec_hash, validate
 from engine.spec.models import ImagesSpec, WebDatasetSource
+from engine.storage.run import claim
+from engine.storage.store import open_store
 from tests.support.images import picture, save
 
 RNG = np.random.default_rng(5)
@@ -104,6 +109,163 @@ def test_labels_come_from_cls_or_json(tmp_path: Path) -> None:
     assert other[2].label == 1
 
 
+def expected(*paths: Path, image: str = "jpg") -> list[tuple[str, bytes, int]]:
+    """(key, image, label) of each sample as the webdataset library reads them; samples without both are left out."""
+    urls = [str(path) for path in paths]
+    read = wds.WebDataset(urls if len(urls) > 1 else urls[0], shardshuffle=False, empty_check=False)
+    return [(s["__key__"], s[image], int(s["cls"])) for s in read if image in s and "cls" in s]
+
+
+def made(source: Tars) -> list[tuple[str, bytes, int]]:
+    """The same as the engine reads them, after its check."""
+    source.check()
+    found = [entry for entry in entries(source) if isinstance(entry, Ref)]
+    read = dict(source.read([entry.place for entry in found]))
+    return [(entry.key.rpartition("/")[2], read[i], entry.label) for i, entry in enumerate(found)]
+
+
+def labelled(count: int, extension: str = "jpg", key: str = "{:04d}") -> list[tuple[str, bytes]]:
+    each = [
+        ((f"{key.format(i)}.{extension}", image("JPEG")), (f"{key.format(i)}.cls", b"%d" % (i % 2)))
+        for i in range(count)
+    ]
+    return [member for pair in each for member in pair]
+
+
+def rejected(source: Tars) -> dict[str, int]:
+    return Counter(entry.reason for entry in entries(source) if isinstance(entry, Rejected))
+
+
+def test_an_image_and_its_mask_under_one_key(tmp_path: Path) -> None:
+    members = [
+        m for i in range(6) for m in ((f"{i}.jpg", image("JPEG")), (f"{i}.png", image()), (f"{i}.cls", b"%d" % (i % 2)))
+    ]
+    path = write(tmp_path / "x.tar", members)
+    with pytest.raises(ConfigError, match=r"source.image_key: sample x.tar/0 has the images jpg, png"):
+        source_of(path).check()
+    assert rejected(source_of(path)) == {"several_images": 6}
+    for key in ("jpg", "png"):
+        assert made(source_of(path, image_key=key)) == expected(path, image=key)
+    assert made(source_of(path, image_key="webp;.PNG")) == expected(path, image="png")
+    with pytest.raises(DataError, match="no image with a label"):
+        source_of(path, image_key="webp").check()
+
+
+def test_the_recipe_without_an_image_key_is_the_same_run(tmp_path: Path) -> None:
+    def run(**more: object) -> str:
+        source = {"kind": "webdataset", "path": "/x", **more}
+        return spec_hash(validate({"name": "x", "images": {"size": 16}, "source": source}))
+
+    assert run() == run(image_key=None) != run(image_key="jpg")
+    assert "image_key" not in identity(validate({"name": "x", "images": {"size": 16}, "source": {"kind": "webdataset", "path": "/x"}}))["source"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [f"0.{e}" for e in ("jfif", "jpe", "JPG", "apng", "dib", "left.jpg")])
+def test_every_extension_of_an_image(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "x.tar", [(name, image()), ("0.cls", b"1")])
+    key = name.lower().partition(".")[2]
+    if "." in key:
+        with pytest.raises(DataError, match=r"source\.image_key"):
+            source_of(path).check()
+    assert made(source_of(path, image_key=key if "." in key else None)) == expected(path, image=key)
+
+
+def test_an_archive_behind_another_is_named(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a", labelled(10)), write(tmp_path / "b", labelled(7, key="b{}"))
+    path = tmp_path / "all.tar"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    assert made(source_of(path)) == expected(path) == expected(first)
+    assert rejected(source_of(path)) == {"behind_end": 7}
+    path.write_bytes(first.read_bytes() + bytes(1 << 20) + b"x" * 512)  # what is no tar is no data
+    assert rejected(source_of(path)) == {}
+
+
+def test_empty_tars_and_files_of_other_systems_are_passed_over(tmp_path: Path) -> None:
+    write(tmp_path / "s-0.tar", [])
+    path = write(tmp_path / "s-1.tar", [("__index__", b"x"), ("._0000.jpg", b"mac"), *labelled(12), ("README", b"x")])
+    apple = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(100)
+    for name in ("._s-1.tar", ".hidden/x.tar", "$RECYCLE.BIN/x.tar", "__MACOSX/s-1.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(apple)
+    for given in (tmp_path, tmp_path / "**/*.tar"):
+        source = source_of(given)
+        assert made(source) == expected(path)
+        assert (rejected(source), source.skipped) == ({}, {"tar without a member": 1})
+
+
+def test_one_compressed_tar_among_plain_ones_is_refused(tmp_path: Path) -> None:
+    for k in range(3):
+        write(tmp_path / f"s-{k}.tar", labelled(4))
+    (tmp_path / "s-1.tar").write_bytes(gzip.compress((tmp_path / "s-1.tar").read_bytes()))
+    with pytest.raises(DataError, match=r"s-1.tar is compressed with gzip"):
+        source_of(tmp_path).check()
+    assert rejected(source_of(tmp_path)) == {"compressed_tar": 1}
+
+
+def test_the_first_sample_does_not_speak_for_all(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tar", [("0.jpg", image("JPEG")), ("1.txt", b"x"), *labelled(4, key="k{}")])
+    assert made(source_of(path)) == expected(path)
+    assert rejected(source_of(path)) == {"no_label": 1, "no_image": 1}
+
+
+@pytest.mark.parametrize("pattern", ["s-{000000..000002}.tar", "s-{000000,000002}.tar", "{s,t}-{000000..000001}.tar"])
+def test_braces_are_those_of_webdataset(tmp_path: Path, pattern: str) -> None:
+    for letter in "st":
+        for k in range(3):
+            write(tmp_path / f"{letter}-{k:06d}.tar", labelled(4, key=letter + f"{k}-{{}}"))
+    source = source_of(tmp_path / pattern)
+    assert sorted(made(source)) == sorted(expected(tmp_path / pattern))
+    with pytest.raises(DataError, match=r"s-000003.tar does not exist"):
+        source_of(tmp_path / "s-{000000..000003}.tar")
+
+
+def test_names_that_webdataset_splits_otherwise_are_explained(tmp_path: Path) -> None:
+    dots = write(tmp_path / "dots.tar", labelled(5, key="IMG.{:04d}.v1"))
+    assert expected(dots) == []
+    with pytest.raises(DataError, match=r"first dot.*rename the members"):
+        source_of(dots).check()
+    members = labelled(5)
+    apart = write(tmp_path / "apart.tar", members[0::2] + members[1::2])
+    assert expected(apart) == []
+    with pytest.raises(DataError, match=r"side by side.*--sort=name"):
+        source_of(apart).check()
+    assert rejected(source_of(apart)) == {"no_label": 5, "duplicate_key": 5}
+    twice = write(tmp_path / "twice.tar", [("9.jpg", image()), ("9.jpg", image()), *members])
+    assert rejected(source_of(twice)) == {"duplicate_member": 1}
+    with pytest.raises(ValueError, match="duplicate file name"):
+        expected(twice)
+
+
+def test_hard_links_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(4):
+            for name, data in ((f"{i}.cls", b"0"), (f"{i}.jpg", image("JPEG"))):
+                info = tarfile.TarInfo(name)
+                if name == "2.cls":
+                    info.type, info.linkname = tarfile.LNKTYPE, "0.cls"
+                    tar.addfile(info)
+                else:
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    source = source_of(path)
+    assert made(source) == expected(path)
+    (bad,) = (entry for entry in entries(source) if isinstance(entry, Rejected))
+    assert bad.reason == "no_label"
+    assert bad.detail.endswith("; x.tar/2.cls is a hard link")
+    assert source.skipped == {"hard link in a tar": 1}
+
+
+def test_own_outputs_among_the_tars_are_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "set/a.tar", labelled(4))
+    spec = validate({"name": "x", "images": {"size": 16}, "source": {"kind": "digits"}})
+    claim(open_store(tmp_path / "set/runs/x"), spec)
+    write(tmp_path / "set/runs/x/data/x-000000.tar", labelled(4, key="fake{}"))
+    for given in (tmp_path / "set", tmp_path / "set/**/*.tar"):
+        assert made(source_of(given)) == expected(path)
+    assert len(made(source_of(tmp_path / "set/runs/x/data"))) == 4  # asked for by its own path
+
+
 def test_untrusted_members_are_never_followed(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
     with tarfile.open(path, "w") as tar:
@@ -164,13 +326,11 @@ def test_a_tar_that_shrank_after_the_scan(tmp_path: Path) -> None:
 
 def test_faults_of_the_whole(tmp_path: Path) -> None:
     packed = write(tmp_path / "x.tar", [("0.png", image()), ("0.cls", b"0")])
-    import gzip
-
     (tmp_path / "z.tar").write_bytes(gzip.compress(packed.read_bytes()))
     for path, word in (
         (tmp_path / "z.tar", "compressed with gzip"),
         (write(tmp_path / "none.tar", []), "holds no image"),
-        (write(tmp_path / "bare.tar", [("0.png", image())]), "has no label"),
+        (write(tmp_path / "bare.tar", [("0.png", image())]), "holds no image with a label"),
         (
             write(tmp_path / "key.tar", [("0.png", image()), ("0.json", json.dumps({"class": 1}).encode())]),
             "no key 'label'",

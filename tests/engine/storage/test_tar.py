@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DataError
-from engine.shards.tar import Scan
+from engine.storage.tar import Scan
 
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]
 LONG = "a" * 60 + "/" + "b" * 90 + "/" + "c" * 120 + ".png"

@@ -1,4 +1,4 @@
-"""The tar format, both ways and no more than shards need: USTAR out, and a reader that trusts no byte of what it reads."""
+"""The tar format, both ways and no more than image sets need: USTAR out, and a reader that trusts no byte of what it reads."""
 
 from __future__ import annotations
 
@@ -73,22 +73,28 @@ class Scan:
     """Iterates over the entries of an uncompressed tar (USTAR, PAX or GNU) without reading their contents.
 
     Every header's checksum and every size is checked, and the end-of-archive mark must be there, so that a tar cut at any
-    byte raises DataError about `where`. `headers` holds the PAX global records met so far.
+    byte raises DataError about `where`; `lenient` lets a tar end behind any whole member, as other readers do. The archive
+    begins at byte `start`. `headers` holds the PAX global records met so far, `stop` is where the archive ends, once it is
+    read.
     """
 
-    def __init__(self, stream: BinaryIO, where: str) -> None:
+    def __init__(self, stream: BinaryIO, where: str, *, start: int = 0, lenient: bool = False) -> None:
         self.headers: dict[str, str] = {}
-        self._stream, self._where = stream, where
+        self.stop = start
+        self._stream, self._where, self._start, self._lenient = stream, where, start, lenient
         self._end = stream.seek(0, io.SEEK_END)
 
     def __iter__(self) -> Iterator[Member]:
-        offset, extended = 0, dict[str, str]()
-        if self._end == 0:
+        offset, extended = self._start, dict[str, str]()
+        if self._end <= offset:
             raise self._broken("is empty")
         while True:
+            self.stop = offset
+            if self._lenient and offset == self._end:
+                return
             block = self._read(offset, BLOCK, "a header")
             if not any(block):
-                if any(self._read(offset + BLOCK, BLOCK, "the end-of-archive mark")):
+                if not self._lenient and any(self._read(offset + BLOCK, BLOCK, "the end-of-archive mark")):
                     raise self._broken("goes on after its end")
                 return
             member, kind = self._member(block, offset + BLOCK, extended)
@@ -105,7 +111,9 @@ class Scan:
         name, _, _, _, size, _, checksum, kind, _, magic, _, _, _, _, prefix = _USTAR.unpack(block)
         length = _number(size)
         if length is None or _number(checksum) != sum(block) - sum(checksum) + 8 * 32:
-            raise self._broken("is not a tar" if start == BLOCK else f"has a damaged header at byte {start - BLOCK}")
+            raise self._broken(
+                "is not a tar" if start == self._start + BLOCK else f"has a damaged header at byte {start - BLOCK}"
+            )
         path = _text(name)
         if magic == b"ustar\x0000" and prefix.rstrip(b"\0"):
             path = f"{_text(prefix)}/{path}"
@@ -115,7 +123,15 @@ class Scan:
         what = _KINDS.get(kind, "special entry")
         if any(key.startswith("GNU.sparse") for key in extended):
             what = "special entry"
+        if kind == b"S":
+            start = self._behind_map(block[482], start)
         return Member(extended.get("path", path), what, start, length if what in ("file", "special entry") else 0), kind
+
+    def _behind_map(self, more: int, start: int) -> int:
+        """Where the bytes of an old GNU sparse entry begin: behind the blocks that go on with its map."""
+        while more:
+            more, start = self._read(start, BLOCK, "a sparse map")[504], start + BLOCK
+        return start
 
     def _meta(self, kind: bytes, member: Member, extended: dict[str, str]) -> None:
         """Take in a PAX or GNU header that describes the next entry (or, global, all of them)."""
@@ -139,6 +155,16 @@ class Scan:
                 raise self._broken("has a damaged extended header")
             yield _text(keyword), _text(value)
             at += length
+
+    def next_archive(self) -> int | None:
+        """Where another tar begins behind this one, as `cat a.tar b.tar` makes it; None where only zeros follow, or none."""
+        for offset in range(self.stop, min(self._end, self.stop + MAX_META), RECORD):
+            self._stream.seek(offset)
+            block = self._stream.read(RECORD)
+            if any(block):
+                first = next(i for i in range(0, len(block), BLOCK) if any(block[i : i + BLOCK]))
+                return offset + first if block[first + 257 : first + 262] == b"ustar" else None
+        return None
 
     def _read(self, offset: int, size: int, what: str) -> bytes:
         self._stream.seek(offset)
