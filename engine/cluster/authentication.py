@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,8 @@ from engine.errors import ConfigError
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 MODES = ("token", "disabled")
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own switch for nodes whose address is 127.0.0.1
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-}
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # where it is off, a node's address is 127.0.0.1, on every system
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def check_mode() -> None:
@@ -46,7 +44,8 @@ def private() -> Iterator[Path]:
     token.write_text(secrets.token_hex(32))
     clusters = constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
     try:
-        with _environment({**LOOPBACK, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
+        loopback = {CLUSTERS: "0", **dict.fromkeys(INTERFACES, _loopback_device())}
+        with _environment({**loopback, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
             constants.ENABLE_RAY_CLUSTER = False
             _read_again()
             yield outer / "ray"
@@ -54,6 +53,10 @@ def private() -> Iterator[Path]:
         constants.ENABLE_RAY_CLUSTER = clusters
         _read_again()
         shutil.rmtree(outer, ignore_errors=True)
+
+
+def _loopback_device() -> str | None:
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
 
 
 def _read_again() -> None:
