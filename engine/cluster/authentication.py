@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +15,8 @@ from engine.storage import temporary
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 MODES = ("token", "disabled")
-LOOPBACK = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's own switch for nodes whose address is 127.0.0.1
-    "GLOO_SOCKET_IFNAME": "lo",
-    "NCCL_SOCKET_IFNAME": "lo",
-}
+CLUSTERS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # where it is off, a node's address is 127.0.0.1, on every system
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def check_mode() -> None:
@@ -40,18 +38,23 @@ def private() -> Iterator[Path]:
     import ray._private.ray_constants as constants
 
     clusters = constants.ENABLE_RAY_CLUSTER  # read from the environment when Ray was imported
+    loopback = {CLUSTERS: "0", **dict.fromkeys(INTERFACES, _loopback_device())}
     with temporary.folder("ray", "/tmp" if Path("/tmp").is_dir() else None) as outer:
         token = outer / "token"
         token.touch(0o600)
         token.write_text(secrets.token_hex(32))
         try:
-            with _environment({**LOOPBACK, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
+            with _environment({**loopback, MODE: "token", TOKEN_PATH: str(token), TOKEN: None}):
                 constants.ENABLE_RAY_CLUSTER = False
                 _read_again()
                 yield outer / "ray"
         finally:
             constants.ENABLE_RAY_CLUSTER = clusters
             _read_again()
+
+
+def _loopback_device() -> str | None:
+    return next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
 
 
 def _read_again() -> None:

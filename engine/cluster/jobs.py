@@ -15,7 +15,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from engine.cluster import upload
+from engine.cluster import authentication, upload
 from engine.cluster.upload import Upload
 from engine.errors import ClusterError, ConfigError, MimeoError
 
@@ -74,7 +74,11 @@ def make(
 
 
 def client(address: str) -> Any:
-    """A connection to the cluster's job server; ClusterError in one line where it refuses or does not answer."""
+    """A connection to the cluster's job server; ClusterError in one line where it refuses or does not answer.
+
+    ConfigError for a RAY_AUTH_MODE that Ray does not know.
+    """
+    authentication.check_mode()
     with _quiet():
         from ray.job_submission import JobSubmissionClient
 

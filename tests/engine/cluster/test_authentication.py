@@ -87,7 +87,13 @@ def test_the_environment_is_that_of_before(monkeypatch: pytest.MonkeyPatch, ray_
     monkeypatch.setenv("RAY_AUTH_TOKEN", "of-a-cluster")
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
-    names = [*authentication.LOOPBACK, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"]
+    names = [
+        authentication.CLUSTERS,
+        *authentication.INTERFACES,
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN",
+        "RAY_AUTH_TOKEN_PATH",
+    ]
     before = {name: os.environ.get(name) for name in names}
     with authentication.private() as folder:
         assert os.environ["RAY_AUTH_MODE"] == "token"
