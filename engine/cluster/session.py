@@ -198,12 +198,13 @@ def _check_machine(resources: ResourcesSpec) -> None:
 def _not_started(error: Exception) -> MimeoError:
     """Why a private Ray does not start, as one line; the rest is in a log file."""
     path = log.write("".join(traceback.format_exception(error)))
+    more = f"see {path}" if path else "no folder takes its log: set MIMEO_CACHE to one that can be written"
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     if limit != resource.RLIM_INFINITY:
         what = f"files may have {limit:,} bytes here, and Ray does not start"
-        return StorageError("ulimit -f", what, f"raise the limit; {path} says more")
+        return StorageError("ulimit -f", what, f"raise the limit; {more}")
     first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return ClusterError("Ray", f"does not start on this machine ({shortened(first, 200)})", f"{path} says more")
+    return ClusterError("Ray", f"does not start on this machine ({shortened(first, 200)})", more)
 
 
 def _configure_data() -> None:
