@@ -79,8 +79,10 @@ def test_a_store_gives_the_same(tmp_path: Path, s3_endpoint: str) -> None:
             pictures(root, [*NAMES, "extra.png", "odd.png/inner.png"])
             write(root, kind, [*NAMES, "gone.png"], [*LABELS, "fern"])
             url = upload(root, f"s3://{s3.make_bucket(s3_endpoint)}/set")
-            local = found(source(root)[""])
-            assert found(source(url)[""]) == local
+            with pytest.raises(DataError, match="and there are class folders"):
+                found(source(url)[""])
+            local = found(source(root, label_column="label")[""])
+            assert found(source(url, label_column="label")[""]) == local
             assert (local["gone.png"], local["extra.png"], local["odd.png"]) == ("unreadable", "no_label", "no_label")
             assert len(local) == len(NAMES) + 3
 
@@ -121,7 +123,9 @@ def test_labels_that_contradict_class_folders_are_refused(tmp_path: Path) -> Non
     write(tmp_path, "csv", names, ["cat", "cat", "dog"])
     assert found(source(tmp_path)[""]) == {name: name[:3] for name in names}
     write(tmp_path, "csv", names, ["day", "night", "day"])
-    with pytest.raises(DataError, match=r"set source\.label_column to label to take the labels from it, or take it out"):
+    with pytest.raises(
+        DataError, match=r"set source\.label_column to label to take the labels from it, or take it out"
+    ):
         found(source(tmp_path)[""])
     assert found(source(tmp_path, label_column="label")[""]) == dict(zip(names, ["day", "night", "day"], strict=True))
 
