@@ -71,7 +71,7 @@ class LabelledFolder(ABC):
             own = labels.chosen if labels.chosen is not None else self._metadata.class_names
             self.class_names = labels.known if labels.is_test else own
             return
-        if not folders:
+        if not folders or (beside is not None and len(folders) < 2 and not labels.is_test):
             raise DataError(self.where, *self._no_classes(found, beside))
         self._folders = self._chosen(folders) if labels.chosen is not None else tuple(folders)
         self.class_names = labels.known if labels.is_test else (labels.chosen or self._folders)

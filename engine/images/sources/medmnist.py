@@ -32,27 +32,34 @@ def _first(error: BaseException) -> str:
 
 
 def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a member, without its numbers; DataError where there is none."""
+    """Shape and type of a member, without its numbers; DataError where there is none, or where its size cannot be true."""
     try:
-        with open_file(path) as whole, zipfile.ZipFile(whole) as archive, archive.open(f"{member}.npy") as file:
-            read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read(file)
+        with open_file(path) as whole, zipfile.ZipFile(whole) as archive:
             entry = archive.getinfo(f"{member}.npy")
+            _check_size(path, member, entry)
+            with archive.open(entry) as file:
+                read = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+                shape, _, dtype = read(file)
     except FileNotFoundError:
         raise DataError(WHERE, f"{path} does not exist", FIX) from None
     except KeyError:
         raise DataError(WHERE, f"{path} has no array {member}", FIX) from None
     except BROKEN as error:
         raise DataError(WHERE, f"{path} is no readable .npz ({_first(error)})", FIX) from None
-    told, size = f"{member} in {path} has the shape {shape} of {dtype}", math.prod(shape) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if min(shape, default=1) < 0 or (not dtype.hasobject and not size <= entry.file_size <= size + MAX_HEADER):
-        raise DataError(WHERE, f"{told}, which does not fit its {entry.file_size:,} bytes", FIX)
-    if size > MAX_BYTES:
-        fix = "write it as Parquet or WebDataset, which are read piece by piece"
-        raise DataError(WHERE, f"{told}, more than {MAX_BYTES >> 30} GiB", fix)
-    if size > LARGE and size > RATIO * entry.compress_size:
-        raise DataError(WHERE, f"{told}: {entry.compress_size:,} bytes that unpack to {size:,}", FIX)
+        what = f"{member} in {path} has the shape {shape} of {dtype}, which does not fit its {entry.file_size:,} bytes"
+        raise DataError(WHERE, what, FIX)
     return shape, dtype
+
+
+def _check_size(path: Root, member: str, entry: zipfile.ZipInfo) -> None:
+    packed, size = entry.compress_size, entry.file_size
+    if size > LARGE and size > RATIO * packed:
+        raise DataError(WHERE, f"{member} in {path} has {packed:,} bytes that unpack to {size:,}", FIX)
+    if size > MAX_BYTES + MAX_HEADER:
+        fix = "write it as Parquet or WebDataset, which are read piece by piece"
+        raise DataError(WHERE, f"{member} in {path} has {size:,} bytes, more than {MAX_BYTES >> 30} GiB", fix)
 
 
 @cache

@@ -10,20 +10,25 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from engine.cluster.progress import PlainReporter
-from engine.errors import DataError, MimeoError
+from engine.errors import ClusterError, DataError, MimeoError
 from engine.images import catalog
 from engine.images.catalog import SCHEMA, Catalog
+from engine.images.inspection import FACTS
 from engine.images.sources.base import encode_name
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from tests.support.images import mixed_folder, picture, plain_folder, save
+from tests.support.tiers import slow
 
 FILES = (catalog.TABLE, catalog.QUARANTINED, catalog.DONE)
 
@@ -100,7 +105,7 @@ def test_bytes_do_not_depend_on_chunks_waves_or_order(
     (mixed.path / "circle/twin").write_bytes((mixed.path / min(mixed.good)).read_bytes())
     made = []
     for group, wave in ((512, 256), (7, 3), (1, 64)):
-        monkeypatch.setattr("engine.images.sources.folder.GROUP", group)
+        monkeypatch.setattr("engine.images.sources.labelled.GROUP", group)
         monkeypatch.setattr(catalog, "GROUP", group)
         monkeypatch.setattr(catalog, "WAVE", wave)
         _, store = build(spec_of(folder(mixed.path)), tmp_path / f"out-{group}")
@@ -117,7 +122,8 @@ def test_duplicates_never_cross_splits(ray_cluster: None, tmp_path: Path) -> Non
     original = (root / "a/0001.png").read_bytes()
     (root / "a/copy.png").write_bytes(original)  # same bytes
     (root / "a/recoded.bmp").write_bytes(save(Image.open(root / "a/0002.png"), "BMP"))  # same pixels
-    (root / "b/wrong.png").write_bytes(original)  # another label
+    (root / "b/wrong.png").write_bytes((root / "a/0003.png").read_bytes())  # another label
+    (root / "b/leak.png").write_bytes((test / "a/0001.png").read_bytes())  # a test image under another label
     (root / "a/leak.png").write_bytes((test / "a/0000.png").read_bytes())  # a test image
     (test / "b/twice.png").write_bytes((test / "b/0001.png").read_bytes())
     made, store = build(spec_of(folder(root, test_path=str(test)), split={"validation": 4}), tmp_path / "out")
@@ -126,14 +132,16 @@ def test_duplicates_never_cross_splits(ray_cluster: None, tmp_path: Path) -> Non
     assert told == {
         "a/copy.png": ("duplicate", "a/0001.png", "same bytes as a/0001.png"),
         "a/recoded.bmp": ("duplicate", "a/0002.png", "same pixels as a/0002.png"),
-        "b/wrong.png": ("duplicate", "a/0001.png", "same bytes as a/0001.png, which is labelled a and not b"),
+        "a/0003.png": ("label_conflict", "", "its pixels have other labels too"),
+        "b/wrong.png": ("label_conflict", "a/0003.png", "same bytes as a/0003.png, which is labelled a and not b"),
+        "b/leak.png": ("duplicate", "test:a/0001.png", "same bytes as test:a/0001.png, which is labelled a and not b"),
         "a/leak.png": ("duplicate", "test:a/0000.png", "same bytes as test:a/0000.png"),
         "test:b/twice.png": ("duplicate", "test:b/0001.png", "same bytes as test:b/0001.png"),
     }
     assert made.split("test")["key"].to_pylist() == sorted(f"test:{c}/{i:04d}.png" for c in "ab" for i in range(3))
-    assert (made.split("train").num_rows, made.split("validation").num_rows) == (8, 4)
+    assert (made.split("train").num_rows, made.split("validation").num_rows) == (7, 4)
     contents = [set(made.split(name)["pixels_sha256"].to_pylist()) for name in catalog.NAMES]
-    assert sum(map(len, contents)) == len(set.union(*contents)) == 18
+    assert sum(map(len, contents)) == len(set.union(*contents)) == 17
 
 
 def test_real_cifar_with_a_limit(ray_cluster: None, shared_data: Path, tmp_path: Path) -> None:
@@ -151,6 +159,108 @@ def test_real_cifar_with_a_limit(ray_cluster: None, shared_data: Path, tmp_path:
     for row in made.split("train").slice(0, 20).to_pylist():
         assert row["label"] == table["label"][row["row"]].as_py()
         assert row["sha256"] == hashlib.sha256(table["image"][row["row"]]["bytes"].as_py()).hexdigest()
+
+
+def test_a_test_set_without_a_good_image_is_refused(ray_cluster: None, tmp_path: Path) -> None:
+    root, test = plain_folder(tmp_path / "set", per_class=8), plain_folder(tmp_path / "test", per_class=1)
+    for path in test.rglob("*.png"):
+        path.write_bytes(b"spoiled " + path.parent.name.encode())
+    with pytest.raises(DataError, match=r"source.test_path: no image of the test set can be used \(not_an_image 2\)"):
+        build(spec_of(folder(root, test_path=str(test))), tmp_path / "out")
+
+
+def facts_of(pixels: list[str], codes: list[int], sets: list[str], keys: list[str]) -> pa.Table:
+    """What inspection would say of good images."""
+    known = {"set": sets, "key": keys, "code": codes, "uri": keys, "sha256": pixels, "pixels_sha256": pixels}
+    rest = {f.name: [None if pa.types.is_integer(f.type) else ""] * len(keys) for f in FACTS if f.name not in known}
+    return pa.table({f.name: pa.array((known | rest)[f.name], f.type) for f in FACTS}, schema=FACTS)
+
+
+@given(rows=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2), st.booleans()), min_size=1, max_size=40))
+def test_equal_pixels_are_kept_once_and_never_with_two_labels(rows: list[tuple[int, int, bool]]) -> None:
+    sets = ["test" if test else "" for _, _, test in rows]
+    keys = [f"{own}:{i:03d}" for i, own in enumerate(sets)]
+    facts = facts_of([f"{p}" for p, _, _ in rows], [c for _, c, _ in rows], sets, keys)
+    kept, gone = catalog._distinct(facts, ["a", "b", "c"])
+    expected = set()
+    for drawn in {p for p, _, _ in rows}:
+        group = [i for i, row in enumerate(rows) if row[0] == drawn]
+        group = [i for i in group if rows[i][2]] or group  # a given test set before others
+        if len({rows[i][1] for i in group}) == 1:
+            expected.add(keys[group[0]])
+    assert set(kept["key"].to_pylist()) == expected
+    assert sorted(bad.key for bad in gone) == sorted(set(keys) - expected)
+
+
+def test_a_catalog_past_the_reach_of_narrow_columns_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 3_000
+    pixels = [hashlib.sha256(b"%d" % i).hexdigest() for i in range(count)]
+    keys = [f"{i * 7919 % count:08d}" for i in range(count)]
+    spec, numbers = spec_of(folder(tmp_path)), np.arange(2, dtype=np.int32)
+    made = []
+    for most in (2**31 - 1, 1_000):
+        monkeypatch.setattr("engine.images.columns.NARROW_BYTES", most)
+        parts = [
+            facts_of(pixels[a : a + 500], [i % 2 for i in range(500)], [""] * 500, keys[a : a + 500])
+            for a in range(0, count, 500)
+        ]
+        table, bad = catalog.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False)
+        assert not bad
+        store = open_store(str(tmp_path / str(most)))
+        whole = Catalog(table, ("a", "b"), 0, catalog.table_digest(table))
+        catalog._publish(whole, catalog._quarantine_table([], ("a", "b"), numbers), store)
+        again = catalog.load(store)
+        assert again.table.equals(table)
+        part = catalog.restrict(again, again.split("train")["key"].to_pylist()[:5])
+        held = catalog.withheld(part)
+        made.append(
+            (whole.digest, [store.read(name) for name in FILES], part.digest, held.digest, table["key"].to_pylist())
+        )
+        assert table.schema.field("key").type == (pa.string() if most > 1_000 else pa.large_string())
+    assert made[0] == made[1]
+    assert made[0][4] == sorted(keys)
+
+
+@pytest.mark.skipif(psutil.virtual_memory().available < 16 * 2**30, reason="needs 16 GiB of free memory")
+@slow
+def test_more_than_two_gib_of_keys(tmp_path: Path) -> None:
+    count, length = 560_000, 4_000
+    parts = []
+    for start in range(0, count, 20_000):
+        rows = range(start, start + 20_000)
+        keys = [f"{i * 7919 % count:0{length}d}" for i in rows]
+        table = facts_of(
+            [hashlib.sha256(b"%d" % i).hexdigest() for i in rows], [i % 2 for i in rows], [""] * 20_000, keys
+        )
+        parts.append(table.set_column(table.schema.get_field_index("uri"), FACTS.field("uri"), pa.array([""] * 20_000)))
+    spec, numbers = spec_of(folder(tmp_path)), np.arange(2, dtype=np.int32)
+    table, _ = catalog.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False)
+    assert table["key"].nbytes > 2**31
+    store = open_store(str(tmp_path / "out"))
+    whole = Catalog(table, ("a", "b"), 0, catalog.table_digest(table))
+    catalog._publish(whole, catalog._quarantine_table([], ("a", "b"), numbers), store)
+    del parts
+    for row in (0, 1, count // 2, count - 1):
+        assert int(table["key"][row].as_py()) == row
+    assert catalog.load(store).digest == whole.digest
+    assert whole.split("train").take(pa.array([1]))["key"].to_pylist() == [whole.split("train")["key"][1].as_py()]
+
+
+def test_a_set_larger_than_memory_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = save(Image.new("RGB", (8, 8)), "PNG")
+    table = pa.table({"image": [{"bytes": image, "path": ""}] * 4, "label": [0, 1] * 2})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = {"kind": "parquet", "path": str(tmp_path / "x.parquet")}
+    catalog.precheck(spec_of(source, split={"test": 0}))
+    monkeypatch.setattr("engine.images.listing.MEMORY", 2**62)
+    with pytest.raises(ClusterError, match=r"catalog of 4 images takes about .* set source.limit"):
+        catalog.precheck(spec_of(source, split={"test": 0}))
+    monkeypatch.setattr("engine.images.listing.MEMORY", psutil.virtual_memory().total // 3)
+    with pytest.raises(ClusterError, match="catalog of 4 images"):
+        catalog.precheck(spec_of(source, split={"test": 0}))
+    catalog.precheck(spec_of({**source, "limit": 3}, split={"test": 0}))
 
 
 def test_faults_of_the_whole_set(ray_cluster: None, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -130,3 +132,50 @@ def test_size_fields_beyond_the_file_allocate_nothing() -> None:
     data[148:156] = b"%06o\0 " % sum(data[:512])
     with pytest.raises(DataError, match=r"cut short inside 'a.png'"):
         scanned(bytes(data))
+
+
+def test_lenient_reads_what_tarfile_reads_of_a_cut_archive() -> None:
+    data = pack([(f"{i}.png", b"x" * 600) for i in range(4)], tarfile.USTAR_FORMAT)
+    for cut in range(512, 4 * (512 + 1024) + 2048, 512):
+        whole = []
+        with contextlib.suppress(tarfile.ReadError), tarfile.open(fileobj=io.BytesIO(data[:cut])) as tar:
+            for info in tar:
+                if info.offset_data + info.size <= cut:
+                    whole.append((info.name, info.offset_data, info.size))
+        found = list[tuple[str, int, int]]()
+        with contextlib.suppress(DataError):
+            for member in Scan(io.BytesIO(data[:cut]), "t", lenient=True):
+                found.append((member.name, member.offset, member.size))
+        assert len(whole) - 1 <= len(found) <= len(whole)  # the last one may lack its padding
+        assert found == whole[: len(found)]
+
+
+@pytest.mark.parametrize("format", ["oldgnu", "posix"])
+def test_sparse_entries_hide_nothing_behind_them(tmp_path: Path, format: str) -> None:
+    with (tmp_path / "a.bin").open("wb") as file:
+        for i in range(40):  # more pieces than a header has room for
+            file.seek(i << 16)
+            file.write(b"x" * 4096)
+        file.truncate(1 << 23)
+    (tmp_path / "b.png").write_bytes(b"behind")
+    options = ["--sparse", "--hole-detection=raw", f"--format={format}"]
+    subprocess.run(["tar", *options, "-cf", "x.tar", "a.bin", "b.png"], cwd=tmp_path, check=True)
+    with (tmp_path / "x.tar").open("rb") as file:
+        found = list(Scan(file, "t"))
+        assert [member.kind for member in found] == ["special entry", "file"]
+        file.seek(found[1].offset)
+        assert file.read(found[1].size) == b"behind"
+
+
+@pytest.mark.parametrize("blocks", [1, 20, 4096])
+def test_an_archive_behind_another_is_found(tmp_path: Path, blocks: int) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(name.encode())
+        subprocess.run(["tar", "-b", str(blocks), "-cf", f"{name}.tar", f"{name}.png"], cwd=tmp_path, check=True)
+    first, second = ((tmp_path / f"{name}.tar").read_bytes() for name in "ab")
+    scan = Scan(io.BytesIO(first + second), "t", lenient=True)
+    assert [member.name for member in scan] == ["a.png"]
+    assert scan.next_archive() == len(first)
+    behind = Scan(io.BytesIO(first + second), "t", start=len(first), lenient=True)
+    assert [member.name for member in behind] == ["b.png"]
+    assert behind.next_archive() is None

@@ -179,7 +179,7 @@ def _files(root: Path, *names: str) -> None:
         (("set/a/x.png", "set/A/y.png"), "differ only in case"),
         (("set/é/x.png", "set/e\u0301/y.png"), "differ only in case"),
         (("set/a\nb/x.png", "set/b/y.png"), "unprintable"),
-        (("set/train/a/x.png", "set/test/a/x.png"), "holds splits"),
+        (("set/train/a/x.png", "set/test/a/x.png"), "parts of a set"),
     ],
 )
 def test_structural_faults_are_one_line(tmp_path: Path, names: tuple[str, ...], word: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -13,9 +14,11 @@ import pytest
 from PIL import Image
 
 from engine.errors import ConfigError, DataError
+from engine.images.listing import Listing
 from engine.images.sources import Place, Ref, open_sets
 from engine.images.sources.parquet import ParquetFiles
-from engine.spec.models import ImagesSpec, ParquetSource
+from engine.spec import validate
+from engine.spec.models import ImagesSpec, ParquetSource, SplitSpec
 from tests.support.images import picture, save
 
 RNG = np.random.default_rng(6)
@@ -127,6 +130,124 @@ def test_structural_faults(tmp_path: Path) -> None:
 def test_names_given_in_the_recipe_win(tmp_path: Path) -> None:
     path = write(tmp_path / "x.parquet", images(4), pa.array([0, 1, 0, 1]), names=["cat", "dog"])
     assert source_of(path, class_names=("one", "two")).class_names == ("one", "two")
+
+
+def named(tmp_path: Path, main: tuple, test: tuple | None = None, **more: object) -> list[list[object]]:
+    """The class names, by the listing, of the rows of a file and of a test file, each made of (labels, declared names)."""
+    paths = []
+    for name, made in (("main", main), ("test", test)):
+        if made is not None:
+            labels, names = made
+            paths.append(str(write(tmp_path / f"{name}.parquet", images(len(labels)), pa.array(labels), names=names)))
+    section = {"kind": "parquet", "path": paths[0], "test_path": paths[1] if test else None, **more}
+    listing = Listing(validate({"name": "t", "source": section, "images": {"size": 16}, "split": {"test": 0}}))
+    listing.check(SplitSpec(test=0))
+    found = [candidate for group in listing.groups() for candidate in group]
+    classes, numbers = listing.classes()
+    return [[classes[numbers[c.code]] for c in found if c.set == name] for name in listing.sets]
+
+
+CAT, DOG, OWL = "cat", "dog", "owl"
+
+
+@pytest.mark.parametrize(
+    ("main", "test", "expected"),
+    [
+        (([0, 1, 2], [CAT, DOG, OWL]), ([0, 1, 2], [OWL, CAT, DOG]), [[CAT, DOG, OWL], [OWL, CAT, DOG]]),
+        (([0, 1], [CAT, DOG]), ([0, 1], None), [[CAT, DOG], [CAT, DOG]]),
+        (([DOG, CAT], None), ([0, 1], [DOG, CAT]), [[DOG, CAT], [DOG, CAT]]),
+        (([1, 0], [CAT, DOG]), ([DOG, CAT], None), [[DOG, CAT], [DOG, CAT]]),
+        (([0, 1], None), (["1", "0"], None), [["0", "1"], ["1", "0"]]),
+        (([0, 1], [CAT, DOG]), ([1], [OWL, DOG, "never"]), [[CAT, DOG], [DOG]]),
+    ],
+)
+def test_numbers_are_read_by_their_own_files_names(
+    main: tuple, test: tuple, expected: list[list[str]], tmp_path: Path
+) -> None:
+    assert named(tmp_path, main, test) == expected
+
+
+@pytest.mark.parametrize(
+    ("main", "test", "message"),
+    [
+        (([CAT, DOG], None), (["Cat", "Dog"], None), r"source.test_path: label 'Cat' .*there it is 'cat'"),
+        (([CAT, DOG], None), ([CAT, "zebra"], None), r"label 'zebra' .* is no class of the main set \(cat, dog\)"),
+        (([0, 1], None), ([0, 1], [CAT, DOG]), r"label 'cat' .* is no class of the main set \(0, 1\)"),
+        (([0, 1], [CAT, DOG]), ([0, 2], None), r"label '2' .* is no class"),
+        (([0, 1], [CAT, DOG]), ([0, 1], [CAT, OWL]), r"label 'owl' .* is no class"),
+    ],
+)
+def test_labels_of_a_test_set_that_are_no_class_are_refused(
+    main: tuple, test: tuple, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        named(tmp_path, main, test)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_of_the_recipe_choose_by_name_or_rename(tmp_path: Path) -> None:
+    main = ([1, 3, 1, 3], ["ant", "bee", "cow", "dog"])
+    with pytest.raises(DataError, match=r"class 'ant' has no rows; .*set source.class_names to (\[.*\])$") as caught:
+        named(tmp_path, main)
+    hint = json.loads(re.search(r"\[.*\]", str(caught.value))[0])
+    assert named(tmp_path, main, class_names=hint) == [["bee", "dog", "bee", "dog"]]
+    assert named(tmp_path, main, class_names=["dog", "bee"]) == [["bee", "dog", "bee", "dog"]]
+    both = ([0, 1, 2, 0], [CAT, DOG, OWL])
+    assert named(tmp_path, both, ([0, 1, 2], [OWL, CAT, DOG]), class_names=[DOG, CAT]) == [[CAT, DOG, CAT], [CAT, DOG]]
+    assert named(tmp_path, both, ([0, 1], [OWL, CAT, DOG]), class_names=["x", "y", "z"]) == [
+        ["x", "y", "z", "x"],
+        ["z", "x"],
+    ]
+    for names in ([CAT, "bird"], ["Cat", "Dog", "Owl"], ["x", "y"]):
+        with pytest.raises(DataError, match=r"source.class_names: .* is none of the 3 names that the data declares"):
+            named(tmp_path, both, class_names=names)
+    with pytest.raises(DataError, match=r"source.class_names: has 2 names, and .* has label 2"):
+        named(tmp_path, ([0, 1, 2], None), class_names=[CAT, DOG])
+
+
+def test_parts_are_joined_by_name_or_refused(tmp_path: Path) -> None:
+    def parts(*made: tuple) -> list:
+        for number, (labels, names) in enumerate(made):
+            write(tmp_path / f"{number}.parquet", images(len(labels)), pa.array(labels), names=names)
+        source = source_of(tmp_path)
+        source.check()
+        return [entry.label if isinstance(entry, Ref) else entry.reason for entry in entries(source)]
+
+    assert parts(([0, 1], [CAT, DOG]), ([0, 1, 5], [DOG, CAT])) == [0, 1, DOG, CAT, "bad_label"]
+    assert parts(([CAT, DOG], None), ([0, 1], [DOG, CAT])) == [CAT, DOG, DOG, CAT]
+    with pytest.raises(DataError, match=r"0.parquet declares names for its class numbers, 1.parquet does not"):
+        parts(([0, 1], [CAT, DOG]), ([0, 1], None))
+    with pytest.raises(DataError, match=r"'dog' is in one of them only"):
+        parts(([0, 1], [CAT, DOG]), ([0, 1], [CAT, OWL]))
+    pq.write_table(pq.read_table(tmp_path / "1.parquet").rename_columns(["image", "lbl"]), tmp_path / "1.parquet")
+    with pytest.raises(ConfigError, match=r"1.parquet has no column 'label'; did you mean lbl"):
+        source_of(tmp_path).check()
+
+
+def test_paths_without_bytes_and_folders_that_hold_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.parquet", [None] * 6, pa.array([0, 1] * 3))
+    with pytest.raises(DataError, match="holds paths of images and no bytes"):
+        source_of(path).check()
+    source_of(write(path, [None, *images(5)], pa.array([0, 1] * 3))).check()
+    (tmp_path / "hive/label=cat").mkdir(parents=True)
+    pq.write_table(pq.read_table(path).drop_columns(["label"]), tmp_path / "hive/label=cat/0.parquet")
+    with pytest.raises(ConfigError, match="folder names hold it"):
+        source_of(tmp_path / "hive")
+
+
+def test_files_of_the_test_set_are_no_part_of_the_main_one(tmp_path: Path) -> None:
+    for name in ("train-0", "train-1", "test-0"):
+        write(tmp_path / f"{name}.parquet", images(4), pa.array([0, 1] * 2))
+    with pytest.raises(
+        DataError, match=r"files of several splits .* source.path to \S+/train-\*.parquet and source.test"
+    ):
+        source_of(tmp_path).check()
+    test = str(tmp_path / "test-0.parquet")
+    made = open_sets(ParquetSource(kind="parquet", path=str(tmp_path), test_path=test), ImagesSpec(size=32))
+    assert (made[""].names, made["test"].names) == (("train-0.parquet", "train-1.parquet"), ("test-0.parquet",))
+    made[""].check()
+    with pytest.raises(DataError, match=r"names the files of source\.test_path and no other"):
+        source_of(tmp_path / "test-0.parquet", test_path=test)
 
 
 def test_reading_is_by_row_group(tmp_path: Path) -> None:
