@@ -26,8 +26,6 @@ IMAGE = encode(PIXELS, "jpg", 95)
 class NullSampler:
     """Stands where the sampler stands and gives the same pixels to every request."""
 
-    cut_prompts = 0
-
     def draw(self, requests: Sequence[Request]) -> list[Drawn]:
         """One result for each request."""
         from engine.diffusion.sampler import Drawn

@@ -169,10 +169,12 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Say what a run would make and cost, with three example prompts; needs no GPU, no Ray and no model."""
     spec = load_recipe(recipe, set_)
     check(spec)
-    if spec.model.checkpoint is None or hub.known(spec.model.checkpoint, spec.model.revision) is not None:
+    model = spec.model
+    store = begun(spec, output)
+    if store is None and (model.checkpoint is None or hub.known(model.checkpoint, model.revision) is not None):
         learnt.check(spec)
     table = Table(show_header=False, box=None, pad_edge=False)
-    for what, value in facts(spec, begun(spec, output)):
+    for what, value in facts(spec, store):
         table.add_row(what, value)
     Terminal(soft_wrap=True).print(table)
 

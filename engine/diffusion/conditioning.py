@@ -35,16 +35,12 @@ class Recent(Generic[T]):
 
 
 class PromptEncoder:
-    """The last layer of a CLIP text encoder.
-
-    `cut_prompts` counts the distinct encodings whose text was longer than the tokenizer's length and was cut.
-    """
+    """The last layer of a CLIP text encoder; what is too long for it is cut (see `reading`)."""
 
     def __init__(self, tokenizer: Any, text_encoder: Any, *, cache_bytes: int = CACHE_BYTES) -> None:
         config = text_encoder.config
         self.length = min(int(tokenizer.model_max_length), int(config.max_position_embeddings))
         self.width = int(config.hidden_size)
-        self.cut_prompts = 0
         self._tokenizer, self._text_encoder = tokenizer, text_encoder
         self._masked = bool(getattr(config, "use_attention_mask", False))
         self._cache: Recent[torch.Tensor] = Recent(
@@ -56,28 +52,24 @@ class PromptEncoder:
         return self._cache.get(prompt, self._encode)
 
     def _encode(self, prompt: str) -> torch.Tensor:
-        ids, mask, cut = tokenize(self._tokenizer, prompt, self.length, self._text_encoder.device)
+        ids, mask = tokenize(self._tokenizer, prompt, self.length, self._text_encoder.device)
         with torch.inference_mode():
             embedding: torch.Tensor = self._text_encoder(ids, attention_mask=mask if self._masked else None)[0][0]
-        self.cut_prompts += cut
         return embedding
 
 
-def tokenize(tokenizer: Any, prompt: str, length: int, device: Any) -> tuple[torch.Tensor, torch.Tensor, bool]:
-    """Token ids and attention mask (1, length) of one prompt, padded, and whether it was cut."""
-    encoding = tokenizer(
-        prompt, padding="max_length", max_length=length, truncation=True, return_overflowing_tokens=True
-    )
-    ids = torch.tensor(encoding["input_ids"][:1], device=device)
-    mask = torch.tensor(encoding["attention_mask"][:1], device=device)
-    return ids, mask, len(encoding["input_ids"]) > 1
+def tokenize(tokenizer: Any, prompt: str, length: int, device: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask (1, length) of one prompt, padded or cut."""
+    encoding = tokenizer([prompt], padding="max_length", max_length=length, truncation=True)
+    ids = torch.tensor(encoding["input_ids"], device=device)
+    return ids, torch.tensor(encoding["attention_mask"], device=device)
 
 
 def penultimate(
     tokenizer: Any, text_encoder: Any, prompt: str, length: int
-) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
-    """The last layer but one (length, width) of a CLIP text encoder, its pooled projection (P,) if it has one, and the cut."""
-    ids, _, cut = tokenize(tokenizer, prompt, length, text_encoder.device)
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The last layer but one (length, width) of a CLIP text encoder, and its pooled projection (P,) if it has one."""
+    ids, _ = tokenize(tokenizer, prompt, length, text_encoder.device)
     with torch.inference_mode():
         out = text_encoder(ids, output_hidden_states=True)
-    return out.hidden_states[-2][0], out[0][0] if out[0].ndim == 2 else None, cut
+    return out.hidden_states[-2][0], out[0][0] if out[0].ndim == 2 else None

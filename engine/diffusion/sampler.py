@@ -98,11 +98,6 @@ class Sampler:
         self._vae_batch = fast.vae_batch(self._how, self._vae.device.type, self._side)
         fast.prepare(self.pipeline, self._denoiser, self._how)
 
-    @property
-    def cut_prompts(self) -> int:
-        """How many encoded prompts were longer than the tokenizer's length and were cut."""
-        return self._encoder.cut_prompts
-
     def expect(self, batch_size: int) -> None:
         """Compile the denoiser, if that is asked for, for batches of this size; shorter ones are filled up to it."""
         if self._how.compile != "off":

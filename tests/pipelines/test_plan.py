@@ -6,12 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pytest
+
+from engine.conditions import stored
+from engine.errors import ConfigError
 from engine.shards.cost import Usage
 from engine.shards.names import PLAN, PlanFacts
 from engine.spec import RunSpec, spec_hash, validate
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
-from pipelines.plan import begun, facts
+from pipelines.cli import execute
+from pipelines.plan import begun, facts, reading
+from tests.support.checkpoints import write_checkpoint
+from tests.support.outputs import digits_spec
 from tests.support.sealed import publish_shard
 
 HOW: dict[str, Any] = {"device": "cuda", "device_name": "NVIDIA H100", "device_seconds": 1800.0, "drawn": 12}
@@ -72,3 +80,58 @@ def test_records_of_an_older_engine_give_the_time_of_an_actor(tmp_path: Path) ->
     found = lines(spec_of(price_per_hour=2), tmp_path / "out")
     assert found["actor time"].startswith("9 hours on one actor for 90 images")
     assert "price" not in found
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight generator that reads 16 tokens: 14 words of its vocabulary."""
+    return write_checkpoint(tmp_path_factory.mktemp("planned") / "model")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind", "says"),
+    [
+        ("photo of digit {class}", "class", "none"),
+        ("photo of digit {class}, {caption}", "moments", "none without their captions"),
+        (
+            "photo of digit {class} " + "thin " * 14,
+            "class",
+            "10 of 10 prompts are too long and are cut: 10 by tokenizer",
+        ),
+    ],
+)
+def test_cut_prompts_are_told(checkpoint: Path, tmp_path: Path, prompt: str, kind: str, says: str) -> None:
+    spec = digits_spec(checkpoint, conditions={"prompt": prompt, "caption": {"kind": kind}})
+    assert lines(spec, tmp_path / "none")["prompts cut"].startswith(says)
+    nowhere = spec.model_copy(update={"model": spec.model.model_copy(update={"checkpoint": "s3://bucket/model"})})
+    assert lines(nowhere, tmp_path / "none")["prompts cut"] == "known once the generator is here"
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_class_that_is_cut_is_refused_before_ray(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], closed: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec = digits_spec(checkpoint, {"visual_token": "none"}, conditions={"prompt": "thin " * 30 + "{class}"})
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(spec.model_dump(mode="json") | ({"model": {}} if closed else {})))
+    for verb in ["generate"] if closed else ["plan", "generate"]:
+        assert execute([verb, str(recipe), "-o", "out"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "conditions.prompt: puts class '0' behind the 16 tokens that are read" in line
+    assert not (tmp_path / "out/spec.yaml").exists()
+
+
+def test_after_captioning_whole_prompts_are_counted(checkpoint: Path, tmp_path: Path) -> None:
+    """Captions as a run has stored them, the class behind some of them."""
+    spec = digits_spec(checkpoint, conditions={"prompt": "{caption}, {class}", "caption": {"kind": "moments"}})
+    store = open_store(str(tmp_path))
+    claim(store, spec)
+    captions = pa.table({"key": ["a", "b"], "label": pa.array([0, 1], pa.int32()), "caption": ["thin", "left " * 12]})
+    stored.publish(store, stored.CAPTIONS, captions, {}, fitted={}, class_names=["0", "1"])
+    assert reading(spec, store, ("0", "1"))[1].startswith("none of 2")
+    longer = pa.table({**{name: captions[name] for name in ("key", "label")}, "caption": ["thin", "left " * 13]})
+    store.remove(stored.CAPTIONS)
+    stored.publish(store, stored.CAPTIONS, longer, {}, fitted={}, class_names=["0", "1"])
+    with pytest.raises(ConfigError, match="puts class '1' behind the 16 tokens"):
+        reading(spec, store, ("0", "1"))

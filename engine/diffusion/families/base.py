@@ -27,10 +27,6 @@ Places = dict[int, tuple[int, int]]
 class Encoder(Protocol):
     """Turns prompts and classes into what the network is told, one at a time, so that nothing depends on its neighbours."""
 
-    @property
-    def cut_prompts(self) -> int:
-        """How many distinct prompts were longer than the text encoder's length and were cut."""
-
     def encode(self, prompt: str, label: int | None = None) -> Condition:
         """The condition of one prompt, or of class `label` where the family knows classes only; None: no class, no prompt.
 

@@ -31,8 +31,6 @@ PARTS = {
 class ClassEncoder:
     """The number of the class, `labels` (); without one, that of the null class."""
 
-    cut_prompts = 0
-
     def __init__(self, device: torch.device) -> None:
         self._device = device
 

@@ -38,11 +38,6 @@ class SdEncoder:
         self._prompts = prompts
         self._places = places([prompts.width], prompts.length - 1)
 
-    @property
-    def cut_prompts(self) -> int:
-        """How many distinct prompts were cut."""
-        return self._prompts.cut_prompts
-
     def encode(self, prompt: str, label: int | None = None) -> Condition:
         """`states` (L, D)."""
         return {"states": self._prompts.encode(prompt)}

@@ -56,7 +56,6 @@ class Sd3Encoder:
         self._places = places(widths, self._length - 1)
         size = (self._length + T5_LENGTH) * self._width * self._pairs[0][1].dtype.itemsize
         self._cache: Recent[Condition] = Recent(max(16, CACHE_BYTES // size))
-        self.cut_prompts = 0
 
     def encode(self, prompt: str, label: int | None = None) -> Condition:
         """`states` (L + 256, D), `pooled` (P1 + P2,)."""
@@ -72,24 +71,23 @@ class Sd3Encoder:
         from engine.diffusion.conditioning import penultimate
 
         read = [penultimate(*pair, prompt, self._length) for pair in self._pairs]
-        clip = torch.cat([states for states, _, _ in read], dim=-1)
+        clip = torch.cat([states for states, _ in read], dim=-1)
         clip = torch.nn.functional.pad(clip, (0, self._width - clip.shape[-1]))
-        t5, cut = self._long(prompt, clip)
-        self.cut_prompts += cut or any(cut for _, _, cut in read)
-        pooled = torch.cat([pooled for _, pooled, _ in read if pooled is not None], dim=-1)
-        return {"states": torch.cat([clip, t5]), "pooled": pooled}
+        pooled = torch.cat([pooled for _, pooled in read if pooled is not None], dim=-1)
+        return {"states": torch.cat([clip, self._long(prompt, clip)]), "pooled": pooled}
 
-    def _long(self, prompt: str, like: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """T5's tokens (256, D), and whether the prompt was cut."""
+    def _long(self, prompt: str, like: torch.Tensor) -> torch.Tensor:
+        """T5's tokens (256, D)."""
         import torch
 
         from engine.diffusion.conditioning import tokenize
 
         if self._t5 is None:
-            return like.new_zeros(T5_LENGTH, self._width), False
-        ids, _, cut = tokenize(self._t5_tokenizer, prompt, T5_LENGTH, self._t5.device)
+            return like.new_zeros(T5_LENGTH, self._width)
+        ids, _ = tokenize(self._t5_tokenizer, prompt, T5_LENGTH, self._t5.device)
         with torch.inference_mode():
-            return self._t5(ids)[0][0].to(like), cut
+            states: torch.Tensor = self._t5(ids)[0][0]
+        return states.to(like)
 
 
 class StableDiffusion3(StableDiffusionXl):

@@ -50,7 +50,6 @@ class XlEncoder:
         self._sizes = [side, side, 0, 0, side, side]
         size = self._length * sum(widths) * self._pairs[0][1].dtype.itemsize
         self._cache: Recent[Condition] = Recent(max(16, CACHE_BYTES // size))
-        self.cut_prompts = 0
 
     def encode(self, prompt: str, label: int | None = None) -> Condition:
         """`states` (L, D1 + D2), `pooled` (P,), `time_ids` (6,)."""
@@ -68,8 +67,7 @@ class XlEncoder:
 
         from engine.diffusion.conditioning import penultimate
 
-        states, pooled, cuts = zip(*(penultimate(*pair, prompt, self._length) for pair in self._pairs), strict=True)
-        self.cut_prompts += any(cuts)
+        states, pooled = zip(*(penultimate(*pair, prompt, self._length) for pair in self._pairs), strict=True)
         joined = torch.cat(states, dim=-1)
         return {"states": joined, "pooled": pooled[1], "time_ids": torch.tensor(self._sizes).to(joined)}
 

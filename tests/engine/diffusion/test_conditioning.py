@@ -74,14 +74,6 @@ def test_only_the_last_token_is_overwritten_and_only_where_there_is_one(encoder:
     assert torch.equal(encoder.encode("one"), one)
 
 
-def test_cut_prompts_are_counted_once_while_they_are_remembered(encoder: PromptEncoder) -> None:
-    room = encoder.length - 2
-    embed(encoder, ["one " * room, "one"], [None, None])
-    assert encoder.cut_prompts == 0
-    embed(encoder, ["one " * (room + 1), "two " * 500, "two " * 500], [None] * 3)
-    assert encoder.cut_prompts == 2
-
-
 def test_a_token_of_another_width_and_one_that_is_not_finite_are_refused(encoder: PromptEncoder) -> None:
     with pytest.raises(ConfigError, match=f"have 7 numbers, the checkpoint's text tokens {encoder.width}"):
         embed(encoder, ["one"], [np.ones(7, np.float32)])

@@ -359,12 +359,6 @@ def test_images_are_drawn_at_the_size_of_the_checkpoint_even_from_old_directorie
         assert pixels(sampler.draw(ask(1, latent=(4, 12, 12)))).shape == (1, 24, 24, 3)
 
 
-def test_cut_prompts_are_counted(pipelines: Pipelines) -> None:
-    sampler = Sampler(pipelines(), spec(num_inference_steps=1))
-    pixels(sampler.draw([Request("one " * 40, 1), Request("one", 2)]))
-    assert sampler.cut_prompts == 1
-
-
 def test_sampling_that_leaves_no_step_is_refused(pipelines: Pipelines) -> None:
     with pytest.raises(ConfigError, match=r"generate\.strength"):
         Sampler(pipelines(), spec(num_inference_steps=2, strength=0.4))

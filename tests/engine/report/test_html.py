@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from engine.conditions.cuts import Cuts
 from engine.errors import DataError
 from engine.report import html
 from engine.report.facts import gather
@@ -127,6 +128,21 @@ def test_the_mixing_is_told_as_it_was(judged_run: JudgedRun, page: Page) -> None
     assert "mixed batches are drawn from the union of real and synthetic images." in told
     older = replace(facts, judge=facts.judge | {"recipe": {k: v for k, v in recipe.items() if k != "mixing"}})
     assert "half real, half synthetic" in Page(render(older, [])).words
+
+
+def test_cut_prompts_are_told_where_they_were_counted(judged_run: JudgedRun, page: Page) -> None:
+    assert "prompts cut" not in page.words  # an output of before: nobody has counted
+    facts = gather(judged_run.store, judged_run.spec)
+    found = Cuts(
+        prompts=50, cut=3, by_tokenizer={"tokenizer": 3}, lengths={"tokenizer": 77}, example="a b <c>", kept="a b"
+    )
+    told = Page(render(replace(facts, cuts=found), [])).words
+    assert "prompts cut 3 of 50 prompts are too long and are cut: 3 by tokenizer (77 tokens)" in told
+    assert "Shorten the prompts" in told
+    assert "Such as \u201ca b <c>\u201d, which is read as \u201ca b\u201d." in told
+    whole = Page(render(replace(facts, cuts=found.model_copy(update={"cut": 0})), [])).words
+    assert "prompts cut none of 50" in whole
+    assert "Shorten the prompts" not in whole
 
 
 def test_images_are_the_first_of_each_class_and_carry_their_prompt(page: Page) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.diffusion import families
+from engine.diffusion import families, reading
 from engine.diffusion.checkpoint import Checkpoint, load
 from engine.diffusion.families.base import from_latents, tell, to_latents, with_tokens
 from engine.diffusion.process import Diffusion, Flow
@@ -73,12 +73,14 @@ def test_a_feature_overwrites_the_channels_of_the_encoder_of_its_width(
 
 
 @pytest.mark.parametrize("kind", TEXT)
-def test_cut_prompts_are_counted_once(checked: dict[str, Checkpoint], kind: str) -> None:
+def test_prompts_that_differ_in_what_is_cut_alone_are_encoded_alike(checked: dict[str, Checkpoint], kind: str) -> None:
     pipeline = load(checked[kind], "cpu", "float32")
-    encoder = families.of(pipeline).encoder(pipeline)
-    for prompt in ("one", "one " * 40, "one " * 40):
-        encoder.encode(prompt)
-    assert encoder.cut_prompts == 1
+    encoder, readers = families.of(pipeline).encoder(pipeline), reading.of_folder(checked[kind].path)
+    for words in (LENGTH - 3, LENGTH - 2, 300):
+        pair = ["one " * words + last for last in ("two", "three")]
+        told = [encoder.encode(prompt)["states"] for prompt in pair]
+        kept = {prompt[: read.end] for prompt, read in zip(pair, readers.read(pair), strict=True)}
+        assert torch.equal(*told) == (len(kept) == 1)
 
 
 def test_dit_is_told_a_class_or_the_null_class_and_no_features(checked: dict[str, Checkpoint]) -> None:
