@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from engine.diffusion.families import ALL, FAMILIES
 from engine.diffusion.families.base import Family
 from engine.diffusion.weights import PICKLED
 from engine.errors import ConfigError
+from engine.storage import regular
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 STEMS = {
@@ -21,6 +21,7 @@ STEMS = {
 }
 VARIANTS = (None, "fp16", "bf16", "fp32")
 MAX_JSON_BYTES = 16 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
 _CONVERT = (
     "convert it on a machine where you trust the file: "
     "DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
@@ -51,16 +52,14 @@ class Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, or something else."""
+    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, a pipe or device, or something else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(str(path), "is too large for a configuration file")
-        value = json.loads(path.read_bytes())
+        value = regular.read_json(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again") from error
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})", "copy or download the file again") from error
+    except ValueError as error:
         raise ConfigError(str(path), f"is not JSON ({error})", "copy or download the file again") from error
     if not isinstance(value, dict):
         raise ConfigError(str(path), "is not a JSON object", "copy or download the file again")
@@ -108,8 +107,11 @@ def _is_named(where: str, family: Family, name: str, value: list[Any]) -> bool:
 
 
 def refuse_code(folder: Path, components: frozenset[str]) -> None:
-    """Refuse Python files and `auto_map` entries in the folders that are used (ConfigError); they would not run anyway."""
+    """Refuse pipes, devices, Python files and `auto_map` entries in the folders that are used (ConfigError); code would not run anyway."""
     for name in sorted(components):
+        odd = regular.irregular(folder / name)
+        if odd is not None:
+            raise ConfigError(str(odd), "is not a regular file", "copy or download the whole checkpoint again")
         for path in sorted((folder / name).iterdir()):
             if path.suffix == ".py":
                 raise ConfigError(str(path), "is code in a checkpoint", "remove it: custom code is never run")
@@ -140,11 +142,16 @@ def tokenizer_files(folder: Path, component: str = "tokenizer") -> tuple[Path, .
     place, config = folder / component, config_file(folder, component)
     whole, bpe = place / "tokenizer.json", (place / "vocab.json", place / "merges.txt")
     parts = (whole,) if whole.exists() or component == "tokenizer_3" else bpe  # T5's has no vocab.json
-    for path in (config, *parts):
-        if not path.is_file():
-            raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again")
     extra = (place / "special_tokens_map.json", place / "added_tokens.json")
-    return (config, *parts, *(path for path in extra if path.exists()))
+    files = (config, *parts, *(path for path in extra if path.exists()))
+    for path in files:
+        try:
+            regular.check(path, MAX_TOKENIZER_BYTES)
+        except FileNotFoundError:
+            raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again") from None
+        except OSError as error:
+            raise ConfigError(str(path), f"cannot be used ({error.strerror})", "copy or download it again") from None
+    return files
 
 
 def _shards(index: Path) -> tuple[Path, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.storage import regular
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -32,6 +34,11 @@ class Tensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors that a safetensors file declares; ConfigError where the file is missing, cut, corrupt or of an odd dtype."""
     return dict(_header(_version(path)))
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of a model's files together."""
+    return {name: tensor for path in paths for name, tensor in read_header(path).items()}
 
 
 def check_finite(path: Path) -> None:
@@ -57,7 +64,7 @@ class _Version:
 
 def _version(path: Path) -> _Version:
     try:
-        found = path.stat()
+        found = regular.check(path)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
     return _Version(path, found.st_size, found.st_mtime_ns, found.st_ino)
