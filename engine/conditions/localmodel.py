@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.diffusion import plausible
-from engine.diffusion.layout import MAX_JSON_BYTES
-from engine.diffusion.weights import read_headers
+from engine.diffusion.layout import MAX_JSON_BYTES, snapshot
+from engine.diffusion.weights import FETCH, POINTER, is_pointer, read_headers
 from engine.errors import ConfigError
 from engine.storage import regular
 
@@ -37,7 +37,9 @@ def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
     try:
         data = regular.read_json(path, MAX_JSON_BYTES)
     except FileNotFoundError:
-        raise ConfigError(key, f"{folder} has no {name}", "give a directory that save_pretrained has written") from None
+        inner = snapshot(folder, name)
+        fix = f"name {inner}" if inner else "give a directory that save_pretrained has written"
+        raise ConfigError(key, f"{folder} has no {name}", fix) from None
     except (OSError, ValueError) as error:
         raise ConfigError(key, f"{path} cannot be read ({error})", "copy the model again") from None
     if not isinstance(data, dict):
@@ -76,6 +78,8 @@ def check_safetensors(file: Path, key: str) -> None:
         raise ConfigError(key, f"{file} is a pickle file", CONVERT)
     try:
         regular.check(file)
+        if is_pointer(file):
+            raise ConfigError(key, f"{file} {POINTER}", FETCH)
         with safe_open(file, framework="numpy") as opened:
             empty = not list(opened.keys())
     except (OSError, SafetensorError) as error:

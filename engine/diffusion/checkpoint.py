@@ -16,6 +16,7 @@ from engine import __version__
 from engine.diffusion import hub, layout, plausible, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
+from engine.diffusion.families.checks import scale
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec, ModelSpec
 from engine.storage import notes
@@ -91,6 +92,16 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
         parameters=sum(tensor.size for header in parts for tensor in header.values()),
         **facts,
     )
+
+
+def size_note(folder: Path, image_size: int) -> str | None:
+    """What to tell where images are drawn at another side in pixels than the one that a directory's configuration names."""
+    family = layout.read_index(folder).family
+    side = layout.read_json(layout.config_file(folder, family.denoiser)).get("sample_size")
+    own = side * scale(layout.read_json(layout.config_file(folder, "vae"))) if isinstance(side, int) else image_size
+    if own == image_size:
+        return None
+    return f"images.size is {image_size}, the generator's own size is {own}: at other sizes than they learnt, generators draw worse"
 
 
 def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> None:

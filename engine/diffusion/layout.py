@@ -8,7 +8,7 @@ from typing import Any
 
 from engine.diffusion.families import ALL, FAMILIES
 from engine.diffusion.families.base import Family
-from engine.diffusion.weights import PICKLED
+from engine.diffusion.weights import PICKLED, read_header
 from engine.errors import ConfigError
 from engine.storage import regular
 
@@ -20,6 +20,7 @@ STEMS = {
     if part.has_weights
 }
 VARIANTS = (None, "fp16", "bf16", "fp32")
+INDEX = "model_index.json"
 MAX_JSON_BYTES = 16 * 2**20
 MAX_TOKENIZER_BYTES = 64 * 2**20
 _CONVERT = (
@@ -75,10 +76,10 @@ def config_file(folder: Path, component: str) -> Path:
 
 def read_index(folder: Path) -> Index:
     """What `model_index.json` names; ConfigError for pipelines of no known family and for classes not allowed."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise ConfigError(str(folder), "is not a diffusers directory (no model_index.json)", _convert_hint(folder))
-    index = read_json(folder / "model_index.json")
-    where, kind = str(folder / "model_index.json"), index.get("_class_name")
+    index = read_json(folder / INDEX)
+    where, kind = str(folder / INDEX), index.get("_class_name")
     if not isinstance(kind, str) or kind not in FAMILIES:
         what = f"is for {kind!r}, not for Stable Diffusion 1, 2, XL or 3, nor for DiT"
         raise ConfigError(where, what, f"give a directory for {', '.join(family.pipelines[0] for family in ALL)}")
@@ -167,8 +168,38 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
+def snapshot(root: Path, name: str) -> Path | None:
+    """The newest snapshot that has the file `name`, where `root` is a repository in the Hub's cache."""
+    found = [path.parent for path in root.glob(f"snapshots/*/{name}")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def conversion(path: Path) -> str:
+    """How a checkpoint in one file becomes a diffusers directory, with the pipeline that its own tensors are for."""
+    pipelines = ["StableDiffusionPipeline"]
+    if path.suffix == ".safetensors":
+        try:
+            names = read_header(path)
+        except ConfigError as error:
+            return error.fix
+        marks = (
+            ("joint_blocks.", "StableDiffusion3Pipeline"),
+            ("conditioner.embedders.1.", "StableDiffusionXLPipeline"),
+        )
+        pipelines = [pipeline for mark, pipeline in marks if any(mark in name for name in names)] or pipelines
+        if not any(".diffusion_model." in name or "cond_stage_model." in name for name in names):
+            return f"{path.name} is no whole checkpoint: give a directory that StableDiffusionPipeline.save_pretrained has written"
+    else:
+        pipelines.append("or StableDiffusionXLPipeline")
+    return f"convert {path.name} where there is a network: {' '.join(pipelines)}.from_single_file({str(path)!r}).save_pretrained(NEW)"
+
+
 def _convert_hint(folder: Path) -> str:
+    children = sorted(path.parent for path in folder.glob("*/model_index.json"))
+    inner = snapshot(folder, INDEX) or next(iter(children), None)
+    if inner is not None:
+        return f"name {inner}"
     for path in sorted(folder.iterdir()):
         if path.suffix in (*PICKLED, ".safetensors"):
-            return f"convert {path.name}: StableDiffusionPipeline.from_single_file(...).save_pretrained(NEW)"
+            return conversion(path)
     return "give a directory that StableDiffusionPipeline.save_pretrained has written"

@@ -14,6 +14,9 @@ from engine.errors import ConfigError
 from engine.storage import regular
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+POINTER = "is a pointer of Git LFS, not the file itself"
+FETCH = "run `git lfs install` and `git lfs pull` in its repository, or fetch it with `hf download`"
+_LFS = b"version https://git-lfs.github.com/spec/v1"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
@@ -39,6 +42,11 @@ def read_header(path: Path) -> dict[str, Tensor]:
 def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
     """The tensors of a model's files together."""
     return {name: tensor for path in paths for name, tensor in read_header(path).items()}
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves of a large one that was not fetched."""
+    return path.stat().st_size < 1024 and regular.read(path, 1024).startswith(_LFS)
 
 
 def check_finite(path: Path) -> None:
@@ -80,6 +88,8 @@ def _header(version: _Version) -> tuple[tuple[str, Tensor], ...]:
 
     if version.size == 0:
         raise _corrupt(version.path, "is empty (0 bytes)")
+    if is_pointer(version.path):
+        raise ConfigError(str(version.path), POINTER, FETCH)
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(version.path, framework="np") as file:
