@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from engine.diffusion.layout import STEMS, conversion
 from engine.errors import ConfigError
@@ -107,6 +110,20 @@ def _snapshot(repository: str, revision: str) -> Path:
     return folder
 
 
+def _reachable() -> bool:
+    """Whether the Hub's machine answers at all, asked once: its library asks five times, for half a minute."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return True  # a proxy resolves names that this machine cannot
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname, address.port or 443), timeout=TIMEOUT_S):
+            return True
+    except OSError:
+        return False
+
+
 def _download(repository: str, revision: str, unwanted: tuple[str, ...]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
@@ -128,6 +145,7 @@ def _download(repository: str, revision: str, unwanted: tuple[str, ...]) -> Path
                 allow_patterns=list(_WANTED),
                 ignore_patterns=list(unwanted),
                 etag_timeout=TIMEOUT_S,
+                local_files_only=not _reachable(),
             )
         )
     except Exception as error:  # network libraries' own exceptions, which differ between releases of huggingface_hub

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 
 import diffusers
@@ -58,6 +59,18 @@ def test_what_cannot_be_had_is_one_line(checkpoint: str | None, revision: str | 
         locate(checkpoint, revision)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A port of this machine that refuses; the Hub's own library would ask it for half a minute."""
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(ConfigError, match="is not in the local cache, and the Hub cannot be reached"):
+        locate("owner/name", COMMIT)
+    assert time.monotonic() - start < 10
 
 
 SINGLE = {
