@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from rich.table import Table
 
@@ -10,6 +12,8 @@ from engine.conditions import prompts
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load_captions
 from engine.diffusion import hub
+from engine.diffusion.checkpoint import size_note
+from engine.diffusion.layout import INDEX
 from engine.errors import DataError
 from engine.generation.plan import Plan
 from engine.images.sources.overlap import check_output
@@ -145,6 +149,9 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
         ),
         *ahead(spec, store, found),
     ]
+    if spec.model.checkpoint is not None and (Path(spec.model.checkpoint).expanduser() / INDEX).is_file():
+        note = size_note(Path(spec.model.checkpoint).expanduser(), size)
+        rows += [("image size", note)] if note else []
     if plan.shards > 100_000:
         rows.append(
             (

@@ -133,6 +133,9 @@ def _generate(run: Run, limit: float | None) -> str:
     from engine.images import catalog
 
     model = checkpoint.inspect(generator(run.spec, run.store, matched=True), run.spec.images.size)
+    size = checkpoint.size_note(model.path, run.spec.images.size)
+    if size is not None:
+        run.reporter.note(size)
     conditions, real = table.load(run.store, run.spec), catalog.load(run.store)
     made = job.generate(run.spec, run.store, model, conditions, real, run.reporter, lora=lora_of(run.spec, run.store))
     return f"{made.count:,} synthetic images in {made.shards:,} shards: data/; {made.quarantined:,} quarantined"

@@ -25,6 +25,7 @@ def precheck(spec: CaptionSpec) -> list[Path]:
     family = _family(spec, folder)
     more = family.files(folder)
     weights = localmodel.weights(folder, KEY)
+    localmodel.check_sizes(folder / "config.json", localmodel.config(folder, KEY), weights)
     processors = [folder / name for name in PROCESSORS if (folder / name).is_file()]
     if not any(processor.name in PROCESSORS[:2] for processor in processors):
         raise ConfigError(KEY, f"{folder} has no preprocessor_config.json", "copy the model's processor files too")

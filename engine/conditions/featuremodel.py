@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.conditions import localmodel
+from engine.diffusion import plausible
 from engine.errors import ConfigError
 from engine.spec.models import FeatureSpec, RunSpec
 
@@ -19,6 +20,15 @@ PREFERRED = (
     "open_clip_pytorch_model.safetensors",
 )  # what open_clip takes before any pickle
 LOCAL = "local-dir:"
+OPEN_CLIP = "open_clip_config.json"
+# What open_clip does with images where only a name is given (its PreprocessCfg; OpenAI's mean and deviation).
+PREPARED = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "interpolation": "bicubic",
+    "resize_mode": "shortest",
+}
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
 
 @dataclass(frozen=True)
@@ -101,11 +111,17 @@ def check_use(spec: RunSpec, model: FeatureModel, widths: Collection[int] | None
 
 
 def _processor(places: tuple[Path, ...], key: str) -> Path:
+    """The file that tells how images are prepared, where transformers looks for it: `processor_config.json` of its version 5 first."""
     for place in places:
-        if (place / "preprocessor_config.json").is_file():
-            localmodel.config(place, key, "preprocessor_config.json")
-            return place / "preprocessor_config.json"
-    raise ConfigError(key, f"{places[0]} has no preprocessor_config.json", "copy the model's image processor too")
+        for name in PROCESSORS:
+            if (place / name).exists():
+                config = localmodel.config(place, key, name)
+                own = config.get("image_processor") if name == PROCESSORS[0] else config
+                if isinstance(own, dict):
+                    plausible.numbers(place / name, own)
+                    return place / name
+    what = f"{places[0]} has no {PROCESSORS[1]} and no {PROCESSORS[0]} with an image_processor"
+    raise ConfigError(key, what, "copy the model's image processor too")
 
 
 def _config(folder: Path, key: str, kind: str, wanted: str) -> dict[str, Any]:
@@ -128,7 +144,9 @@ def _clip(folder: Path, processors: Path, tokenizers: Path, key: str) -> Feature
     config = _config(folder, key, "clip", "CLIPModel")
     processor = _processor((folder, processors), key)
     tokenizer = next((place for place in (folder, tokenizers) if localmodel.tokenizer_files(place, key)), None)
-    files = [*localmodel.weights(folder, key), folder / "config.json", processor]
+    weights = localmodel.weights(folder, key)
+    localmodel.check_sizes(folder / "config.json", config, weights)
+    files = [*weights, folder / "config.json", processor]
     return FeatureModel(
         loader="clip",
         source=str(folder),
@@ -142,11 +160,13 @@ def _clip(folder: Path, processors: Path, tokenizers: Path, key: str) -> Feature
 def _vision(folder: Path, processors: Path) -> FeatureModel:
     config = _config(folder, KEY, "clip_vision_model", "CLIPVisionModelWithProjection")
     processor = _processor((folder, processors), KEY)
+    weights = localmodel.weights(folder, KEY)
+    localmodel.check_sizes(folder / "config.json", config, weights)
     return FeatureModel(
         loader="vision",
         source=str(folder),
         dim=_width(config, "projection_dim", folder / "config.json", KEY),
-        files=(*localmodel.weights(folder, KEY), folder / "config.json", processor),
+        files=(*weights, folder / "config.json", processor),
         preprocessor=str(processor.parent),
     )
 
@@ -160,6 +180,7 @@ def _open_clip(spec: FeatureSpec) -> FeatureModel:
         return _open_clip_folder(path)
     localmodel.check_safetensors(path, f"{KEY}.path")
     config = _builtin(spec.model or "")
+    _check_beside(path, spec.model or "", config)
     text = config["text_cfg"]
     _check_towers(config, f"{KEY}.model")
     simple = "hf_tokenizer_name" not in text and "siglip" not in (spec.model or "").lower()
@@ -173,8 +194,39 @@ def _open_clip(spec: FeatureSpec) -> FeatureModel:
     )
 
 
+def _check_beside(weights: Path, model: str, config: dict[str, Any]) -> None:
+    """Refuse weights whose own configuration is not there, or is not what open_clip takes for the name (ConfigError).
+
+    Weights of one name were trained with different activations, means and deviations, which no number in them tells.
+    """
+    folder = weights.parent
+    if not (folder / OPEN_CLIP).exists():
+        what = f"{weights} has no {OPEN_CLIP} beside it, which says how images are prepared (mean, std) and which quick_gelu it has"
+        raise ConfigError(f"{KEY}.path", what, f"copy the {OPEN_CLIP} of the weights' repository beside it")
+    own = localmodel.config(folder, f"{KEY}.path", OPEN_CLIP)
+    wanted = PREPARED | {"size": config.get("vision_cfg", {}).get("image_size")}
+    prepared = {key: value for key, value in (own.get("preprocess_cfg") or {}).items() if key in wanted}
+    if isinstance(side := prepared.get("size"), list) and len(set(side)) == 1:
+        prepared["size"] = side[0]
+    pairs = {"model_cfg": (own.get("model_cfg"), config), "preprocess_cfg": (wanted | prepared, wanted)}
+    differing = [key for name, (found, builtin) in pairs.items() for key in _differences(found, builtin, name)]
+    if differing:
+        what = f"{folder / OPEN_CLIP} differs from open_clip's own {model} in {', '.join(differing[:4])}"
+        fix = f"leave {KEY}.model out and set {KEY}.path to {folder}"
+        raise ConfigError(f"{KEY}.model", what, fix)
+
+
+def _differences(found: Any, builtin: Any, name: str) -> list[str]:
+    """Where two configurations differ; what is false or null is as good as absent."""
+    if not (isinstance(found, dict) and isinstance(builtin, dict)):
+        one, other = (tuple(value) if isinstance(value, list) else value for value in (found, builtin))
+        return [] if one == other or not (one or other) else [name]
+    keys = sorted({*found, *builtin})
+    return [path for key in keys for path in _differences(found.get(key), builtin.get(key), f"{name}.{key}")]
+
+
 def _open_clip_folder(folder: Path) -> FeatureModel:
-    key, name = f"{KEY}.path", "open_clip_config.json"
+    key, name = f"{KEY}.path", OPEN_CLIP
     config = localmodel.config(folder, key, name).get("model_cfg")
     if not isinstance(config, dict) or not isinstance(config.get("text_cfg"), dict):
         raise ConfigError(key, f"{folder / name} has no model_cfg", "give a folder that open_clip has written")
@@ -188,6 +240,7 @@ def _open_clip_folder(folder: Path) -> FeatureModel:
     if not chosen:
         raise ConfigError(key, f"{folder} has no safetensors weights", "copy the model again")
     localmodel.check_safetensors(chosen[0], key)
+    localmodel.check_sizes(folder / name, config, chosen[:1])
     tokens: list[Path] = localmodel.tokenizer_files(folder, key) if config["text_cfg"].get("hf_tokenizer_name") else []
     source = LOCAL + str(folder)
     has_text = bool(tokens) or not config["text_cfg"].get("hf_tokenizer_name")

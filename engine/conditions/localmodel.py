@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine.diffusion import plausible
+from engine.diffusion.layout import MAX_JSON_BYTES, snapshot
+from engine.diffusion.weights import FETCH, POINTER, is_pointer, read_headers
 from engine.errors import ConfigError, StorageError
-from engine.storage import origin
+from engine.storage import origin, regular
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy")
 TOKENIZERS = (
@@ -30,10 +32,15 @@ def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(key, f"{folder} is not a directory", "give a local model directory")
     path = folder / name
+    odd = regular.irregular(folder)
+    if odd is not None:
+        raise ConfigError(key, f"{odd} is not a regular file", "copy the model again")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = regular.read_json(path, MAX_JSON_BYTES)
     except FileNotFoundError:
-        raise ConfigError(key, f"{folder} has no {name}", "give a directory that save_pretrained has written") from None
+        inner = snapshot(folder, name)
+        fix = f"name {inner}" if inner else "give a directory that save_pretrained has written"
+        raise ConfigError(key, f"{folder} has no {name}", fix) from None
     except (OSError, ValueError) as error:
         raise ConfigError(key, f"{path} cannot be read ({error})", "copy the model again") from None
     if not isinstance(data, dict):
@@ -50,8 +57,10 @@ def weights(folder: Path, key: str) -> list[Path]:
     if single.is_file():
         files = [single]
     elif index.is_file():
-        names = config(folder, key, index.name).get("weight_map", {}).values()
-        files = [folder / Path(name).name for name in sorted(set(names))]
+        names = config(folder, key, index.name).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise ConfigError(key, f"{index} has no weight_map", "copy the model again")
+        files = [folder / Path(str(name)).name for name in sorted(set(map(str, names.values())))]
     else:
         pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         if pickled:
@@ -69,6 +78,9 @@ def check_safetensors(file: Path, key: str) -> None:
     if file.suffix in PICKLES:
         raise ConfigError(key, f"{file} is a pickle file", CONVERT)
     try:
+        regular.check(file)
+        if is_pointer(file):
+            raise ConfigError(key, f"{file} {POINTER}", FETCH)
         with safe_open(file, framework="numpy") as opened:
             empty = not list(opened.keys())
     except (OSError, SafetensorError) as error:
@@ -77,6 +89,12 @@ def check_safetensors(file: Path, key: str) -> None:
         ) from None
     if empty:
         raise ConfigError(key, f"{file} holds no tensor", "copy it again")
+
+
+def check_sizes(where: Path, config: dict[str, Any], files: Iterable[Path]) -> None:
+    """Refuse a configuration that asks for more than the weights in `files` can fill (ConfigError)."""
+    plausible.numbers(where, config)
+    plausible.repeats(where, config, read_headers(files))
 
 
 def tokenizer_files(folder: Path, key: str) -> list[Path]:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__
-from engine.diffusion import classes, hub, inputs, layout, schedulers, weights
+from engine.diffusion import classes, hub, inputs, layout, plausible, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
+from engine.diffusion.families.checks import scale
 from engine.errors import ConfigError, StorageError
 from engine.spec.models import GenerateSpec, ModelSpec
 from engine.storage import cache as cache_of_node
@@ -69,9 +70,13 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     tokenizers = index.named("tokenizer")
     described = sorted(index.components.difference(tokenizers))
     configs = {name: layout.read_json(layout.config_file(folder, name)) for name in [*described, *tokenizers]}
+    for name in described:
+        plausible.numbers(layout.config_file(folder, name), configs[name])
     facts = _facts(folder, index, configs, image_size)
     found = {name: layout.find_weights(folder, name) for name in index.named("model", "beside")}
     headers = {name: [weights.read_header(path) for path in part.files] for name, part in found.items()}
+    for name, part in found.items():
+        plausible.repeats(layout.config_file(folder, name), configs[name], weights.read_headers(part.files))
     texts = [path for name in tokenizers for path in layout.tokenizer_files(folder, name)]
     files = [path for part in found.values() for path in part.files]
     indexes = [part.index for part in found.values() if part.index]
@@ -93,6 +98,16 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
         class_labels=classes.read_labels(index.settings.get("id2label"), facts.get("classes") or 0),
         **facts,
     )
+
+
+def size_note(folder: Path, image_size: int) -> str | None:
+    """What to tell where images are drawn at another side in pixels than the one that a directory's configuration names."""
+    family = layout.read_index(folder).family
+    side = layout.read_json(layout.config_file(folder, family.denoiser)).get("sample_size")
+    own = side * scale(layout.read_json(layout.config_file(folder, "vae"))) if isinstance(side, int) else image_size
+    if own == image_size:
+        return None
+    return f"images.size is {image_size}, the generator's own size is {own}: at other sizes than they learnt, generators draw worse"
 
 
 def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:
@@ -249,10 +264,14 @@ def _check_complete(folder: Path, components: tuple[str, ...], digest: str) -> N
     for component in components:
         of_text = component.startswith("text_encoder")
         try:
+            held = weights.read_headers(layout.find_weights(folder, component).files)
+            plausible.fills(layout.config_file(folder, component), empty(folder, component), held)
             with (
                 quiet()
             ):  # only names, shapes and values matter here, and those of a T5 in float32 would not fit everywhere
                 model, info = _load_model(folder, component, torch.bfloat16)
+        except ConfigError:
+            raise
         except Exception as error:  # a configuration with odd values fails anywhere in the libraries
             raise ConfigError(str(folder / component), f"cannot be loaded ({_first_line(error)})") from error
         missing = sorted(map(str, info["missing_keys"]))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
-from engine.diffusion.layout import STEMS
+from engine.diffusion.layout import STEMS, conversion
 from engine.errors import ConfigError
 from engine.storage import cache
 from engine.storage.urls import normalise
@@ -37,9 +40,7 @@ def locate(checkpoint: str | None, revision: str | None) -> Path:
         return path.resolve()
     if path.exists():
         what = f"{checkpoint} is a file, not a diffusers directory"
-        raise ConfigError(
-            _WHERE, what, "convert it: StableDiffusionPipeline.from_single_file(...).save_pretrained(NEW)"
-        )
+        raise ConfigError(_WHERE, what, conversion(path))
     if not _HUB_ID.fullmatch(checkpoint):
         raise ConfigError(
             _WHERE, f"{checkpoint} does not exist", "give a diffusers directory or a Hub id such as owner/name"
@@ -103,9 +104,14 @@ def _stored(url: str) -> Path:
 
 
 def _wanted(names: Sequence[str]) -> list[str]:
-    """The files of a diffusers directory that are used, and code, which is refused; half-precision duplicates are left."""
-    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in (*_WANTED, "*/*.py"))]
-    found = [name for name in found if not any(fnmatchcase(name, pattern) for pattern in _UNWANTED)]
+    """The files of a diffusers directory that are fetched: those that are used, and code, which is refused."""
+    found = [*used(names), *(name for name in names if fnmatchcase(name, "*/*.py"))]
+    return [name for name in found if not any(fnmatchcase(name, pattern) for pattern in _UNWANTED)]
+
+
+def used(names: Sequence[str]) -> list[str]:
+    """The files of a diffusers directory that loaders use; half-precision duplicates, pickles and code are left."""
+    found = [name for name in names if any(fnmatchcase(name, pattern) for pattern in _WANTED)]
     parts = {name.rpartition("/")[0] for name in found if name.rpartition("/")[2] in _PLAIN}
     return [name for name in found if not (_REDUCED.search(name) and name.rpartition("/")[0] in parts)]
 
@@ -117,6 +123,20 @@ def _snapshot(repository: str, revision: str) -> Path:
     if not all(any(part.glob("*.safetensors")) for part in parts):
         folder = _download(repository, revision, _UNWANTED)
     return folder
+
+
+def _reachable() -> bool:
+    """Whether the Hub's machine answers at all, asked once: its library asks five times, for half a minute."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return True  # a proxy resolves names that this machine cannot
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        with socket.create_connection((address.hostname, address.port or 443), timeout=TIMEOUT_S):
+            return True
+    except OSError:
+        return False
 
 
 def _download(repository: str, revision: str, unwanted: tuple[str, ...]) -> Path:
@@ -140,6 +160,7 @@ def _download(repository: str, revision: str, unwanted: tuple[str, ...]) -> Path
                 allow_patterns=list(_WANTED),
                 ignore_patterns=list(unwanted),
                 etag_timeout=TIMEOUT_S,
+                local_files_only=not _reachable(),
             )
         )
     except Exception as error:  # network libraries' own exceptions, which differ between releases of huggingface_hub

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.diffusion.families import ALL, FAMILIES
 from engine.diffusion.families.base import Family
-from engine.diffusion.weights import PICKLED
+from engine.diffusion.weights import PICKLED, read_header
 from engine.errors import ConfigError
+from engine.storage import regular
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 STEMS = {
@@ -20,7 +20,9 @@ STEMS = {
     if part.has_weights
 }
 VARIANTS = (None, "fp16", "bf16", "fp32")
+INDEX = "model_index.json"
 MAX_JSON_BYTES = 16 * 2**20
+MAX_TOKENIZER_BYTES = 64 * 2**20
 _CONVERT = (
     "convert it on a machine where you trust the file: "
     "DiffusionPipeline.from_pretrained(OLD).save_pretrained(NEW, safe_serialization=True)"
@@ -51,16 +53,14 @@ class Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, or something else."""
+    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, a pipe or device, or something else."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigError(str(path), "is too large for a configuration file")
-        value = json.loads(path.read_bytes())
+        value = regular.read_json(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
         raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again") from error
     except OSError as error:
-        raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+        raise ConfigError(str(path), f"cannot be read ({error.strerror})", "copy or download the file again") from error
+    except ValueError as error:
         raise ConfigError(str(path), f"is not JSON ({error})", "copy or download the file again") from error
     if not isinstance(value, dict):
         raise ConfigError(str(path), "is not a JSON object", "copy or download the file again")
@@ -76,10 +76,10 @@ def config_file(folder: Path, component: str) -> Path:
 
 def read_index(folder: Path) -> Index:
     """What `model_index.json` names; ConfigError for pipelines of no known family and for classes not allowed."""
-    if not (folder / "model_index.json").is_file():
+    if not (folder / INDEX).is_file():
         raise ConfigError(str(folder), "is not a diffusers directory (no model_index.json)", _convert_hint(folder))
-    index = read_json(folder / "model_index.json")
-    where, kind = str(folder / "model_index.json"), index.get("_class_name")
+    index = read_json(folder / INDEX)
+    where, kind = str(folder / INDEX), index.get("_class_name")
     if not isinstance(kind, str) or kind not in FAMILIES:
         what = f"is for {kind!r}, not for Stable Diffusion 1, 2, XL or 3, nor for DiT"
         raise ConfigError(where, what, f"give a directory for {', '.join(family.pipelines[0] for family in ALL)}")
@@ -108,8 +108,11 @@ def _is_named(where: str, family: Family, name: str, value: list[Any]) -> bool:
 
 
 def refuse_code(folder: Path, components: frozenset[str]) -> None:
-    """Refuse Python files and `auto_map` entries in the folders that are used (ConfigError); they would not run anyway."""
+    """Refuse pipes, devices, Python files and `auto_map` entries in the folders that are used (ConfigError); code would not run anyway."""
     for name in sorted(components):
+        odd = regular.irregular(folder / name)
+        if odd is not None:
+            raise ConfigError(str(odd), "is not a regular file", "copy or download the whole checkpoint again")
         for path in sorted((folder / name).iterdir()):
             if path.suffix == ".py":
                 raise ConfigError(str(path), "is code in a checkpoint", "remove it: custom code is never run")
@@ -140,11 +143,16 @@ def tokenizer_files(folder: Path, component: str = "tokenizer") -> tuple[Path, .
     place, config = folder / component, config_file(folder, component)
     whole, bpe = place / "tokenizer.json", (place / "vocab.json", place / "merges.txt")
     parts = (whole,) if whole.exists() or component == "tokenizer_3" else bpe  # T5's has no vocab.json
-    for path in (config, *parts):
-        if not path.is_file():
-            raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again")
     extra = (place / "special_tokens_map.json", place / "added_tokens.json")
-    return (config, *parts, *(path for path in extra if path.exists()))
+    files = (config, *parts, *(path for path in extra if path.exists()))
+    for path in files:
+        try:
+            regular.check(path, MAX_TOKENIZER_BYTES)
+        except FileNotFoundError:
+            raise ConfigError(str(path), "is missing", "copy or download the whole checkpoint again") from None
+        except OSError as error:
+            raise ConfigError(str(path), f"cannot be used ({error.strerror})", "copy or download it again") from None
+    return files
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -160,8 +168,38 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
+def snapshot(root: Path, name: str) -> Path | None:
+    """The newest snapshot that has the file `name`, where `root` is a repository in the Hub's cache."""
+    found = [path.parent for path in root.glob(f"snapshots/*/{name}")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def conversion(path: Path) -> str:
+    """How a checkpoint in one file becomes a diffusers directory, with the pipeline that its own tensors are for."""
+    pipelines = ["StableDiffusionPipeline"]
+    if path.suffix == ".safetensors":
+        try:
+            names = read_header(path)
+        except ConfigError as error:
+            return error.fix
+        marks = (
+            ("joint_blocks.", "StableDiffusion3Pipeline"),
+            ("conditioner.embedders.1.", "StableDiffusionXLPipeline"),
+        )
+        pipelines = [pipeline for mark, pipeline in marks if any(mark in name for name in names)] or pipelines
+        if not any(".diffusion_model." in name or "cond_stage_model." in name for name in names):
+            return f"{path.name} is no whole checkpoint: give a directory that StableDiffusionPipeline.save_pretrained has written"
+    else:
+        pipelines.append("or StableDiffusionXLPipeline")
+    return f"convert {path.name} where there is a network: {' '.join(pipelines)}.from_single_file({str(path)!r}).save_pretrained(NEW)"
+
+
 def _convert_hint(folder: Path) -> str:
+    children = sorted(path.parent for path in folder.glob("*/model_index.json"))
+    inner = snapshot(folder, INDEX) or next(iter(children), None)
+    if inner is not None:
+        return f"name {inner}"
     for path in sorted(folder.iterdir()):
         if path.suffix in (*PICKLED, ".safetensors"):
-            return f"convert {path.name}: StableDiffusionPipeline.from_single_file(...).save_pretrained(NEW)"
+            return conversion(path)
     return "give a directory that StableDiffusionPipeline.save_pretrained has written"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
-from engine.storage import origin
+from engine.storage import origin, regular
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+POINTER = "is a pointer of Git LFS, not the file itself"
+FETCH = "run `git lfs install` and `git lfs pull` in its repository, or fetch it with `hf download`"
+_LFS = b"version https://git-lfs.github.com/spec/v1"
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _INTEGERS = ("I64", "I32", "I16", "I8", "U8", "BOOL")
 
@@ -32,6 +36,16 @@ class Tensor:
 def read_header(path: Path) -> dict[str, Tensor]:
     """The tensors that a safetensors file declares; ConfigError where the file is missing, cut, corrupt or of an odd dtype."""
     return dict(_header(_version(path)))
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """The tensors of a model's files together."""
+    return {name: tensor for path in paths for name, tensor in read_header(path).items()}
+
+
+def is_pointer(path: Path) -> bool:
+    """Whether a file is what Git leaves of a large one that was not fetched."""
+    return path.stat().st_size < 1024 and regular.read(path, 1024).startswith(_LFS)
 
 
 def check_finite(path: Path) -> None:
@@ -57,7 +71,7 @@ class _Version:
 
 def _version(path: Path) -> _Version:
     try:
-        found = path.stat()
+        found = regular.check(path)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read ({error.strerror})") from error
     return _Version(path, found.st_size, found.st_mtime_ns, found.st_ino)
@@ -73,6 +87,8 @@ def _header(version: _Version) -> tuple[tuple[str, Tensor], ...]:
 
     if version.size == 0:
         raise _corrupt(version.path, "is empty (0 bytes)")
+    if is_pointer(version.path):
+        raise ConfigError(str(version.path), POINTER, FETCH)
     tensors: dict[str, Tensor] = {}
     try:
         with safe_open(version.path, framework="np") as file:

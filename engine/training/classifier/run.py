@@ -22,7 +22,7 @@ from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import setup
 from engine.training.classifier import arms as arms_of
-from engine.training.classifier import ingest, sources, worker
+from engine.training.classifier import ingest, models, sources, worker
 from engine.training.classifier.arms import REAL, RECONSTRUCTED, SYNTHETIC
 from engine.training.classifier.worker import TEST, VALIDATION, Job, Task
 from engine.training.judge_data import codec
@@ -82,6 +82,8 @@ def check(spec: RunSpec, catalog: Catalog) -> list[sources.Source]:
     validation, test = (catalog.split(name).num_rows for name in (VALIDATION, TEST))
     planned = spec.generate.count + sum(source.planned for source in found)
     arms_of.check(train, sizes, planned, validation, test, spec.resources.train_workers)
+    if train.weights is not None:
+        models.check(train, train.size or spec.images.size, len(sizes))
     return found
 
 

@@ -1,9 +1,11 @@
 """Feature models are found and refused from files alone."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,51 @@ def test_missing_and_broken(models: Path) -> None:
         transformers(models / "clip")
     with pytest.raises(ConfigError, match="model of type 'clip_vision_model'"):
         transformers(models / "vision" / "image_encoder")
+
+
+LIES = {
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+    "a directory": lambda path: (path.unlink(), path.mkdir()),
+    "nested": lambda path: path.write_text("[" * 200_000 + "]" * 200_000),
+    "a giant": lambda path: path.write_bytes(b'{"a": "' + b"x" * 17_000_000 + b'"}'),
+    "layers": lambda path: path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 10000000')),
+    "many layers": lambda path: path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 9000')),
+    "width as text": lambda path: path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": "wide"')),
+    "width": lambda path: path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 3200000000')),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_configurations_that_lie_are_refused_at_once(models: Path, lie: str) -> None:
+    path = models / "clip" / "config.json"
+    LIES[lie](path)
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        transformers(models / "clip")
+    assert time.monotonic() - start < 10
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer_config.json", "model.safetensors"])
+def test_a_pipe_in_the_place_of_any_file_is_refused(models: Path, name: str) -> None:
+    path = models / "clip" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigError):
+        transformers(models / "clip")
+
+
+def test_open_clip_files_that_lie_are_refused(models: Path) -> None:
+    weights = models / "pipe.safetensors"
+    os.mkfifo(weights)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        open_clip(weights, "ViT-B-32")
+    path = models / "open_clip" / "open_clip_config.json"
+    path.write_text(path.read_text().replace('"layers": 2', '"layers": 10000000'))
+    with pytest.raises(ConfigError, match="asks for layers 1e"):
+        open_clip(models / "open_clip")
 
 
 def test_missing_shard_of_an_index(models: Path) -> None:

@@ -1,5 +1,7 @@
 """CLIP features against direct calls of transformers and open_clip, and of one against the other."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor, CLIPModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from engine.conditions.featuremodel import FeatureModel, resolve
 from engine.conditions.features import FeatureExtractor, clip_scores, tower
@@ -113,6 +115,11 @@ def test_open_clip_by_name_and_weights_file(tmp_path: Path) -> None:
     direct = open_clip.create_model("ViT-S-32-alt").eval()
     weights = tmp_path / "weights.safetensors"
     save_file({name: tensor.contiguous() for name, tensor in direct.state_dict().items()}, weights)
+    beside = {
+        "model_cfg": open_clip.get_model_config("ViT-S-32-alt") | {"quick_gelu": False},
+        "preprocess_cfg": {"size": [224, 224]},
+    }
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(beside))
     model = resolve(FeatureSpec(backend="open_clip", model="ViT-S-32-alt", path=str(weights)), None)
     extractor = FeatureExtractor(model)
     assert (model.dim, model.files) == (256, (weights,))
@@ -120,6 +127,70 @@ def test_open_clip_by_name_and_weights_file(tmp_path: Path) -> None:
         expected = direct.encode_text(open_clip.get_tokenizer("ViT-S-32-alt")(["a cat"])).numpy()
     np.testing.assert_allclose(extractor.texts(["a cat"]), expected, rtol=1e-4, atol=1e-5)
     assert extractor.images(images(2, 300, 260)).shape == (2, 256)
+
+
+@pytest.mark.parametrize(
+    ("model_cfg", "preprocess_cfg", "message"),
+    [
+        ({"quick_gelu": True}, {}, "model_cfg.quick_gelu"),
+        ({}, {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}, "preprocess_cfg.mean, preprocess_cfg.std"),
+        ({}, {"size": 256}, "preprocess_cfg.size"),
+        ({"embed_dim": 128}, {"interpolation": "bilinear"}, "model_cfg.embed_dim, preprocess_cfg.interpolation"),
+    ],
+)
+def test_open_clip_weights_under_another_config_are_refused_and_right_by_the_folder(
+    tmp_path: Path, model_cfg: dict, preprocess_cfg: dict, message: str
+) -> None:
+    """The name's own configuration gives other features than the one beside the weights; the hint gives the right ones."""
+    config = open_clip.get_model_config("ViT-S-32-alt") | model_cfg
+    beside = {"model_cfg": config, "preprocess_cfg": preprocess_cfg}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(beside))
+    torch.manual_seed(0)
+    direct, _, prepare = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    weights = tmp_path / "open_clip_model.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in direct.state_dict().items()}, weights)
+    with pytest.raises(ConfigError) as caught:
+        resolve(FeatureSpec(backend="open_clip", model="ViT-S-32-alt", path=str(weights)), None)
+    assert message in str(caught.value)
+    assert caught.value.fix == f"leave conditions.features.model out and set conditions.features.path to {tmp_path}"
+    pixels = images(2, 40, 60)
+    with torch.no_grad():
+        expected = direct.eval().encode_image(torch.stack([prepare(Image.fromarray(image)) for image in pixels]))
+    found = FeatureExtractor(resolve(FeatureSpec(backend="open_clip", path=str(tmp_path)), None)).images(pixels)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_open_clip_weights_without_a_config_are_refused(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    spec = FeatureSpec(backend="open_clip", model="ViT-L-14", path=str(tmp_path / "weights.safetensors"))
+    with pytest.raises(ConfigError, match=r"no open_clip_config\.json beside it.*copy the open_clip_config\.json"):
+        resolve(spec, None)
+
+
+@pytest.mark.usefixtures("clip")
+def test_a_clip_that_transformers_5_has_saved_is_prepared_as_its_own_processor_says(
+    tmp_path: Path, folder: Path
+) -> None:
+    """`CLIPProcessor.save_pretrained` writes `processor_config.json` alone; where both files lie, transformers reads that one."""
+    saved = tmp_path / "clip"
+    shutil.copytree(folder / "clip", saved)
+    own = CLIPImageProcessor(
+        size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_mean=[0.1, 0.2, 0.3]
+    )
+    CLIPProcessor(own, clips.clip_tokenizer()).save_pretrained(saved)
+    spec = FeatureSpec(backend="transformers", path=str(saved))
+    found = [resolve(spec, None)]
+    (saved / "preprocessor_config.json").unlink()
+    found.append(resolve(spec, None))
+    pixels = images(2, 33, 20)
+    network = CLIPModel.from_pretrained(saved)
+    with torch.no_grad():
+        inputs = own(images=list(pixels), return_tensors="pt")
+        expected = network.get_image_features(**inputs).pooler_output.numpy()
+    for model in found:
+        assert saved / "processor_config.json" in model.files
+        np.testing.assert_allclose(FeatureExtractor(model).images(pixels), expected, rtol=1e-5, atol=1e-6)
+    assert found[0].digest == found[1].digest
 
 
 def test_image_encoder_of_a_checkpoint_equals_the_whole_clip(folder: Path, clip: CLIPModel) -> None:
@@ -171,7 +242,7 @@ def test_weights_that_lack_a_tensor(tmp_path: Path) -> None:
 def test_open_clip_weights_that_do_not_fit(tmp_path: Path) -> None:
     model = clips.write_clip(tmp_path / "clip")
     clips.write_open_clip(tmp_path / "open", model)
-    save_file({"x": torch.zeros(1)}, tmp_path / "open" / "open_clip_model.safetensors")
+    save_file({f"x{n}": torch.zeros(1) for n in range(9)}, tmp_path / "open" / "open_clip_model.safetensors")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         FeatureExtractor(resolve(FeatureSpec(backend="open_clip", path=str(tmp_path / "open")), None))
 

@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load
+from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load, size_note
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
@@ -289,3 +289,10 @@ def test_what_has_passed_on_this_node_is_not_loaded_again(
     rewrite(copy / UNET, lambda tensors: tensors["conv_in.bias"].fill_(torch.nan))
     with pytest.raises(ConfigError, match="NaN or infinite"):
         at(copy)
+
+
+def test_another_size_than_the_checkpoints_own_is_told(folders: dict[str, Path]) -> None:
+    """digits has 4 latent pixels of 2, sd15 8 of 8."""
+    assert size_note(folders["digits"], 8) is None
+    assert size_note(folders["sd15"], 64) is None
+    assert "images.size is 32, the generator's own size is 64" in str(size_note(folders["sd15"], 32))

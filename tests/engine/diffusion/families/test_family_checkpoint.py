@@ -148,7 +148,7 @@ BROKEN: dict[str, tuple[str, Act, str]] = {
     "latent means": ("xl", setting("vae/config.json", latents_mean=[0.0] * 4), "normalises latents by channel"),
     "few classes": ("dit", setting("transformer/config.json", num_embeds_ada_norm=10), "knows 10 classes"),
     "other norm": ("dit", setting("transformer/config.json", norm_type="ada_norm"), "by ada_norm;"),
-    "odd config": ("sd3", setting("transformer/config.json", patch_size="two"), "odd values"),
+    "odd config": ("sd3", setting("transformer/config.json", patch_size="two"), "patch_size 'two', which is no number"),
     "SD 1's index": ("xl", setting("model_index.json", _class_name="StableDiffusionPipeline"), "text_encoder_2: custom or unknown code"),
     "unknown pipeline": ("dit", setting("model_index.json", _class_name="FluxPipeline"), "is for 'FluxPipeline', not for Stable Diffusion 1, 2, XL or 3"),
 }  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,24 @@ def test_the_exported_weights_carry_alpha(ready: Output, tmp_path: Path, targets
 
 def test_a_full_fine_tune_is_a_checkpoint_of_its_own(ready: Output, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    tuned = _tuned(ready, MatchSpec(adapter="full"), folder)
+    base = Path(shutil.copytree(ready.checkpoint.path, tmp_path / "base"))
+    strangers = (
+        "unet/diffusion_pytorch_model.bin",
+        "v1-5.ckpt",
+        "vae/notes.pt",
+        "clip/code.py",
+        ".git/config.json",
+        "a.md",
+    )
+    for name in strangers:
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(b"x")
+    copied = dataclasses.replace(ready, checkpoint=dataclasses.replace(ready.checkpoint, place=str(base)))
+    tuned = _tuned(copied, MatchSpec(adapter="full"), folder)
+    assert not [name for name in strangers if (folder / name).exists()]
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".txt", ".safetensors"}
+    assert all((folder / name).is_file() for name in ready.checkpoint.files)
+    assert (folder / "clip" / "model.safetensors").is_file()
     assert len(adapter.trained(tuned)) == len(list(tuned.parameters()))
     checked = checkpoints.inspect(ModelSpec(checkpoint=str(folder)), 8)
     assert checked.digest != ready.checkpoint.digest
