@@ -129,6 +129,7 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
         from engine.diffusion.tiny import models
 
         models.check(spec.pretrain, spec.images.size)
+        models.check_generate(spec.pretrain, spec.generate)
         widths = [spec.pretrain.clip.hidden] if spec.pretrain.denoiser == "unet" else []
         conditions.precheck(spec, widths=widths)
         if spec.match is not None and not isinstance(spec.match.targets, str):

@@ -62,7 +62,7 @@ def shown(found: Sequence[int], class_names: Sequence[str], checkpoint: Checkpoi
 
 def read_labels(value: Any, classes: int) -> dict[int, str] | None:
     """The `id2label` of a model index, without what is no class; ConfigError where it is not numbers and names."""
-    if value is None:
+    if not value:
         return None
     try:
         labels = {int(number): name for number, name in value.items()}

@@ -192,7 +192,7 @@ def _rehearse(scheduler: Any, num_inference_steps: int, run: int) -> bool:
     takes = inspect.signature(scheduler.set_timesteps).parameters
     scheduler.set_timesteps(num_inference_steps, **{key: value for key, value in options.items() if key in takes})
     first = (num_inference_steps - run) * scheduler.order
-    if hasattr(scheduler, "set_begin_index"):
+    if first and hasattr(scheduler, "set_begin_index"):  # from noise, samplers find the first step by its time
         scheduler.set_begin_index(first)
     generator = torch.Generator().manual_seed(0)
     takes = inspect.signature(scheduler.step).parameters

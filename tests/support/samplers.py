@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -31,6 +31,7 @@ from tests.support.families import LENGTH, WIDTHS, bang_padded, text_encoder, va
 
 KINDS = ("sd", "xl", "dit", "sd3")
 STEPS = (1, 3, 1000)
+LONG = 100  # steps from which on a U-Net is its first and last layer
 NOISY = ("ddpm", "dpmsolver++_sde", "euler_a", "kdpm2_a", "lcm", "sasolver", "tcd")  # draw noise at every step
 _SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _ZERO = _SD | {"rescale_betas_zero_snr": True}
@@ -116,7 +117,7 @@ def cells(kind: str, steps: tuple[int, ...] = STEPS) -> Iterator[tuple[str, str,
 
 def _drawn(kind: str, name: str, settings: dict[str, Any], sampler: str, steps: int) -> tuple[str, int | None, str]:
     plain = {**settings, "_class_name": name}
-    pipeline = _pipeline(kind, name, plain)
+    pipeline = _pipeline(kind, name, plain, steps)
     try:
         schedulers.left_out(sampler, pipeline.scheduler.config)
         scheduler = schedulers.make(sampler, pipeline.scheduler.config)
@@ -135,7 +136,7 @@ def _drawn(kind: str, name: str, settings: dict[str, Any], sampler: str, steps: 
 def _compared(kind: str, name: str, plain: dict[str, Any], sampler: str, steps: int) -> tuple[str, int | None, str]:
     guidance = 1.0 if kind == "dit" and sampler in NOISY else 2.0
     generate = GenerateSpec(scheduler=sampler, num_inference_steps=steps, guidance_scale=guidance, visual_token="none")
-    config = families.of(_pipeline(kind, name, plain)).scheduler_config(plain)
+    config = families.of(_pipeline(kind, name, plain, steps)).scheduler_config(plain)
     try:
         schedulers.check_steps(sampler, config, steps, 1.0)  # as before the run, from the file
     except ConfigError as error:
@@ -143,7 +144,7 @@ def _compared(kind: str, name: str, plain: dict[str, Any], sampler: str, steps: 
             if np.isfinite(_stock(kind, name, plain, sampler, steps, guidance)).all():
                 return WRONG, None, str(error)
         return FAILS, None, str(error)
-    ours = Sampler(_pipeline(kind, name, plain), generate)
+    ours = Sampler(_pipeline(kind, name, plain, steps), generate)
     drawn = ours.draw([Request(f"photo of digit {word}", seed, label=seed) for seed, word in enumerate(("one", "two"))])
     if any(image.pixels is None for image in drawn):
         return WRONG, None, str([image.reason for image in drawn])
@@ -157,7 +158,7 @@ _DONE: dict[Any, tuple[str, int | None, str]] = {}  # what differs in names alon
 
 def _stock(kind: str, name: str, plain: dict[str, Any], sampler: str, steps: int, guidance: float) -> np.ndarray:
     """What a user of diffusers gets: the pipeline, its scheduler exchanged for the sampler's class by `from_config`."""
-    pipeline = _pipeline(kind, name, plain)
+    pipeline = _pipeline(kind, name, plain, steps)
     class_name, changes = schedulers.SAMPLERS[sampler]
     pipeline.scheduler = getattr(diffusers, class_name).from_config(pipeline.scheduler.config, **changes)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
@@ -192,20 +193,31 @@ def _as_other_pipelines(pipeline: Any, steps: int) -> Iterator[None]:
         yield
 
 
-def _pipeline(kind: str, name: str, plain: dict[str, Any]) -> Any:
+def _pipeline(kind: str, name: str, plain: dict[str, Any], steps: int) -> Any:
     """A stock pipeline with random weights whose scheduler is read as from a file."""
     scheduler = getattr(diffusers, name).from_config(plain)
-    pipeline_name, parts, more = _parts(kind)
+    pipeline_name, parts, more = _parts(kind, steps > LONG)
     pipeline = getattr(diffusers, pipeline_name)(**parts, scheduler=scheduler, **more)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @cache
-def _parts(kind: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _parts(kind: str, long: bool) -> tuple[str, dict[str, Any], dict[str, Any]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        return {"sd": _sd, "xl": _xl, "dit": _dit, "sd3": _sd3}[kind]()
+        name, parts, more = {"sd": _sd, "xl": _xl, "dit": _dit, "sd3": _sd3}[kind]()
+    if long and "unet" in parts:
+        parts["unet"].forward = partial(_shallow, parts["unet"])
+    return name, parts, more
+
+
+def _shallow(
+    unet: Any, sample: torch.Tensor, t: Any, encoder_hidden_states: torch.Tensor, **more: Any
+) -> tuple[torch.Tensor]:
+    """Its first and last layer, and the text: what a thousand steps have time for."""
+    text = encoder_hidden_states.mean((1, 2))[:, None, None, None]
+    return (torch.tanh(unet.conv_out(unet.conv_in(sample))) + text,)
 
 
 def _unet(width: int, **more: Any) -> Any:
@@ -287,7 +299,7 @@ def markdown(found: list[Outcome]) -> str:
         "# Samplers against stock diffusers",
         "",
         f"Made by `python -m tests.support.samplers` with diffusers {diffusers.__version__} on random-weight models; marks are for "
-        f"{', '.join(f'{steps:,}' for steps in STEPS)} steps.",
+        f"{', '.join(f'{steps:,}' for steps in STEPS)} steps (the last with U-Nets of two layers).",
         "",
         LEGEND,
         "",
@@ -295,7 +307,7 @@ def markdown(found: list[Outcome]) -> str:
     ]
     for kind in KINDS:
         marks = {(one.config, one.sampler, one.steps): one.mark for one in found if one.kind == kind}
-        samplers = list(dict.fromkeys(sampler for _, sampler, _ in marks))
+        samplers = schedulers.FLOW if kind == "sd3" else schedulers.DIFFUSION
         text += [
             "",
             f"## {kind}",
@@ -303,7 +315,7 @@ def markdown(found: list[Outcome]) -> str:
             f"| scheduler of the checkpoint | {' | '.join(samplers)} |",
             "| --- |" + " --- |" * len(samplers),
         ]
-        for config in dict.fromkeys(config for config, _, _ in marks):
+        for config in configs(kind):
             row = ["".join(marks.get((config, sampler, steps), " ") for steps in STEPS) for sampler in samplers]
             text.append(f"| {config} | {' | '.join(row)} |")
     lines = Counter(one.line.partition(": ")[2][:200] for one in found if one.line)
@@ -312,38 +324,39 @@ def markdown(found: list[Outcome]) -> str:
 
 
 def main() -> None:
-    """Draw the cells of one family, or a part of them, into a JSON file; or join such files into the table."""
+    """Draw every cell and write the table; or draw some into a JSON file, and join such files into the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, help="the family to draw with")
+    parser.add_argument("--kind", choices=KINDS, nargs="+", default=list(KINDS), help="the families to draw with")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), help="numbers of steps")
     parser.add_argument("--part", default="1/1", help="as 2/4: the second of four parts, each some samplers")
-    parser.add_argument("--out", type=Path, help="the JSON file to write")
-    parser.add_argument("--join", type=Path, nargs="*", help="JSON files to make the table of")
+    parser.add_argument("--out", type=Path, help="a JSON file to write instead of the table")
+    parser.add_argument("--join", type=Path, nargs="+", help="JSON files to make the table of")
     parser.add_argument("--write", type=Path, default=Path("docs/samplers.md"), help="where the table goes")
     asked = parser.parse_args()
     if asked.join:
         found = [Outcome(**one) for path in asked.join for one in json.loads(path.read_text())]
-        order = {(kind, *cell): n for kind in KINDS for n, cell in enumerate(cells(kind))}
-        asked.write.write_text(
-            markdown(
-                sorted(
-                    found, key=lambda one: (KINDS.index(one.kind), order[one.kind, one.config, one.sampler, one.steps])
-                )
-            )
-        )
-        return
+    else:
+        found = [
+            one for kind in asked.kind for one in _outcomes(kind, tuple(asked.steps), *map(int, asked.part.split("/")))
+        ]
+    if asked.out:
+        asked.out.write_text(json.dumps([asdict(one) for one in found], indent=0))
+    else:
+        asked.write.write_text(markdown(found))
+
+
+def _outcomes(kind: str, steps: tuple[int, ...], part: int, parts: int) -> Iterator[Outcome]:
+    """Of a part of a family's cells, those that are wrong printed."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    part, parts = map(int, asked.part.split("/"))
-    samplers = list(schedulers.FLOW if asked.kind == "sd3" else schedulers.DIFFUSION)[part - 1 :: parts]
-    found = []
-    for config, sampler, steps in cells(asked.kind, tuple(asked.steps)):
+    samplers = (schedulers.FLOW if kind == "sd3" else schedulers.DIFFUSION)[part - 1 :: parts]
+    for config, sampler, count in cells(kind, steps):
         if sampler in samplers:
-            found.append(asdict(outcome(asked.kind, config, sampler, steps)))
-            if found[-1]["mark"] == WRONG:
-                print(found[-1], flush=True)
-    asked.out.write_text(json.dumps(found, indent=0))
+            found = outcome(kind, config, sampler, count)
+            if found.mark == WRONG:
+                print(found, flush=True)
+            yield found
 
 
 if __name__ == "__main__":

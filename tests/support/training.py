@@ -54,7 +54,7 @@ def digits(count: int = 24) -> TrainingSet:
     pixels = np.repeat((data.images[:count] * 255 / 16).round().astype(np.uint8)[..., None], 3, axis=3)
     labels = torch.from_numpy(data.target[:count]).long()
     prompts = tuple(f"a {NAMES[label]}, {'odd' if label % 2 else 'even'}" for label in labels.tolist())
-    return TrainingSet(torch.from_numpy(pixels), labels, prompts, tuple(f"a {name}" for name in NAMES))
+    return TrainingSet(torch.from_numpy(pixels), labels, prompts, tuple(f"a {name}" for name in NAMES), NAMES)
 
 
 def training(

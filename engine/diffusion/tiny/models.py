@@ -9,8 +9,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
 
-from engine.diffusion.families.dit import CLASSES, without_dropout
+from engine.diffusion import schedulers
+from engine.diffusion.families.base import Family
+from engine.diffusion.families.dit import CLASSES, Dit, without_dropout
+from engine.diffusion.families.sd import StableDiffusion
 from engine.errors import ConfigError
+from engine.spec.models import GenerateSpec
 from engine.spec.training import ClipSpec, DitSpec, PretrainSpec, UNetSpec, VaeSpec
 
 RGB = 3
@@ -41,6 +45,14 @@ def check(spec: PretrainSpec, image_size: int) -> None:
     for holds, key, what in rules:
         if not holds:
             raise ConfigError(f"pretrain.{key}", what, "correct the recipe or --set")
+
+
+def check_generate(spec: PretrainSpec, generate: GenerateSpec) -> None:
+    """Refuse a sampling that the generator will not be able to do once it is trained (ConfigError)."""
+    family: Family = Dit() if spec.denoiser == "dit" else StableDiffusion()
+    family.check_generate(generate)
+    scheduler: Any = build_scheduler(spec.dit if spec.denoiser == "dit" else spec.unet)
+    schedulers.check_steps(generate.scheduler, scheduler.config, generate.num_inference_steps, generate.strength)
 
 
 def _unet_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:

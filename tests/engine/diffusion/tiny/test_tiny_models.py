@@ -10,6 +10,7 @@ import torch
 from engine.diffusion.tiny import models
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError
+from engine.spec.models import GenerateSpec
 from engine.spec.training import PretrainSpec
 
 DIGITS = PretrainSpec.model_validate(
@@ -73,3 +74,20 @@ def test_sizes_that_do_not_fit_are_refused_by_key(change: dict[str, Any], size: 
     with pytest.raises(ConfigError) as caught:
         models.check(PretrainSpec.model_validate(change), size)
     assert caught.value.where == key
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "generate", "message"),
+    [
+        ("unet", {"scheduler": "lcm", "num_inference_steps": 51}, "lcm cannot run 51 steps"),
+        ("dit", {"scheduler": "tcd", "num_inference_steps": 51}, "tcd cannot run 51 steps"),
+        ("dit", {"visual_token": "none", "cache_interval": 2}, "generate.cache_interval"),
+    ],
+)
+def test_what_the_generator_could_not_draw_is_refused_before_it_is_trained(
+    denoiser: str, generate: dict[str, Any], message: str
+) -> None:
+    spec = PretrainSpec.model_validate(DIGITS.model_dump() | {"denoiser": denoiser})
+    models.check_generate(spec, GenerateSpec(visual_token="none"))
+    with pytest.raises(ConfigError, match=message):
+        models.check_generate(spec, GenerateSpec(**{"visual_token": "none"} | generate))

@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.conditions import featuremodel
 from engine.conditions.table import Captions
-from engine.diffusion import families
+from engine.diffusion import classes, families
 from engine.diffusion.checkpoint import inspect, load
 from engine.diffusion.sampler import Request, Sampler
 from engine.diffusion.tiny import models
@@ -29,7 +29,7 @@ from engine.training.pretrain.dit import DitStage, build_cache
 from engine.training.pretrain.stage import Setting
 from engine.training.pretrain.vae import VaeStage
 from engine.training.setup import Place
-from tests.support.training import CPU, digits, tiny_spec, training, weights
+from tests.support.training import CPU, NAMES, digits, tiny_spec, training, weights
 
 SIZES = {"hidden": 16, "heads": 2, "layers": 2, "patch": 1, "steps": 8, "batch": 8}
 
@@ -100,6 +100,9 @@ def test_what_is_published_opens_in_diffusers_and_draws_the_same_here(trained: P
     stock.set_progress_bar_config(disable=True)
     checkpoint = inspect(ModelSpec(checkpoint=str(trained / "model")), 8)
     assert (checkpoint.family, checkpoint.classes, checkpoint.places) == ("DiTPipeline", 1000, {})
+    assert checkpoint.class_labels == dict(enumerate(NAMES))
+    assert classes.numbers(checkpoint, NAMES[::-1], ModelSpec()) == tuple(range(10))[::-1]
+    assert stock.get_label_ids([NAMES[3]]) == [3]
     images = stock(
         [3, 7], 2.0, [torch.Generator().manual_seed(n) for n in (1, 2)], num_inference_steps=4, output_type="np"
     ).images
