@@ -9,7 +9,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
+from engine.images.apart import NearDuplicates, counts, keep_apart
 from engine.images.inspection import FACTS, places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
 from engine.images.listing import UNLABELLED, Bad, Candidate, Listing
@@ -53,6 +54,7 @@ QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "set", "class_name", "reason", "detail", "duplicate_of")]
 )
 TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parquet", "catalog/_done.json"
+NEAR_DUPLICATES = "catalog/near_duplicates.parquet"
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
@@ -60,12 +62,16 @@ DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
 
 @dataclass(frozen=True)
 class Catalog:
-    """`table` has the columns of SCHEMA, sorted by key; `digest` is a SHA-256 over keys, labels, splits and pixels."""
+    """`table` has the columns of SCHEMA, sorted by key; `digest` is a SHA-256 over keys, labels, splits and pixels.
+
+    `near_duplicates` is None in a catalog that was made before they were looked for.
+    """
 
     table: pa.Table
     class_names: tuple[str, ...]
     quarantined: int
     digest: str
+    near_duplicates: NearDuplicates | None = None
 
     def split(self, name: str) -> pa.Table:
         """Rows of "train", "validation", "test" or "unused", sorted by key."""
@@ -110,12 +116,19 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     bad = listing.bad + _bad_rows(facts.filter(pc.not_equal(facts["reason"], "")))
     _check_bad(good.num_rows, bad, spec)
     good, duplicates = _distinct(good, [names[n] for n in numbers.tolist()])
-    table = _split_table(good, names, numbers, spec)
-    catalog = Catalog(table, names, len(bad) + len(duplicates), table_digest(table))
-    _publish(catalog, _quarantine_table(bad + duplicates, names, numbers), store)
-    found = Counter(entry.reason for entry in bad + duplicates)
+    good, alike, set_aside = keep_apart(good, numbers, spec.split)
+    table = _split_table(good, names, numbers, spec, alike.group)
+    left_out = bad + duplicates + set_aside
+    listed = alike.table(table)
+    near = counts(listed)
+    catalog = Catalog(table, names, len(left_out), table_digest(table), near)
+    store.replace(NEAR_DUPLICATES, _parquet(listed))
+    _publish(catalog, _quarantine_table(left_out, names, numbers), store)
+    found = Counter(entry.reason for entry in left_out)
     if found:
         reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")
+    if near.groups:
+        reporter.note(f"{near.words()}; listed in {NEAR_DUPLICATES}")
     return catalog
 
 
@@ -134,7 +147,8 @@ def load(store: Store) -> Catalog:
         ) from None
     if table_digest(table) != done["digest"]:
         raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
-    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]))
+    near = NearDuplicates(**done["near_duplicates"]) if "near_duplicates" in done else None
+    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]), near)
 
 
 def table_digest(table: pa.Table) -> str:
@@ -237,11 +251,13 @@ def _distinct(good: pa.Table, class_of: list[str]) -> tuple[pa.Table, list[Bad]]
     return good.filter(pa.array(kept)), duplicates
 
 
-def _split_table(good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec) -> pa.Table:
+def _split_table(
+    good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec, group: np.ndarray | None
+) -> pa.Table:
     labels = numbers[good["code"].to_numpy()].astype(np.int32)
     given_test = np.array([name == "test" for name in good["set"].to_pylist()], bool)
     require_all(np.bincount(labels[~given_test], minlength=len(names)), names, "good, distinct image")
-    splits = assign(spec.split, spec.seed, labels, good["pixels_sha256"].to_pylist(), given_test, len(names))
+    splits = assign(spec.split, spec.seed, labels, good["pixels_sha256"].to_pylist(), given_test, len(names), group)
     made: dict[str, Any] = {
         "label": pa.array(labels, pa.int32()),
         "class_name": pa.array([names[label] for label in labels.tolist()], pa.string()),
@@ -289,7 +305,7 @@ def withheld(catalog: Catalog) -> Catalog:
 def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
     splits = pc.if_else(rows, pa.scalar("unused"), catalog.table["split"])
     table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
-    return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
+    return replace(catalog, table=table, digest=table_digest(table))
 
 
 def copy(catalog: Catalog, source: Store, target: Store) -> None:
@@ -309,4 +325,6 @@ def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:
         "reasons": dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
         "splits": {name: catalog.split(name).num_rows for name in NAMES},
     }
+    if catalog.near_duplicates is not None:
+        done["near_duplicates"] = catalog.near_duplicates.to_json()
     store.replace(DONE, (json.dumps(done, indent=1, ensure_ascii=False) + "\n").encode())

@@ -31,6 +31,7 @@ ADDED: dict[str, Any] = {
     "generate.quality_suffix": "",
     "judge.mixing": "equal",
     "pretrain.denoiser": "unet",
+    "split.near_duplicates": "together",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }
 PATHS = (
