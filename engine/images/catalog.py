@@ -8,9 +8,9 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import pyarrow as pa
@@ -19,41 +19,26 @@ from typing_extensions import TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
-from engine.images.columns import ROW_GROUP, fitted, from_parquet, to_parquet, wide
-from engine.images.inspection import FACTS, places_table, reasons
+from engine.images import apart
+from engine.images.apart import NearDuplicates
+from engine.images.arrangement import SCHEMA, arranged, counted
+from engine.images.columns import fitted, from_parquet, to_parquet, wide
+from engine.images.inspection import places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
 from engine.images.listing import QUICK, UNLABELLED, Bad, Candidate, Listing, check_memory
 from engine.images.sources import ImageSource, hub
 from engine.images.sources.base import GROUP
-from engine.images.splits import NAMES, assign, refuse_empty_test, require_all
+from engine.images.splits import NAMES
 from engine.spec import RunSpec
 from engine.spec.models import ImagesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("label", pa.int32()),
-        ("class_name", pa.string()),
-        ("split", pa.string()),
-        ("uri", pa.string()),
-        ("offset", pa.int64()),
-        ("nbytes", pa.int64()),
-        ("row", pa.int64()),
-        ("sha256", pa.string()),
-        ("pixels_sha256", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("mode", pa.string()),
-        ("format", pa.string()),
-        ("notes", pa.string()),
-    ]
-)
 QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "set", "class_name", "reason", "detail", "duplicate_of")]
 )
 TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parquet", "catalog/_done.json"
+NEAR_DUPLICATES = "catalog/near_duplicates.parquet"
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
@@ -68,16 +53,21 @@ class Done(TypedDict):
     quarantined: int
     reasons: dict[str, int]
     splits: dict[str, int]
+    near_duplicates: NotRequired[dict[str, int]]
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """`table` has the columns of SCHEMA, sorted by key; `digest` is a SHA-256 over keys, labels, splits and pixels."""
+    """`table` has the columns of SCHEMA, sorted by key; `digest` is a SHA-256 over keys, labels, splits and pixels.
+
+    `near_duplicates` is None in a catalog that was made before they were looked for.
+    """
 
     table: pa.Table
     class_names: tuple[str, ...]
     quarantined: int
     digest: str
+    near_duplicates: NearDuplicates | None = None
 
     def split(self, name: str) -> pa.Table:
         """Rows of "train", "validation", "test" or "unused", sorted by key."""
@@ -135,40 +125,19 @@ def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
     facts = list(_inspected(listing, spec, store, reporter))
     forget_attempts(store)
     names, numbers = listing.classes()
-    table, bad = arranged(facts, listing.bad, names, numbers, spec, given_test="test" in listing.sets)
-    catalog = Catalog(table, names, len(bad), table_digest(table))
-    _publish(catalog, _quarantine_table(bad, names, numbers), store)
+    found = arranged(facts, listing.bad, names, numbers, spec, given_test="test" in listing.sets)
+    near = apart.counts(found.alike)
+    catalog = Catalog(found.table, names, len(found.left_out), table_digest(found.table), near)
+    store.replace(NEAR_DUPLICATES, to_parquet(found.alike, apart.SCHEMA))
+    _publish(catalog, _quarantine_table(found.left_out, names, numbers), store)
     if listing.skipped:
-        reporter.note(f"passed over: {_told(listing.skipped)}")
-    found = Counter(entry.reason for entry in bad)
-    if found:
-        reporter.note(f"quarantined: {_told(found)}; listed in {QUARANTINED}")
+        reporter.note(f"passed over: {counted(listing.skipped)}")
+    reasons_found = Counter(entry.reason for entry in found.left_out)
+    if reasons_found:
+        reporter.note(f"quarantined: {counted(reasons_found)}; listed in {QUARANTINED}")
+    if near.groups:
+        reporter.note(f"{near.words()}; listed in {NEAR_DUPLICATES}")
     return catalog
-
-
-def arranged(
-    facts: list[pa.Table],
-    known_bad: list[Bad],
-    names: tuple[str, ...],
-    numbers: np.ndarray,
-    spec: RunSpec,
-    *,
-    given_test: bool,
-) -> tuple[pa.Table, list[Bad]]:
-    """The catalog's table from what inspection found (`facts`, which is emptied), and all that is not used.
-
-    Takes a time that grows with the images, and MEMORY bytes for each. Raises DataError as `build` does.
-    """
-    whole = pa.concat_tables([FACTS.empty_table(), *facts]).cast(wide(FACTS))
-    facts.clear()
-    whole = whole.sort_by("key").combine_chunks()
-    usable = pc.equal(whole["reason"], "")
-    bad = known_bad + _bad_rows(whole.filter(pc.invert(usable)))
-    good = whole.filter(usable) if len(bad) > len(known_bad) else whole
-    del whole
-    _check_bad(good.num_rows, bad, spec)
-    good, repeated = _distinct(good, [names[n] for n in numbers.tolist()])
-    return _split_table(good, names, numbers, spec, bad + repeated if given_test else None), bad + repeated
 
 
 def load(store: Store) -> Catalog:
@@ -186,7 +155,8 @@ def load(store: Store) -> Catalog:
         ) from None
     if table_digest(table) != done["digest"]:
         raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
-    return Catalog(table, tuple(done["class_names"]), done["quarantined"], done["digest"])
+    near = NearDuplicates(**done["near_duplicates"]) if "near_duplicates" in done else None
+    return Catalog(table, tuple(done["class_names"]), done["quarantined"], done["digest"], near)
 
 
 def table_digest(table: pa.Table) -> str:
@@ -248,90 +218,6 @@ def _raise_fault(block: pa.Table) -> None:
         raise StorageError(*json.loads(found["detail"][0].as_py()))
 
 
-def _bad_rows(facts: pa.Table) -> list[Bad]:
-    columns = [facts[name].to_pylist() for name in ("set", "key", "code", "reason", "detail")]
-    return [Bad(*row) for row in zip(*columns, strict=True)]
-
-
-def _told(reasons: Counter[str]) -> str:
-    return ", ".join(
-        f"{reason} {count:,}" for reason, count in sorted(reasons.items(), key=lambda r: (-r[1], r[0]))[:6]
-    )
-
-
-def _check_bad(good: int, bad: list[Bad], spec: RunSpec) -> None:
-    total = good + len(bad)
-    if total == 0:
-        raise DataError("source", "holds no image at all", "check the path")
-    if good == 0 or len(bad) > spec.images.max_bad_fraction * total:
-        limit = "" if good == 0 else f", images.max_bad_fraction is {spec.images.max_bad_fraction:g}"
-        told = _told(Counter(entry.reason for entry in bad))
-        first = f"{bad[0].key[:80]}: {bad[0].detail[:80]}"
-        fix = f"look at the first, {first}"
-        raise DataError("source", f"{len(bad):,} of {total:,} images cannot be used ({told}){limit}", fix)
-
-
-def _distinct(good: pa.Table, class_of: list[str]) -> tuple[pa.Table, list[Bad]]:
-    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the reason.
-
-    Where images of one set have equal pixels and different labels, one of the labels is wrong: all of them go.
-    """
-    pixels = good["pixels_sha256"].combine_chunks().dictionary_encode().indices.to_numpy()
-    code, in_main = good["code"].to_numpy(), pc.not_equal(good["set"], "test").to_numpy()
-    order = np.argsort(in_main, kind="stable")
-    _, first = np.unique(pixels[order], return_index=True)
-    other = order[first][pixels]  # the row that is kept for each row
-    torn = (code != code[other]) & (in_main == in_main[other])
-    conflict = np.isin(pixels, pixels[torn]) & (in_main == in_main[other])
-    repeated = np.flatnonzero((other != np.arange(len(other))) | conflict)
-    columns = [good[name].take(repeated).to_pylist() for name in ("set", "key", "sha256")]
-    against = [good[name].take(other[repeated]).to_pylist() for name in ("key", "sha256")]
-    gone = []
-    for row, own, key, file, kept, its_file in zip(repeated.tolist(), *columns, *against, strict=True):
-        detail = f"same {'bytes' if file == its_file else 'pixels'} as {kept}"
-        if code[row] != code[other[row]]:
-            detail += f", which is labelled {class_of[code[other[row]]]} and not {class_of[code[row]]}"
-        if conflict[row]:
-            detail = detail if kept != key else "its pixels have other labels too"
-            gone.append(Bad(own, key, int(code[row]), "label_conflict", detail, kept if kept != key else ""))
-        else:
-            gone.append(Bad(own, key, int(code[row]), "duplicate", detail, kept))
-    keep = np.ones(good.num_rows, bool)
-    keep[repeated] = False
-    return good.filter(pa.array(keep)) if len(repeated) else good, gone
-
-
-def _split_table(
-    good: pa.Table, names: tuple[str, ...], numbers: np.ndarray, spec: RunSpec, test_bad: list[Bad] | None
-) -> pa.Table:
-    """SCHEMA's columns; `test_bad` holds what is not used where a test set is given, and is None where none is."""
-    labels = numbers[good["code"].to_numpy()].astype(np.int32)
-    in_test = pc.equal(good["set"], "test").to_numpy()
-    require_all(np.bincount(labels[~in_test], minlength=len(names)), names, "good, distinct image")
-    if test_bad is not None and not in_test.any():
-        refuse_empty_test(entry.reason for entry in test_bad if entry.set)
-    pixels = (text for chunk in good["pixels_sha256"].chunks for text in _texts(chunk))
-    splits = assign(spec.split, spec.seed, labels, pixels, in_test, len(names))
-    made = {
-        "label": pa.array(labels, pa.int32()),
-        "class_name": _named(labels, names),
-        "split": _named(splits.astype(np.int32), NAMES),
-    }
-    columns = [made[name] if name in made else good[name] for name in SCHEMA.names]
-    return fitted(pa.table(columns, schema=wide(SCHEMA)), SCHEMA)
-
-
-def _texts(column: pa.Array) -> Iterator[str]:
-    """The values of a column, some at a time."""
-    for start in range(0, len(column), ROW_GROUP):
-        yield from column.slice(start, ROW_GROUP).to_pylist()
-
-
-def _named(numbers: np.ndarray, names: Sequence[str]) -> pa.Array:
-    """The name of each number."""
-    return pa.DictionaryArray.from_arrays(pa.array(numbers), pa.array(names, pa.large_string())).dictionary_decode()
-
-
 def _quarantine_table(bad: list[Bad], names: tuple[str, ...], numbers: np.ndarray) -> pa.Table:
     def class_name(code: int) -> str:
         return "" if code == UNLABELLED else names[numbers[code]]
@@ -363,7 +249,7 @@ def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
     own = catalog.table["split"]
     splits = pc.if_else(rows, pa.scalar("unused", own.type), own)
     table = catalog.table.set_column(SCHEMA.get_field_index("split"), "split", splits).combine_chunks()
-    return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
+    return replace(catalog, table=table, digest=table_digest(table))
 
 
 def quarantine(store: Store) -> pa.Table:
@@ -393,4 +279,6 @@ def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:
         "reasons": dict(sorted(Counter(quarantine["reason"].to_pylist()).items())),
         "splits": {name: catalog.split(name).num_rows for name in NAMES},
     }
+    if catalog.near_duplicates is not None:
+        done["near_duplicates"] = catalog.near_duplicates.to_json()
     store.replace(DONE, (json.dumps(done, indent=1, ensure_ascii=False) + "\n").encode())

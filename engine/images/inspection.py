@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from engine.images.decode import BadImage, decode
 from engine.images.formats import misnamed
 from engine.images.listing import Candidate
+from engine.images.similar import PRINT_BYTES, fingerprints, thumbnail
 from engine.images.sources import ImageSource, Place
 from engine.spec.models import ImagesSpec
 
@@ -37,6 +38,8 @@ FACTS = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("notes", pa.string()),
+        ("phash", pa.uint64()),
+        ("print", pa.binary(PRINT_BYTES)),
         ("reason", pa.string()),
         ("detail", pa.string()),
     ]
@@ -79,6 +82,10 @@ def inspect(table: pa.Table, sets: Mapping[str, ImageSource], images: ImagesSpec
         for within, data in sets[name].read([located[i][1] for i in positions]):
             position = positions[within]
             facts[position] = _facts(keys[position], data, images)
+    good = [row for row in facts.values() if not row["reason"]]
+    hashes, prints = fingerprints([row["thumbnail"] for row in good])
+    for row, phash, own in zip(good, hashes.tolist(), prints, strict=True):
+        row |= {"phash": phash, "print": own.tobytes()}
     return _table(table, [facts[i] for i in range(len(located))])
 
 
@@ -109,6 +116,7 @@ def _facts(key: str, data: bytes | BadImage, images: ImagesSpec) -> dict[str, An
         "mode": decoded.mode,
         "format": decoded.format,
         "notes": "; ".join(note for note in notes if note),
+        "thumbnail": thumbnail(decoded.image),
         "reason": "",
         "detail": "",
     }

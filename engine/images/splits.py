@@ -80,9 +80,17 @@ def order_keys(seed: int, contents: Iterable[str]) -> NDArray[np.uint64]:
 
 
 def assign(
-    split: SplitSpec, seed: int, labels: Ints, contents: Iterable[str], given_test: NDArray[np.bool_], classes: int
+    split: SplitSpec,
+    seed: int,
+    labels: Ints,
+    contents: Iterable[str],
+    given_test: NDArray[np.bool_],
+    classes: int,
+    group: Ints | None = None,
 ) -> NDArray[np.int8]:
     """The split (an index of NAMES) of each image; rows of a given test set are all "test", and no other row is then.
+
+    Images of one `group` (N,) (-1: of none) are in one split; counts are exact where the other images allow it.
 
     `labels` (N,) are class numbers, `contents` N digests of the pixels, distinct. In each class images are ordered by
     keyed hash; test images come from the front, validation images behind them, training images from the back. So the answer
@@ -94,15 +102,46 @@ def assign(
     sizes = np.bincount(labels[pool], minlength=classes).astype(np.int64)
     in_train, in_validation, in_test = allocate(split, sizes, given_test=bool(given_test.any()))
     keys = order_keys(seed, contents)[pool]
-    ordered = pool[np.lexsort((keys[:, 1], keys[:, 0], labels[pool]))]
-    ends = np.cumsum(sizes)
-    for c in range(classes):
-        rows = ordered[ends[c] - sizes[c] : ends[c]]
-        first, second = in_test[c], in_test[c] + in_validation[c]
-        out[rows[:first]] = TEST
-        out[rows[first:second]] = VALIDATION
-        out[rows[len(rows) - in_train[c] :]] = TRAIN
+    ordered = pool[np.lexsort((keys[:, 1], keys[:, 0]))]
+    room = np.stack([np.zeros_like(sizes), in_train, in_validation, in_test])
+    if group is not None and (group[pool] >= 0).any():
+        _assign_groups(out, room, ordered, labels, group, rest=split.train == "rest")
+        ordered = ordered[group[ordered] < 0]
+    ordered = ordered[np.argsort(labels[ordered], kind="stable")]
+    ends = np.cumsum(np.bincount(labels[ordered], minlength=classes))
+    for c, rows in enumerate(np.split(ordered, ends[:-1])):
+        _, train, validation, test = room[:, c].tolist()
+        held_out = min(len(rows), test + validation)
+        out[rows[:test]] = TEST
+        out[rows[test:held_out]] = VALIDATION
+        out[rows[held_out if split.train == "rest" else max(held_out, len(rows) - train) :]] = TRAIN
     return out
+
+
+def _assign_groups(out: NDArray[np.int8], room: Ints, ordered: Ints, labels: Ints, group: Ints, *, rest: bool) -> None:
+    """Give each whole group the split that its first image would have on its own, or the next one that has room for all of it.
+
+    Fills `out` and takes from `room` (4, classes), the images that each split still needs. What training has no room for is unused.
+    """
+    rank = np.empty(len(ordered), np.int64)
+    by_class = np.argsort(labels[ordered], kind="stable")
+    sorted_labels = labels[ordered][by_class]
+    rank[by_class] = np.arange(len(ordered)) - np.searchsorted(sorted_labels, sorted_labels)
+    held_out, in_test = room[TEST] + room[VALIDATION], room[TEST].copy()
+    grouped = np.flatnonzero(group[ordered] >= 0)
+    rows_of: dict[int, list[int]] = {}
+    for position in grouped.tolist():
+        rows_of.setdefault(int(group[ordered[position]]), []).append(position)
+    for positions in rows_of.values():
+        rows = ordered[positions]
+        needs = np.bincount(labels[rows], minlength=room.shape[1])
+        first, c = rank[positions[0]], labels[rows[0]]
+        wanted = (TEST, VALIDATION) if first < in_test[c] else (VALIDATION,) if first < held_out[c] else ()
+        side = next((name for name in wanted if (needs <= room[name]).all()), TRAIN)
+        for row in rows.tolist():
+            if side != TRAIN or rest or room[TRAIN, labels[row]] > 0:
+                out[row] = side
+                room[side, labels[row]] -= 1
 
 
 def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:

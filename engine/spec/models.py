@@ -53,11 +53,15 @@ class ImagesSpec(Spec):
 
 
 class SplitSpec(Spec):
-    """Sizes of the splits, as counts (whole numbers > 1) or fractions of all good images (0 to 1); `train: rest` takes what is left."""
+    """Sizes of the splits, as counts (whole numbers > 1) or fractions of all good images (0 to 1); `train: rest` takes what is left.
+
+    `near_duplicates: together` keeps images that look alike in one split, `allow` counts them only.
+    """
 
     train: int | float | Literal["rest"] = "rest"
     validation: int | float = 0.0
     test: int | float = 0.2
+    near_duplicates: Literal["together", "allow"] = "together"
 
     @field_validator("train", "validation", "test", mode="before")
     @classmethod

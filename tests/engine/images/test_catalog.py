@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,9 +22,11 @@ from PIL import Image
 
 from engine.cluster.progress import PlainReporter
 from engine.errors import ClusterError, DataError, MimeoError
-from engine.images import catalog
-from engine.images.catalog import SCHEMA, Catalog
+from engine.images import arrangement, catalog
+from engine.images.arrangement import SCHEMA
+from engine.images.catalog import Catalog
 from engine.images.inspection import FACTS
+from engine.images.similar import PRINT_BYTES
 from engine.images.sources.base import encode_name
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
@@ -171,7 +174,11 @@ def test_a_test_set_without_a_good_image_is_refused(ray_cluster: None, tmp_path:
 
 def facts_of(pixels: list[str], codes: list[int], sets: list[str], keys: list[str]) -> pa.Table:
     """What inspection would say of good images."""
-    known = {"set": sets, "key": keys, "code": codes, "uri": keys, "sha256": pixels, "pixels_sha256": pixels}
+    known: dict[str, list[Any]] = {"set": sets, "key": keys, "code": codes, "uri": keys}
+    known |= {"sha256": pixels, "pixels_sha256": pixels}
+    rng = np.random.default_rng(len(keys))
+    known["phash"] = rng.integers(2**63, size=len(keys)).tolist()
+    known["print"] = [rng.bytes(PRINT_BYTES) for _ in keys]
     rest = {f.name: [None if pa.types.is_integer(f.type) else ""] * len(keys) for f in FACTS if f.name not in known}
     return pa.table({f.name: pa.array((known | rest)[f.name], f.type) for f in FACTS}, schema=FACTS)
 
@@ -181,7 +188,7 @@ def test_equal_pixels_are_kept_once_and_never_with_two_labels(rows: list[tuple[i
     sets = ["test" if test else "" for _, _, test in rows]
     keys = [f"{own}:{i:03d}" for i, own in enumerate(sets)]
     facts = facts_of([f"{p}" for p, _, _ in rows], [c for _, c, _ in rows], sets, keys)
-    kept, gone = catalog._distinct(facts, ["a", "b", "c"])
+    kept, gone = arrangement._distinct(facts, ["a", "b", "c"])
     expected = set()
     for drawn in {p for p, _, _ in rows}:
         group = [i for i, row in enumerate(rows) if row[0] == drawn]
@@ -206,7 +213,8 @@ def test_a_catalog_past_the_reach_of_narrow_columns_is_the_same(
             facts_of(pixels[a : a + 500], [i % 2 for i in range(500)], [""] * 500, keys[a : a + 500])
             for a in range(0, count, 500)
         ]
-        table, bad = catalog.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False)
+        found = arrangement.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False)
+        table, bad = found.table, found.left_out
         assert not bad
         store = open_store(str(tmp_path / str(most)))
         whole = Catalog(table, ("a", "b"), 0, catalog.table_digest(table))
@@ -236,7 +244,7 @@ def test_more_than_two_gib_of_keys(tmp_path: Path) -> None:
         )
         parts.append(table.set_column(table.schema.get_field_index("uri"), FACTS.field("uri"), pa.array([""] * 20_000)))
     spec, numbers = spec_of(folder(tmp_path)), np.arange(2, dtype=np.int32)
-    table, _ = catalog.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False)
+    table = arrangement.arranged(parts, [], ("a", "b"), numbers, spec, given_test=False).table
     assert table["key"].nbytes > 2**31
     store = open_store(str(tmp_path / "out"))
     whole = Catalog(table, ("a", "b"), 0, catalog.table_digest(table))

@@ -11,6 +11,7 @@ import pytest
 
 from engine.errors import MimeoError
 from engine.images import catalog as catalogs
+from engine.images.arrangement import SCHEMA
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.run import claim
@@ -25,12 +26,12 @@ def written(store: Store, names: tuple[str, ...] = NAMES, *, shift: int = 0) -> 
     """A catalog of 30 training and 10 test rows; `shift` moves what the test rows show."""
     rows = []
     for number in range(40):
-        row = dict.fromkeys(catalogs.SCHEMA.names)
+        row = dict.fromkeys(SCHEMA.names)
         split, content = ("train", number) if number < 30 else ("test", number + shift)
         rows.append(
             row | {"key": f"{number:04d}", "label": number % 10, "split": split, "pixels_sha256": f"{content:064x}"}
         )
-    table = pa.Table.from_pylist(rows, schema=catalogs.SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
     made = Catalog(table, names, 0, catalogs.table_digest(table))
     store.replace(catalogs.TABLE, catalogs._parquet(table))
     done = {"class_names": list(names), "digest": made.digest, "quarantined": 0}
