@@ -12,6 +12,7 @@ import pytest
 from engine.errors import MimeoError
 from engine.images import catalog as catalogs
 from engine.images.arrangement import SCHEMA
+from engine.images.columns import to_parquet
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.run import claim
@@ -33,7 +34,7 @@ def written(store: Store, names: tuple[str, ...] = NAMES, *, shift: int = 0) -> 
         )
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     made = Catalog(table, names, 0, catalogs.table_digest(table))
-    store.replace(catalogs.TABLE, catalogs._parquet(table))
+    store.replace(catalogs.TABLE, to_parquet(table, SCHEMA))
     done = {"class_names": list(names), "digest": made.digest, "quarantined": 0}
     store.replace(catalogs.DONE, json.dumps(done).encode())
     return made
