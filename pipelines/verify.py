@@ -5,6 +5,7 @@ from __future__ import annotations
 from engine.cluster.progress import reporter
 from engine.cluster.terminal import say
 from engine.errors import DataError
+from engine.storage.run import SPEC
 from engine.storage.store import open_store
 from pipelines.options import Url
 
@@ -13,9 +14,12 @@ SHOWN = 12
 
 def main(url: Url) -> None:
     """Check every byte of a finished output: changed, missing or swapped files end with exit code 3; says what no seal covers."""
+    from engine.shards.manifest import SEAL
     from engine.shards.verify import verify
 
     store = open_store(url)
+    if not store.exists(SPEC) and not store.exists(SEAL):
+        raise DataError(store.url, f"holds no run of mimeo ({SPEC} is missing)", "check the path")
     with reporter() as out:
         result = verify(store, out)
     for fault in result.faults[:20]:
