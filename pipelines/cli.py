@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import typer
 
 from engine import __version__
 from engine.cluster.faults import as_expected
-from engine.cluster.terminal import Unread, guard, is_unread, note, say
+from engine.cluster.terminal import Unread, guard, is_unread, note, say, settle
 from engine.errors import MimeoError, StorageError
 from engine.storage import log
 from engine.text import one_line, shortened
@@ -133,7 +135,7 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except MimeoError as error:
         return _refused(error)
     except UsageFault as error:
-        return _fail(error.format_message() + "; see mimeo --help", 2)
+        return _fail(shortened(one_line(error.format_message())) + "; see mimeo --help", 2)
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any end of a file for the end of standard input
             return _unexpected(error.__cause__)
@@ -145,28 +147,47 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         if not isinstance(error.__context__, BrokenPipeError):
             raise
-        return UNREAD if is_unread() else _unexpected(error.__context__)  # typer ends the process for any broken pipe
+        if is_unread():
+            settle()
+            return UNREAD
+        return _unexpected(error.__context__)  # typer ends the process for any broken pipe
     except Exception as error:
         return _unexpected(error)
 
 
 def _unexpected(error: Exception) -> int:
     """One line for what no verb expects: a system call, Ray or memory that failed, else a fault with its log file."""
-    known = as_expected(error)
+    known = as_expected(error, "a file" if settle() else "standard output")
     if known is not None:
         return _refused(known)
+    return _fail(f"mimeo: {_logged(error)}", UNEXPECTED)
+
+
+def _logged(error: BaseException) -> str:
+    """What a fault is, in a line that says where its traceback lies."""
     path = log.write("".join(traceback.format_exception(error)))
     where = f"its log is {path}" if path else "no folder takes its log: set MIMEO_CACHE to one that can be written"
-    return _fail(f"mimeo: an unexpected {type(error).__name__} ({shortened(str(error), 200)}); {where}", UNEXPECTED)
+    return f"an unexpected {type(error).__name__} ({shortened(str(error), 200)}); {where}"
+
+
+def _in_thread(fault: threading.ExceptHookArgs) -> None:
+    """A thread has ended by an exception: the work goes on, or fails where the thread is missed."""
+    if fault.exc_value is not None:
+        note(f"warning: a thread: {_logged(fault.exc_value)}", sys.stderr)
+
+
+def _in_destructor(fault: Any) -> None:
+    """An exception that nobody can catch, as in a destructor at the end of the process."""
+    if fault.exc_value is not None:
+        log.write("".join(traceback.format_exception(fault.exc_value)))
 
 
 def main() -> None:
     """The console script."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
-        os.environ["PYTHONUTF8"] = (
-            "1"  # names of files are UTF-8 whatever the terminal is: begin anew, so that Python knows
-        )
+        os.environ["PYTHONUTF8"] = "1"  # names of files are UTF-8, whatever the terminal is: Python must begin anew
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    threading.excepthook, sys.unraisablehook = _in_thread, _in_destructor
     sys.exit(execute())
 
 

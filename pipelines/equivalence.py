@@ -55,13 +55,15 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
 def _finished(url: str) -> dict[str, Any]:
     """The result of another study."""
     from engine.errors import ConfigError
+    from engine.storage import documents
     from engine.storage.store import open_store
     from engine.study.equivalence.run import RESULT
+    from engine.study.studyresults import EquivalenceResult
 
-    store = open_store(url)
-    if not store.exists(RESULT):
+    found = documents.find(open_store(url), RESULT, EquivalenceResult)
+    if found is None:
         raise ConfigError("--against", f"{url} holds no finished equivalence study", "give the output of one")
-    return dict(json.loads(store.read(RESULT)))
+    return dict(found)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
+
+
+def finite(value: float | None) -> float | None:
+    """Refuse infinity and NaN, which pass any range that has one end."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value:g} is not a finite number")
+    return value
+
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or the name of one in pipelines/recipes.")
@@ -24,7 +33,13 @@ Output = Annotated[
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option("--time-limit", metavar="SECONDS", help="Stop cleanly after so long; the same command goes on."),
+    typer.Option(
+        "--time-limit",
+        metavar="SECONDS",
+        min=0,
+        callback=finite,
+        help="Stop cleanly after so long; the same command goes on.",
+    ),
 ]
 Url = Annotated[str, typer.Argument(metavar="URL", help="The output of a run.")]
 Price = Annotated[
@@ -33,6 +48,7 @@ Price = Annotated[
         "--price-per-hour",
         metavar="PRICE",
         min=0,
+        callback=finite,
         help="Price of one device-hour (a GPU, or a CPU core), in any currency. Default: resources.price_per_hour of the run's first recipe.",
     ),
 ]

@@ -9,6 +9,7 @@ from engine.cluster.terminal import Terminal
 from engine.conditions import prompts
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load_captions
+from engine.diffusion import hub
 from engine.errors import DataError
 from engine.generation.plan import Plan
 from engine.images.sources.overlap import check_output
@@ -19,6 +20,7 @@ from engine.shards.records import Record
 from engine.spec import RunSpec, sample_key, spec_hash
 from engine.storage.run import SPEC, read_spec
 from engine.storage.store import Store, open_store
+from engine.training import learnt
 from pipelines.context import check, load_recipe, output_url
 from pipelines.options import Output, Recipe, Set
 
@@ -58,6 +60,25 @@ def examples(spec: RunSpec, store: Store | None, plan: Plan, names: tuple[str, .
         made = load_captions(store).prompts(template)
         return [made[anchor] + suffix for anchor in rows.anchor]
     return [prompts.fill(template, names[label], "<caption>") + suffix for label in rows.label]
+
+
+def reading(spec: RunSpec, store: Store | None, names: tuple[str, ...]) -> tuple[str, str]:
+    """What is cut of the prompts, where the checkpoint lies here: of all of them once there are captions, else of the classes'."""
+    from engine.conditions import cuts
+    from engine.diffusion.reading import of_folder
+
+    model = spec.model
+    folder = hub.known(model.checkpoint, model.revision) if model.checkpoint is not None else None
+    if model.checkpoint is None and store is not None and store.exists("model/mimeo.json"):
+        folder = store.local("model")
+    if folder is None:
+        return "prompts cut", "known once the generator is here"
+    captioned = store is not None and store.exists(CAPTIONS)
+    told = load_captions(store) if store is not None and captioned else cuts.of_classes(names)
+    known = captioned or spec.conditions.caption.kind == "class"
+    found = cuts.check(of_folder(folder), spec, told)
+    whole = f"none of {found.prompts:,}" if captioned else "none" if known else "none without their captions"
+    return "prompts cut", "; ".join(found.lines) or whole
 
 
 def made(store: Store | None) -> list[Record]:
@@ -131,6 +152,7 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
                 f"{plan.shards:,} shards are many files: generate.shard_size={max(1000, g.count // 100_000)} makes about 100,000 or fewer",
             )
         )
+    rows.append(reading(spec, store, names))
     rows += [(f"example {i}", text) for i, text in enumerate(examples(spec, store, plan, names), 1)]
     return rows
 
@@ -147,6 +169,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Say what a run would make and cost, with three example prompts; needs no GPU, no Ray and no model."""
     spec = load_recipe(recipe, set_)
     check(spec)
+    if spec.model.checkpoint is None or hub.known(spec.model.checkpoint, spec.model.revision) is not None:
+        learnt.check(spec)
     table = Table(show_header=False, box=None, pad_edge=False)
     for what, value in facts(spec, begun(spec, output)):
         table.add_row(what, value)

@@ -10,10 +10,13 @@ from pipelines.options import Url
 
 def main(url: Url) -> None:
     """Write the HTML report of a run again, from what the run holds now."""
-    from engine.report import html
-
+    spec = read_spec(open_store(url))
     store = open_store(url, probe=True)
-    html.write(store, read_spec(store))
+    from engine.report import html
+    from engine.shards import seal
+
+    html.write(store, spec)
+    seal.update(store, (html.GALLERY, html.CARD, html.REPORT))
     say(str(store.local("report.html") or f"{store.url}/report.html"))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from engine.cluster.terminal import Terminal
 from pipelines.options import Output, Recipe, Set, TimeLimit
 from pipelines.stages import verb
@@ -12,12 +10,15 @@ from pipelines.stages import verb
 def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:
     """Run the main job: real images in, verified synthetic shards, classifiers and a report out."""
     run = verb("report", recipe, set_, output, time_limit)
-    if run is None or not run.store.exists("results/summary.json"):
+    if run is None:
         return
-    from engine.evaluation.summary import table
+    from engine.evaluation.summary import read, table
 
+    judged = read(run.store)
+    if judged is None:
+        return
     console = Terminal()
-    console.print(table(json.loads(run.store.read("results/summary.json"))))
+    console.print(table(judged))
     console.print(
         f"report: {run.store.local('report.html') or run.store.url + '/report.html'}", soft_wrap=True, highlight=False
     )

@@ -11,9 +11,9 @@ from pipelines.options import Output, Recipe, Set
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which ratio of synthetic to real images is best: chosen on validation images, read once on test images."""
-    from engine.study.search.plan import check, finished
+    from engine.study.search.plan import check, drawn, finished
 
-    with open_run(recipe, set_, output, "search", lambda spec, _: check(spec)) as run:
+    with open_run(recipe, set_, output, "search", lambda spec, _: check(spec), drawn) as run:
         from engine.report.search import figure, lines, markdown, table
 
         result = finished(run.spec, run.store)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from engine.spec import RunSpec
 from engine.spec.models import ModelSpec
+from engine.storage import documents
 from engine.storage.store import Store, address
 from engine.training.matching.precheck import MARKER, lora_of, model_of
 from pipelines.context import Run, open_run
@@ -52,10 +53,30 @@ def _catalog(run: Run, limit: float | None) -> str:
 
 def _captions(run: Run, limit: float | None) -> str:
     from engine.conditions import job
+    from engine.conditions.table import load_captions
     from engine.images import catalog
 
     job.caption(run.spec, catalog.load(run.store), run.store, run.reporter)
-    return f"captions ({run.spec.conditions.caption.kind})"
+    _check_prompts(run, note=True)
+    cut = load_captions(run.store).fitted.get("cut")
+    more = f"; {cut:,} of them cut at conditions.caption.max_new_tokens" if cut else ""
+    return f"captions ({run.spec.conditions.caption.kind}){more}"
+
+
+def _check_prompts(run: Run, *, note: bool = False) -> None:
+    """Refuse prompts whose class a given checkpoint does not read, before anything is computed for it."""
+    from engine.conditions import cuts
+    from engine.conditions.table import load_captions
+    from engine.diffusion import hub, reading
+
+    model = run.spec.model
+    if model.checkpoint is None:
+        return
+    found = cuts.check(
+        reading.of_folder(hub.locate(model.checkpoint, model.revision)), run.spec, load_captions(run.store)
+    )
+    if note:
+        cuts.tell(found, "captions", run.reporter.note)
 
 
 def _model_done(run: Run) -> bool:
@@ -77,6 +98,7 @@ def _features(run: Run, limit: float | None) -> str:
     from engine.diffusion import checkpoint
     from engine.images import catalog
 
+    _check_prompts(run)
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
     job.features(run.spec, catalog.load(run.store), model, run.store, run.reporter)
     return "CLIP features and class statistics"
@@ -160,7 +182,7 @@ STAGES = (
 
 
 def _note_seconds(store: Store, name: str, seconds: float) -> None:
-    noted = json.loads(store.read(SECONDS)) if store.exists(SECONDS) else {}
+    noted = documents.find(store, SECONDS, dict[str, float]) or {}
     noted[name] = round(noted.get(name, 0.0) + seconds, 3)
     store.replace(SECONDS, json.dumps(noted, indent=1, sort_keys=True).encode())
 

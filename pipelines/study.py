@@ -23,9 +23,9 @@ def _root() -> None:
 @app.command()
 def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which part of the method helps: arms over several generator seeds, trained as such, compared in pairs."""
-    from engine.study.arms import check
+    from engine.study.arms import check, drawn
 
-    with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec)) as run:
+    with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec), drawn) as run:
         from engine.cluster.session import session
         from engine.images import catalog
         from engine.report.ablation import markdown, table

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from engine.cluster.terminal import say
-from engine.errors import ConfigError
-from pipelines.options import Output, Recipe, Set
+from engine.errors import ClusterError, ConfigError
+from pipelines.options import Output, Recipe, Set, finite
 
 Cluster = Annotated[
     str,
@@ -32,8 +32,15 @@ Install = Annotated[
 Wait = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Follow the log to the end, or leave once it is submitted.")
 ]
-Cpus = Annotated[float, typer.Option("--driver-cpus", min=0, help="CPUs of a node to reserve for the driver itself.")]
+Open = Annotated[
+    bool, typer.Option("--open-cluster", help="Submit to a cluster that asks for no token, where anybody can run code.")
+]
+Cpus = Annotated[
+    float,
+    typer.Option("--driver-cpus", min=0, callback=finite, help="CPUs of a node to reserve for the driver itself."),
+]
 
+SHOWN = 20
 NO_JOB = ("submit", "cluster", "doctor", "quickstart", "verify", "status")
 
 
@@ -47,6 +54,7 @@ def main(
     install: Install = False,
     wait: Wait = True,
     driver_cpus: Cpus = 0.0,
+    open_cluster: Open = False,
 ) -> int:
     """Run a verb as a job of a Ray cluster, follow its log, and end with its exit code."""
     from engine.cluster import jobs
@@ -71,7 +79,14 @@ def main(
     metadata = {"mimeo_name": spec.name, "mimeo_spec": spec_hash(spec), "mimeo_output": output, "mimeo_verb": verb}
     job = jobs.make(words, arguments, working_dir=folder, metadata=metadata, install=install, driver_cpus=driver_cpus)
     say(f"$ {job.command(cluster)}")
+    say(f"sends {job.upload.files:,} files of {folder}, {job.upload.bytes / 2**20:.1f} MiB")
+    if job.upload.kept:
+        more = f" and {len(job.upload.kept) - SHOWN:,} more" if len(job.upload.kept) > SHOWN else ""
+        say(f"keeps back, as they may hold secrets: {', '.join(job.upload.kept[:SHOWN])}{more}")
     connection = jobs.client(cluster)
+    if not open_cluster and not jobs.asks_for_token(connection, cluster):
+        fix = "start it with RAY_AUTH_MODE=token, or say --open-cluster where nobody else can reach it"
+        raise ClusterError(cluster, "asks for no token: whoever reaches it can run code and read what is sent", fix)
     job_id = jobs.submit(job, connection, cluster)
     say(f"job {job_id} is submitted; ray job stop {job_id} ends it, the same command goes on")
     if not wait:

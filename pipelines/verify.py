@@ -8,9 +8,11 @@ from engine.errors import DataError
 from engine.storage.store import open_store
 from pipelines.options import Url
 
+SHOWN = 12
+
 
 def main(url: Url) -> None:
-    """Check every byte of a finished output: changed, missing, extra or swapped files end with exit code 3."""
+    """Check every byte of a finished output: changed, missing or swapped files end with exit code 3; says what no seal covers."""
     from engine.shards.verify import verify
 
     store = open_store(url)
@@ -24,7 +26,17 @@ def main(url: Url) -> None:
             f"{len(result.faults)} faults, the first: {result.faults[0]}",
             "generate again into a fresh output, or restore the files",
         )
-    say(f"clean: {result.samples:,} samples in {result.shards:,} shards match the manifest")
+    say(
+        f"clean: {result.samples:,} samples in {result.shards:,} shards match the manifest, "
+        f"{result.others.sealed:,} other files match seal.json"
+    )
+    for names, why in (
+        (result.others.uncovered, "no seal covers them; see docs/how-it-works.md"),
+        (result.others.pending, "a command is writing them or was interrupted; the same command seals them"),
+    ):
+        if names:
+            more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+            say(f"not checked: {', '.join(names[:SHOWN])}{more} ({why})")
 
 
 if __name__ == "__main__":

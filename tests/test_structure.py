@@ -61,6 +61,24 @@ def test_modules_say_what_they_are_for_and_stay_small(path: Path) -> None:
     assert text.count("\n") < 400
 
 
+DOOR = ROOT / "engine/cluster/terminal.py"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in SOURCES if p != DOOR and not p.is_relative_to(ROOT / "benchmarks")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_one_module_writes_to_the_terminal(path: Path) -> None:
+    """Secrets and control characters are kept from it there, so nothing may pass beside it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            bare = isinstance(node.func, ast.Name)
+            assert name not in ("echo", "secho", "Console"), f"line {node.lineno}"
+            assert not (bare and name == "print"), f"line {node.lineno}"
+
+
 def test_light_modules_import_neither_torch_nor_ray() -> None:
     code = (
         "import sys\n"

@@ -49,17 +49,24 @@ finish() {
 trap finish EXIT
 trap 'exit 143' TERM INT
 
-srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" \
-  ray start --head --block --node-ip-address="$address" --port="$base" --temp-dir="$temp" \
+# Ray opens its folders to all users of a host, so they lie in one that only this user can enter. Its name can be foreseen: a
+# folder or link of somebody else's there ends the job.
+# shellcheck disable=SC2016  # each node's own shell expands it
+inside='mkdir -p -m 700 "$1" && [ -O "$1" ] && [ ! -L "$1" ] && chmod 700 "$1" || { echo "error: $1: is not ours" >&2; exit 1; }'
+
+# shellcheck disable=SC2016
+srun --overlap --nodes=1 --ntasks=1 --nodelist="$head" bash -c "$inside"' && shift && exec "$@"' head "$temp" \
+  ray start --head --block --node-ip-address="$address" --port="$base" --temp-dir="$temp/ray" \
   --dashboard-host=127.0.0.1 --dashboard-port=$((base + 1)) --ray-client-server-port=$((base + 2)) \
   --dashboard-agent-listen-port=$((base + 3)) &
 steps+=($!)
 if [ "${#nodes[@]}" -gt 1 ]; then
   # shellcheck disable=SC2016  # the worker's own shell expands it
-  srun --overlap --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="$head" bash -c '
+  srun --overlap --nodes=$((${#nodes[@]} - 1)) --ntasks=$((${#nodes[@]} - 1)) --exclude="$head" bash -c "$inside"'
+    shift
     for _ in $(seq 60); do (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null && break; sleep 2; done
-    exec ray start --block --address="$1:$2" --temp-dir="$3" --dashboard-agent-listen-port="$4"
-  ' worker "$address" "$base" "$temp" $((base + 3)) &
+    exec ray start --block --address="$1:$2" --temp-dir="$3/ray" --dashboard-agent-listen-port="$4"
+  ' worker "$temp" "$address" "$base" "$temp" $((base + 3)) &
   steps+=($!)
 fi
 

@@ -35,7 +35,10 @@ begin='
     exit 0
   fi
   export PATH="$PWD/.venv/bin:$PATH" RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$HOME/.mimeo/$4.token" RAY_USAGE_STATS_ENABLED=0
-  options=(--block --temp-dir="/tmp/mimeo-$4" --dashboard-agent-listen-port=$(($3 + 3)))
+  temp="/tmp/mimeo-$4-$(id -u)"  # Ray opens its folders to all users: they lie in one that only this user can enter
+  mkdir -p "$temp"
+  { [ -O "$temp" ] && [ ! -L "$temp" ] && chmod 700 "$temp"; } || { echo "$temp is not ours" >&2; exit 1; }
+  options=(--block --temp-dir="$temp/ray" --dashboard-agent-listen-port=$(($3 + 3)))
   if [ "$1" = head ]; then
     options+=(--head --node-ip-address="$2" --port="$3" --dashboard-host=127.0.0.1 --dashboard-port=$(($3 + 1)) --ray-client-server-port=$(($3 + 2)))
   else
@@ -61,7 +64,7 @@ end='
     kill -TERM "$pid"
     for _ in $(seq 30); do kill -0 "$pid" 2>/dev/null || break; sleep 1; done
   fi
-  rm -rf "/tmp/mimeo-$1" "$pidfile" "$HOME/.mimeo/$1.token"
+  rm -rf "/tmp/mimeo-$1-$(id -u)" "$pidfile" "$HOME/.mimeo/$1.token"
 '
 
 quoted() { printf '%q ' "$@"; }

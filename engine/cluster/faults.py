@@ -8,14 +8,14 @@ from engine.errors import ClusterError, MimeoError
 from engine.storage.base import is_known, storage_error
 
 
-def as_expected(error: BaseException) -> MimeoError | None:
+def as_expected(error: BaseException, place: str = "a file") -> MimeoError | None:
     """The expected failure that an exception stands for: one that a Ray worker raised, a system call that failed on a file,
-    memory that ran out, workers that died; None for a fault of the program."""
+    memory that ran out, workers that died; None for a fault of the program. `place` is that of a call that names no file."""
     cause = _cause(error)
     if isinstance(cause, MimeoError):
         return cause
     if isinstance(cause, OSError) and is_known(cause):
-        return storage_error(cause, str(cause.filename or "a file"))
+        return storage_error(cause, str(cause.filename or place))
     if isinstance(cause, MemoryError):
         what = f"this needs more memory than there is ({str(cause)[:200]})" if str(cause) else "there is not enough"
         return ClusterError("memory", what, "use a machine with more, or a smaller batch or source")

@@ -8,7 +8,6 @@ import json
 import logging
 import secrets
 import shlex
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from engine.cluster import authentication, upload
+from engine.cluster.upload import Upload
 from engine.errors import ClusterError, ConfigError, MimeoError
 
-LIMIT_MIB = 64  # code and recipes are a few; Ray itself refuses 512
+ANSWER_S = 30
 STOP_S = 60  # between `ray job stop` and a kill: a run has its lock to give back
 STOPPED = 143
 _CREATED = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
@@ -33,6 +34,7 @@ class Job:
     metadata: dict[str, str]
     runtime_env: dict[str, Any]
     driver_cpus: float
+    upload: Upload
 
     def command(self, address: str) -> str:
         """The `ray job submit` command that does the same."""
@@ -57,9 +59,10 @@ def make(
     `install`: the cluster's image has no mimeo; its requirements are installed by pip into the job's environment, under the
     constraints file of the working folder. Raises ConfigError where the folder is too large or has no constraints file.
     """
-    check_size(working_dir)
+    sent = upload.survey(working_dir)
     env: dict[str, Any] = {
         "working_dir": str(working_dir),
+        "excludes": sent.excludes,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},
     }
     if install:
@@ -67,37 +70,30 @@ def make(
     words = ["python", "-m", "pipelines.cli", *verb, *arguments]
     if (working_dir / "pipelines" / f"{verb[0]}.py").is_file():
         words = ["python", "-m", f"pipelines.{verb[0]}", *verb[1:], *arguments]
-    return Job(shlex.join(words), working_dir, metadata, env, driver_cpus)
-
-
-def check_size(folder: Path) -> int:
-    """How many bytes Ray would send of a folder, less what .gitignore and .rayignore name; ConfigError above the limit."""
-    from ray._private.runtime_env.packaging import _dir_travel
-
-    sizes: Counter[str] = Counter()
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            parts = path.relative_to(folder).parts
-            sizes["/".join(parts[:2]) if len(parts) > 2 else parts[0]] += path.stat().st_size
-
-    quiet = logging.getLogger("mimeo.jobs")
-    quiet.setLevel(logging.ERROR)
-    _dir_travel(folder, [], add, include_gitignore=True, logger=quiet)
-    total = sizes.total()
-    if total > LIMIT_MIB * 2**20:
-        largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in sizes.most_common(3))
-        what = f"{total / 2**20:.0f} MiB would be sent to the cluster, more than {LIMIT_MIB} (largest: {largest})"
-        raise ConfigError(str(folder), what, "name them in .rayignore, or send another --working-dir")
-    return total
+    return Job(shlex.join(words), working_dir, metadata, env, driver_cpus, sent)
 
 
 def client(address: str) -> Any:
-    """A connection to the cluster's job server; ClusterError in one line where it refuses or does not answer."""
+    """A connection to the cluster's job server; ClusterError in one line where it refuses or does not answer.
+
+    ConfigError for a RAY_AUTH_MODE that Ray does not know.
+    """
+    authentication.check_mode()
     with _quiet():
         from ray.job_submission import JobSubmissionClient
 
         return _told(address, lambda: JobSubmissionClient(address))
+
+
+def asks_for_token(connection: Any, address: str) -> bool:
+    """Whether the cluster refuses who has no token; one that does not runs anybody's code, and shows what a job is sent with."""
+    import requests
+
+    def knock() -> int:
+        url = f"{connection.get_address()}/api/jobs/"
+        return requests.get(url, timeout=ANSWER_S, verify=connection._verify, allow_redirects=False).status_code
+
+    return int(_told(address, knock)) != requests.codes.ok
 
 
 def submit(job: Job, connection: Any, address: str) -> str:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
+import resource
 import signal
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from engine.cluster import head
-from engine.errors import ClusterError
+from engine.cluster import authentication, head
+from engine.cluster.terminal import note
+from engine.errors import ClusterError, MimeoError, StorageError
 from engine.spec.models import ResourcesSpec
+from engine.storage import log
 from engine.storage.store import Store
+from engine.text import shortened
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,6 +38,10 @@ PRIVATE = {
     "MIMEO_PRIVATE_RAY": "1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this node away; on clusters it stays on
 }
+WORKER_BYTES = 256 * 2**20  # of memory that a worker takes at the least, once it has imported torch
+SHARED = "/dev/shm"  # where Ray's object store lies, on systems that have it
+SMALLEST_FILE = 100 * 2**20  # what Ray's object store is at the least: one file
+_SAID = 1 << 16  # bytes of what Ray prints while it starts that are kept
 QUIET_LOGGERS = ("ray", "ray.data", "ray.train", "ray._private", "ray.tune")
 
 
@@ -115,31 +124,87 @@ def _quieten() -> None:
 
 @contextmanager
 def _silent_start() -> Iterator[None]:
-    """Keep what Ray's C++ core prints while it starts; say it after all when the start fails."""
+    """Keep what Ray's C++ core prints while it starts; an exception gets it as a note."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as said:
         os.dup2(said.fileno(), 2)
-        failed = True
         try:
             yield
-            failed = False
+        except Exception as error:
+            said.seek(0)
+            error.add_note(said.read(_SAID).decode(errors="replace"))
+            raise
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            if failed:
-                said.seek(0)
-                os.write(2, said.read())
 
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Put the caller's SIGTERM handler back after the block: `ray.init` installs one of its own."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if main and handler is not None:
-        signal.signal(signal.SIGTERM, handler)
+    """Keep the caller's SIGTERM handler: `ray.init` would install two of its own, which end the process with other exit codes."""
+    from ray._private import utils
+
+    setter, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
+    came = threading.Event()
+
+    def caught(number: int, frame: FrameType | None) -> None:
+        came.set()
+        if callable(handler):
+            handler(number, frame)
+
+    utils.set_sigterm_handler = lambda handler: None
+    if replaced := threading.current_thread() is threading.main_thread() and callable(handler):
+        signal.signal(signal.SIGTERM, caught)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = setter
+        if replaced:
+            signal.signal(signal.SIGTERM, handler)
+    if came.is_set() and callable(handler):  # raised where Ray's C++ core loses what is raised
+        handler(signal.SIGTERM, None)
+
+
+@contextmanager
+def _private_start() -> Iterator[None]:
+    """The start of a private Ray: one line where it fails."""
+    try:
+        with _own_sigterm(), _silent_start():
+            yield
+    except Exception as error:
+        raise _not_started(error) from None
+
+
+def _is_read_only(folder: str) -> bool:
+    return Path(folder).is_dir() and not os.access(folder, os.W_OK)
+
+
+def _check_machine(resources: ResourcesSpec) -> None:
+    """What a private Ray would find out after a minute, or never."""
+    from ray._private.utils import get_system_memory
+
+    for name, count in (("actors", resources.actors or 1), ("train_workers", resources.train_workers)):
+        need, there = count * WORKER_BYTES, get_system_memory()
+        if need > there:
+            what = f"{count:,} processes need {need / 2**30:.0f} GiB at the least, this machine has {there / 2**30:.0f}"
+            raise ClusterError(f"resources.{name}", what, "ask for fewer, or name a cluster by RAY_ADDRESS")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY and limit < SMALLEST_FILE:
+        what = f"files may have {limit:,} bytes here, Ray needs {SMALLEST_FILE:,}"
+        raise StorageError("ulimit -f", what, "raise the limit")
+
+
+def _not_started(error: Exception) -> MimeoError:
+    """Why a private Ray does not start, as one line; the rest is in a log file."""
+    path = log.write("".join(traceback.format_exception(error)))
+    more = f"see {path}" if path else "no folder takes its log: set MIMEO_CACHE to one that can be written"
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if limit != resource.RLIM_INFINITY:
+        what = f"files may have {limit:,} bytes here, and Ray does not start"
+        return StorageError("ulimit -f", what, f"raise the limit; {more}")
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return ClusterError("Ray", f"does not start on this machine ({shortened(first, 200)})", more)
 
 
 def _configure_data() -> None:
@@ -160,8 +225,9 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
     """Ray is up inside the block; nested and repeated use is fine.
 
     Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), whose nodes must be able to do the work and to see
-    `store`, the output; else starts a private local Ray whose processes and files end with the block. `num_cpus` overrides
-    the private Ray's CPU count.
+    `store`, the output; else starts a private local Ray, for this user alone, whose processes and files end with the block.
+    `num_cpus` overrides the private Ray's CPU count. Raises ConfigError for a RAY_AUTH_MODE that Ray does not know, ClusterError
+    or StorageError where Ray cannot start.
     """
     _quieten()
     import ray
@@ -171,37 +237,40 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
     if ray.is_initialized():
         yield
         return
+    authentication.check_mode()
     if os.environ.get("RAY_ADDRESS"):
         with _joined():
             nodes.check(store)
             yield
         return
-    folder = tempfile.mkdtemp(prefix="mimeo-", dir="/tmp" if Path("/tmp").is_dir() else None)
-    os.environ.update(PRIVATE)
-    try:
-        wanted = max(
-            num_cpus or 0,
-            cores(),
-            -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
-            resources.train_workers + 1,
-        )
-        with _own_sigterm(), _silent_start():
-            ray.init(
-                num_cpus=int(wanted),
-                num_gpus=0 if resources.device == "cpu" else None,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=folder,
-                _node_ip_address="127.0.0.1",
+    _check_machine(resources)
+    with authentication.private() as folder:
+        os.environ.update(PRIVATE)
+        try:
+            wanted = max(
+                num_cpus or 0,
+                cores(),
+                -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
+                resources.train_workers + 1,
             )
-        _configure_data()
-        yield
-    finally:
-        ray.shutdown()
-        for name in PRIVATE:
-            os.environ.pop(name, None)
-        shutil.rmtree(folder, ignore_errors=True)
+            with _private_start():
+                ray.init(
+                    num_cpus=int(wanted),
+                    num_gpus=0 if resources.device == "cpu" else None,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    _temp_dir=str(folder),
+                    _plasma_directory=str(folder.parent) if _is_read_only(SHARED) else None,
+                    _node_ip_address="127.0.0.1",
+                )
+            with head.lived(folder.parent):
+                _configure_data()
+                yield
+        finally:
+            ray.shutdown()
+            for name in PRIVATE:
+                os.environ.pop(name, None)
 
 
 def _shorten_errors() -> None:
@@ -211,7 +280,7 @@ def _shorten_errors() -> None:
     def first_line(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
         text = " ".join(str(data["lines"][0]).partition("\n")[0].split())
         if "has been marked dead" in text:
-            print(f"ray: {text.partition(' because')[0]}", file=sys.stderr)
+            note(f"ray: {text.partition(' because')[0]}", sys.stderr)
 
     worker.print_to_stdstream = first_line
 
@@ -228,12 +297,12 @@ def _joined() -> Iterator[None]:
         with _own_sigterm(), _silent_start():
             _shorten_errors()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:  # RayError: no token
         first = " ".join(str(error).split())[:300] or type(error).__name__
         raise ClusterError(
             "RAY_ADDRESS",
             f"cannot join the cluster at {address} ({first})",
-            "check the address and RAY_AUTH_MODE=token",
+            "check the address, RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH",
         ) from None
     where = ray.get_runtime_context().gcs_address
     lost = threading.Event()

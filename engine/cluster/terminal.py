@@ -85,7 +85,8 @@ def guard() -> None:
         if stream is None:
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            with suppress(OSError):
+                stream.reconfigure(errors="backslashreplace")
     if warnings.formatwarning is not _warning:
         warnings.formatwarning = _warning
     if logging.getLogRecordFactory() is not _record:
@@ -106,12 +107,29 @@ def _record(*details: Any, **named: Any) -> logging.LogRecord:
     return record
 
 
+def settle() -> bool:
+    """Write what standard output still holds, or drop it where it takes nothing more; returns whether it was taken.
+
+    To be called at the end of a command: the interpreter would fail over it with a traceback of its own.
+    """
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _forget_output()
+        return False
+    return True
+
+
+def _forget_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 @contextmanager
 def _written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter writes what is left once more at its end
+        _forget_output()
         if isinstance(error, BrokenPipeError):
             raise Unread from None
         raise storage_error(error, "standard output") from None

@@ -13,6 +13,7 @@ from engine.conditions import localmodel
 from engine.conditions.captionfamilies import KEY, KINDS, Family
 from engine.errors import ConfigError
 from engine.spec.models import CaptionSpec
+from engine.storage import origin
 
 BATCH = 16
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
@@ -78,7 +79,7 @@ class CaptionModel:
         if info["missing_keys"]:
             missing = sorted(info["missing_keys"])[0]
             raise ConfigError(KEY, f"{spec.path} lacks weights ({missing})", "give the captioning variant of the model")
-        self._model = model.to(device).eval()
+        self._model = origin.owned(model.to(device)).eval()
         self._ends = _ends(model, self._processor.tokenizer)
 
     def __call__(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.conditions import localmodel
 from engine.conditions.featuremodel import FeatureModel
 from engine.errors import ConfigError
+from engine.storage import origin
 
 BATCH = 64  # fixed: other batches would change the last bits of the features
 
@@ -32,11 +34,15 @@ class Towers:
 class FeatureExtractor:
     """Projected CLIP features, NOT normalised, (N,D) float32; the width is `dim`."""
 
-    def __init__(self, model: FeatureModel, device: str = "cpu") -> None:
-        """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not finite."""
+    def __init__(self, model: FeatureModel, device: str = "cpu", digest: str = "") -> None:
+        """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not finite.
+
+        `digest` is the model's where the caller knows it: StorageError when the files are others.
+        """
         self.dim = model.dim
         try:
-            self._towers = LOADERS[model.loader](model, device)
+            with localmodel.unchanged(model.files, digest):
+                self._towers = LOADERS[model.loader](model, device)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(
                 "conditions.features", f"{model.source} cannot be loaded ({error})", "copy it again"
@@ -102,7 +108,7 @@ def _pretrained(kind: Any, source: str, device: str) -> Any:
             "conditions.features", f"{source} lacks weights ({sorted(info['missing_keys'])[0]})", "copy it again"
         )
     _require_finite(model, source)
-    return model.to(device).eval().requires_grad_(False)
+    return origin.owned(model.to(device)).eval().requires_grad_(False)
 
 
 def _vision(model: FeatureModel, device: str) -> Towers:
@@ -178,12 +184,14 @@ def _open_clip_tokenizer(model: FeatureModel) -> Any:
 LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {"vision": _vision, "clip": _clip, "open_clip": _open_clip}
 
 
-def tower(model: FeatureModel, device: str) -> Callable[[Any], Any]:
+def tower(model: FeatureModel, device: str, digest: str = "") -> Callable[[Any], Any]:
     """The image tower as a differentiable function: images (N,3,H,H) in [0,1] to projected features (N,D), not normalised.
 
     Images are resized bicubically and normalised as the model's own preprocessing says; it has rounding to 8 bits besides.
+    `digest`: as for `FeatureExtractor`.
     """
-    network, side, mean, std = TENSOR_TOWERS[model.loader](model, device)
+    with localmodel.unchanged(model.files, digest):
+        network, side, mean, std = TENSOR_TOWERS[model.loader](model, device)
 
     def run(images: Any) -> Any:
         from torch.nn import functional

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.cluster.progress import Reporter
 from engine.conditions import captions, featuremodel, localmodel, pool, stored
-from engine.conditions.captions import STRATEGIES, Strategy
+from engine.conditions.captions import STRATEGIES
 from engine.conditions.featuremodel import FeatureModel
 from engine.conditions.features import BATCH, FeatureExtractor
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, as_lists, as_matrix
@@ -61,7 +61,7 @@ def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, r
         return
     facts: Any = [""] * len(rows)
     if strategy.needs_images:
-        facts = _observed(spec, strategy, rows, progress, run)
+        facts = _observed(spec, str(made_from["model"]), rows, progress, run)
     fitted = strategy.fit(facts)
     table = pa.table({"key": rows["key"], "label": rows["label"], "caption": strategy.say(facts, fitted)})
     stored.publish(store, CAPTIONS, table, made_from, fitted=fitted, class_names=list(catalog.class_names))
@@ -93,7 +93,8 @@ def features(
     if not stored.is_current(store, (FEATURES, CLASSES), made_from):
         values = np.empty((len(rows), 0), np.float32)
         if model.dim:
-            values = _computed(spec, model if isinstance(checkpoint, Path) else checkpoint, rows, progress, run)
+            place = model if isinstance(checkpoint, Path) else checkpoint
+            values = _computed(spec, place, str(made_from["model"]), rows, progress, run)
         stored.publish(store, FEATURES, pa.table({"key": rows["key"], "feature": as_lists(values)}), made_from)
     if not store.exists(CLASSES):
         values = as_matrix(stored.read(store, FEATURES)[0]["feature"])
@@ -112,24 +113,26 @@ def _feature_model(spec: RunSpec, checkpoint: Path | None) -> FeatureModel:
     return featuremodel.resolve(spec.conditions.features, checkpoint, needed=featuremodel.needed(spec))
 
 
-def _observed(spec: RunSpec, strategy: Strategy, rows: pa.Table, progress: Reporter, run: pool.Run) -> list[Any]:
-    where = pool.device(spec.resources, strategy.needs_model)
+def _observed(spec: RunSpec, digest: str, rows: pa.Table, progress: Reporter, run: pool.Run) -> list[Any]:
+    where = pool.device(spec.resources, STRATEGIES[spec.conditions.caption.kind].needs_model)
     with progress.task("captions", len(rows)) as task:
-        return run(partial(caption_work, spec, where), rows, spec.resources, where, task)["fact"].to_pylist()
+        return run(partial(caption_work, spec, where, digest), rows, spec.resources, where, task)["fact"].to_pylist()
 
 
 def _computed(
-    spec: RunSpec, model: FeatureModel | Checkpoint, rows: pa.Table, progress: Reporter, run: pool.Run
+    spec: RunSpec, model: FeatureModel | Checkpoint, digest: str, rows: pa.Table, progress: Reporter, run: pool.Run
 ) -> NDArray[np.float32]:
     where = pool.device(spec.resources, needs_model=True)
     with progress.task("features", len(rows)) as task:
-        table = run(partial(feature_work, spec, model, where), rows, spec.resources, where, task)
+        table = run(partial(feature_work, spec, model, where, digest), rows, spec.resources, where, task)
     return as_matrix(table["feature"])
 
 
-def caption_work(spec: RunSpec, device: str) -> pool.Work:
-    """What an actor does for captions: catalog rows in, one `fact` a row out."""
-    observe = STRATEGIES[spec.conditions.caption.kind].observer(spec.conditions.caption, device)
+def caption_work(spec: RunSpec, device: str, digest: str = "") -> pool.Work:
+    """What an actor does for captions: catalog rows in, one `fact` a row out; StorageError where its model has another digest."""
+    section, strategy = spec.conditions.caption, STRATEGIES[spec.conditions.caption.kind]
+    with localmodel.unchanged(strategy.files(section), digest):
+        observe = strategy.observer(section, device)
     reader = Reader(spec)
 
     def work(rows: pa.Table) -> pa.Table:
@@ -139,13 +142,13 @@ def caption_work(spec: RunSpec, device: str) -> pool.Work:
     return work
 
 
-def feature_work(spec: RunSpec, model: FeatureModel | Checkpoint, device: str) -> pool.Work:
+def feature_work(spec: RunSpec, model: FeatureModel | Checkpoint, device: str, digest: str = "") -> pool.Work:
     """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not finite.
 
-    A checkpoint's own model is looked for on the actor's node.
+    A checkpoint's own model is looked for on the actor's node; StorageError where it has another digest.
     """
     found = model if isinstance(model, FeatureModel) else _feature_model(spec, model.path)
-    extractor = FeatureExtractor(found, device)
+    extractor = FeatureExtractor(found, device, digest)
     reader = Reader(spec)
 
     def work(rows: pa.Table) -> pa.Table:

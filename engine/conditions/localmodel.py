@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StorageError
+from engine.storage import origin
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy")
 TOKENIZERS = (
@@ -88,8 +90,20 @@ def tokenizer_files(folder: Path, key: str) -> list[Path]:
 
 def digest(files: Iterable[Path]) -> str:
     """Identity (SHA-256, hex) of files by name and content, wherever they lie."""
-    lines = []
-    for file in files:
-        with file.open("rb") as stream:
-            lines.append(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n")
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return _identity({file: origin.sha256(file) for file in files})
+
+
+@contextmanager
+def unchanged(files: Iterable[Path], expected: str) -> Iterator[None]:
+    """Around the loading of a model: its files have this `digest` ("": it is not known), and stay what they are (StorageError)."""
+    found = {file: origin.sha256(file, noted=True) for file in files}
+    if expected and _identity(found) != expected:
+        where = str(next(iter(found)).parent)
+        raise StorageError(where, "is not the model that the run began with", "put it back, or start a new output")
+    with origin.unchanged(found):
+        yield
+
+
+def _identity(digests: Mapping[Path, str]) -> str:
+    lines = sorted(f"{file.name}\0{value}\n" for file, value in digests.items())
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -28,11 +28,28 @@ def fill(template: str, class_name: str, caption: str) -> str:
 
     Text that stands in for a field is not searched for fields again.
     """
+    return "".join(text for _, text in _parts(template, class_name, caption)).strip()
+
+
+def class_ends(template: str, class_name: str, caption: str) -> list[int]:
+    """Where the class name ends in `fill` of the same: the number of letters up to there, for each time that it stands there."""
+    parts = _parts(template, class_name, caption)
+    whole = "".join(text for _, text in parts)
+    before, ends, done = len(whole) - len(whole.lstrip()), [], 0
+    for field, text in parts:
+        done += len(text)
+        if field == "{class}":
+            ends.append(len(whole[:done].rstrip()) - before)
+    return ends
+
+
+def _parts(template: str, class_name: str, caption: str) -> list[tuple[str, str]]:
+    """The template cut at its fields, each part with the text that stands for it."""
     caption = " ".join(caption.split())
     values = {"{class}": clean_class_name(class_name), "{caption}": caption}
     if not caption:
         template = without_caption(template)
-    return "".join(values.get(part, part) for part in FIELDS.split(template)).strip()
+    return [(part, values.get(part, part)) for part in FIELDS.split(template)]
 
 
 def fill_all(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine.errors import DataError
 from engine.spec import canonical_json, differences
+from engine.storage import documents, temporary
 from engine.storage.store import Store
 
 CAPTIONS = "conditions/captions.parquet"
@@ -27,8 +25,8 @@ GROUP = 65536  # rows a row group
 def publish(store: Store, name: str, table: pa.Table, made_from: dict[str, Any], **facts: Any) -> None:
     """Write a table whole; `made_from` decides later whether it is still the right one, `facts` travel along."""
     metadata = {METADATA: canonical_json({"made_from": made_from, **facts}).encode()}
-    with tempfile.TemporaryDirectory(prefix="mimeo-") as folder:
-        path = Path(folder) / "table.parquet"
+    with temporary.folder("table") as folder:
+        path = folder / "table.parquet"
         pq.write_table(table.replace_schema_metadata(metadata), path, row_group_size=GROUP, compression="zstd")
         store.create(name, path)
 
@@ -40,9 +38,10 @@ def facts(store: Store, name: str) -> dict[str, Any] | None:
     try:
         with store.open(name) as stream:
             schema = pq.read_schema(stream)
-        return json.loads((schema.metadata or {})[METADATA])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError) as error:
+        text = (schema.metadata or {})[METADATA]
+    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
+    return documents.parse(text, dict[str, Any], f"{store.url}/{name}", "remove it and run the same command again")
 
 
 def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -53,7 +52,7 @@ def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with store.open(name) as stream:
             return pq.read_table(stream), about
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
 
 

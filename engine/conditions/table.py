@@ -42,7 +42,8 @@ class Conditions:
     """Everything that a sample can be conditioned on; rows are the N training images in key order.
 
     `features` (N,D) are projected CLIP features, of length 1 under `conditions.features.normalise`, else as CLIP gives them (D is 0
-    where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images.
+    where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images. `class_numbers` (K,)
+    are the generator's numbers of the classes, None where it reads text.
     """
 
     keys: tuple[str, ...]
@@ -52,6 +53,11 @@ class Conditions:
     features: Features
     class_means: Features
     class_names: tuple[str, ...]
+    class_numbers: tuple[int, ...] | None = None
+
+    def class_number(self, label: int) -> int:
+        """What a generator is told for a class."""
+        return label if self.class_numbers is None else self.class_numbers[label]
 
     def digest(self) -> str:
         """SHA-256 (hex) over keys, labels, prompts, features and class means."""

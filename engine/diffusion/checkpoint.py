@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from engine import __version__
-from engine.diffusion import hub, layout, schedulers, weights
+from engine.diffusion import classes, hub, inputs, layout, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.base import Places
-from engine.errors import ConfigError
+from engine.errors import ConfigError, StorageError
 from engine.spec.models import GenerateSpec, ModelSpec
-from engine.storage import notes
+from engine.storage import cache as cache_of_node
+from engine.storage import notes, origin
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Checkpoint:
 
     `place` is its directory, or its URL on an object store. `family` is the pipeline's class as the index names it; `latent_size` and `image_size` are sides in pixels. `places`: which
     widths of image features fit, and where they stand in the text's `states` (none where the family reads no text);
-    `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows. `digest` is the sha256 over
+    `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows, and `class_labels` how it calls
+    them, where it says so. `digest` is the sha256 over
     `files`, which has the sha256 of each weight and configuration file by relative path; `feature_dim` is the width of the
     image encoder's projection.
     """
@@ -46,6 +48,7 @@ class Checkpoint:
     files: dict[str, str] = field(repr=False)
     parameters: int
     classes: int | None = None
+    class_labels: dict[int, str] | None = field(default=None, repr=False)
 
     @property
     def path(self) -> Path:
@@ -72,10 +75,12 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
     texts = [path for name in tokenizers for path in layout.tokenizer_files(folder, name)]
     files = [path for part in found.values() for path in part.files]
     indexes = [part.index for part in found.values() if part.index]
-    indexes += [folder / "model_index.json"] if index.family.settings else []
+    indexes += [folder / "model_index.json"] if index.settings else []
     digests = _digests(folder, [*files, *texts, *indexes, *(layout.config_file(folder, name) for name in described)])
+    if "://" in str(model.checkpoint):
+        cache_of_node.check(folder, digests)
     digest = hashlib.sha256("".join(f"{name} {value}\n" for name, value in digests.items()).encode()).hexdigest()
-    key = {"checkpoint": digest, "pipeline": index.pipeline, "versions": _versions()}
+    key = {"checkpoint": digest, "pipeline": index.pipeline, "versions": _versions(), "format": 2}
     notes.once("checkpoint", key, lambda: _check_sound(folder, files, tuple(found), digest))
     parts = [header for name in index.named("model") for header in headers[name]]
     return Checkpoint(
@@ -85,43 +90,52 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
         digest=digest,
         files=digests,
         parameters=sum(tensor.size for header in parts for tensor in header.values()),
+        class_labels=classes.read_labels(index.settings.get("id2label"), facts.get("classes") or 0),
         **facts,
     )
 
 
-def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> None:
-    """Refuse a sampling that the family or the checkpoint's scheduler configuration cannot do (ConfigError)."""
-    family = FAMILIES[checkpoint.family]
-    schedulers.check_kind(generate.scheduler, family.flow, family.name)
+def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:
+    """Refuse a sampling that the family or the checkpoint's scheduler configuration cannot do (ConfigError).
+
+    Gives the settings `key=value` of that configuration which the sampler leaves out.
+    """
+    family, name = FAMILIES[checkpoint.family], generate.scheduler
+    schedulers.check_kind(name, family.flow, family.name)
     family.check_generate(generate)
-    config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
-    asked = {"scheduler": generate.scheduler, "steps": generate.num_inference_steps, "strength": generate.strength}
-    steps = partial(schedulers.check_steps, generate.scheduler, config, generate.num_inference_steps, generate.strength)
-    notes.once("sampling", {**asked, "config": config, "versions": _versions()}, steps)
-
-
-def check_classes(checkpoint: Checkpoint, class_names: Sequence[str]) -> None:
-    """Refuse more classes than a class-conditional checkpoint knows (ConfigError)."""
-    if checkpoint.classes is not None and len(class_names) > checkpoint.classes:
-        what = f"knows {checkpoint.classes} classes, the training images have {len(class_names)}"
-        raise ConfigError("model.checkpoint", what, "use a checkpoint that reads text")
+    config = family.scheduler_config(layout.read_json(layout.config_file(checkpoint.path, "scheduler")))
+    settings = {"scheduler": name, "steps": generate.num_inference_steps, "strength": generate.strength}
+    key = {**settings, "config": config, "versions": _versions(), "format": 2}
+    noted = notes.read("sampling", key)
+    if not isinstance(noted, list):
+        schedulers.check_steps(name, config, generate.num_inference_steps, generate.strength)
+        noted = schedulers.left_out(name, config)
+        notes.write("sampling", key, noted)
+    return [str(setting) for setting in noted]
 
 
 def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     """The stock pipeline on `device` ("cpu", "cuda", "cuda:1") in `dtype` (float32, bfloat16, float16).
 
     Its default image size is the checkpoint's. Classes are fixed here, never taken from the directory; there is no safety
-    checker, no image encoder and no progress bar.
+    checker, no image encoder and no progress bar. StorageError where a file is not the one that was checked.
     """
     import torch
 
-    index = layout.read_index(checkpoint.path)
-    family, folder = index.family, checkpoint.path
-    with quiet():
+    folder = checkpoint.path
+    with quiet(), origin.unchanged({folder / name: digest for name, digest in checkpoint.files.items()}):
+        index = layout.read_index(folder)
+        family = index.family
+        if index.pipeline != checkpoint.family:
+            raise StorageError(
+                str(folder), f"is a {index.pipeline} now, it was a {checkpoint.family}", "start a new output"
+            )
         components: dict[str, Any] = {
-            name: _load_model(folder, name, getattr(torch, dtype))[0].to(device).eval().requires_grad_(False)
+            name: origin.owned(_load_model(folder, name, getattr(torch, dtype))[0].to(device))
             for name in index.named("model")
         }
+        for model in components.values():
+            model.eval().requires_grad_(False)
         denoiser = components[family.denoiser]
         denoiser.register_to_config(sample_size=checkpoint.latent_size)
         components |= {name: _load_tokenizer(folder, name) for name in index.named("tokenizer")}
@@ -132,10 +146,13 @@ def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
 
 
 def _check_sound(folder: Path, files: list[Path], components: tuple[str, ...], digest: str) -> None:
-    """Every number, and that every model can be loaded."""
+    """Every number, that all parts can be loaded, and that the denoiser is given all its inputs."""
     for path in files:
         weights.check_finite(path)
     _check_complete(folder, components, digest)
+    _load_scheduler(folder)
+    family = layout.read_index(folder).family
+    inputs.check(folder / family.denoiser, family, empty(folder, family.denoiser))
 
 
 def _versions() -> list[str]:
@@ -208,7 +225,20 @@ def _load_scheduler(folder: Path) -> Any:
     config = layout.read_json(layout.config_file(folder, "scheduler"))
     allowed = layout.read_index(folder).family.parts["scheduler"].classes
     name = config.get("_class_name")
-    return getattr(diffusers, name if name in allowed else allowed[0]).from_config(config)
+    try:
+        return getattr(diffusers, name if name in allowed else allowed[0]).from_config(config)
+    except Exception as error:  # odd values, and settings of other classes, fail in as many ways as there are classes
+        raise ConfigError(str(folder / "scheduler"), f"cannot be loaded ({_first_line(error)})") from error
+
+
+def check_process(checkpoint: Checkpoint) -> None:
+    """Refuse to train under a noising process that the checkpoint's scheduler configuration does not say (ConfigError)."""
+    config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
+    try:
+        FAMILIES[checkpoint.family].process(config)
+    except Exception as error:  # as above
+        what = f"names no noising process to train under ({_first_line(error)})"
+        raise ConfigError(str(checkpoint.path / "scheduler"), what, "use another checkpoint") from error
 
 
 @cache

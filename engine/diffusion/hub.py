@@ -15,7 +15,7 @@ from engine.storage.urls import normalise
 _WHERE = "model.checkpoint"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WANTED = ("model_index.json", "*/*.json", "*/*.txt", "*/*.safetensors")
+_WANTED = ("model_index.json", "mimeo.json", "*/*.json", "*/*.txt", "*/*.safetensors")
 _UNWANTED = ("safety_checker/*",)
 TIMEOUT_S = 5.0
 _REDUCED = re.compile(r"\.(fp16|bf16|non_ema)\b.*(safetensors|json)$|index\.(fp16|bf16)\.json$")
@@ -48,6 +48,21 @@ def locate(checkpoint: str | None, revision: str | None) -> Path:
         what = f"{checkpoint} is no directory here, and as a Hub id it needs model.revision, a commit's 40 hex digits"
         raise ConfigError(_WHERE, what, f"see https://huggingface.co/{checkpoint}/commits/main")
     return _snapshot(checkpoint, revision)
+
+
+def known(checkpoint: str, revision: str | None) -> Path | None:
+    """The directory of a checkpoint that lies on this node as it is named; nothing is downloaded."""
+    path = Path(checkpoint).expanduser()
+    if "://" in checkpoint or path.is_dir():
+        return None if "://" in checkpoint else path.resolve()
+    if revision is None or not _HUB_ID.fullmatch(checkpoint):
+        return None
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(checkpoint, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
 
 
 def place(checkpoint: str | None, folder: Path) -> str:

@@ -272,11 +272,25 @@ class Sampler:
         return pixels.mul_(0.5).add_(0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8), good
 
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
+        with self._vae_in_float32():
+            return from_latents(self._vae, latents.float())
+
+    @contextmanager
+    def _vae_in_float32(self) -> Iterator[None]:
+        dtype = self._vae.dtype
         self._vae.to(torch.float32)
         try:
-            return from_latents(self._vae, latents.float())
+            yield
         finally:
-            self._vae.to(latents.dtype)
+            self._vae.to(dtype)
+
+    def _latents(self, images: torch.Tensor) -> torch.Tensor:
+        """The posterior's means (N, C, h, w) float32 of images in the VAE's dtype; in float16 what overflows is encoded again."""
+        means: torch.Tensor = self._vae.encode(images).latent_dist.mode().float()
+        if images.dtype == torch.float16 and not (good := _finite_rows(means)).all():
+            with self._vae_in_float32():
+                means[~good] = self._vae.encode(images[~good].float()).latent_dist.mode()
+        return means
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
         # Contiguous, as a layout spreads from the first layer to the last: which one is used is for `channels_last` to say.
@@ -284,7 +298,7 @@ class Sampler:
         images = (images.float() / 127.5 - 1).to(self._vae.dtype)
         try:
             parts = images.split(self._vae_batch or len(images))
-            latents = torch.cat([self._vae.encode(part).latent_dist.mode().float() for part in parts])
+            latents = torch.cat([self._latents(part) for part in parts])
         except (RuntimeError, MemoryError) as error:
             _raise_if_out_of_memory(error, len(pixels))
             raise
@@ -302,7 +316,8 @@ def _rebuild(family: Family, pipeline: Any, scheduler: Any, from_image: bool) ->
     """The family's pipeline for the mode, of the same models; keeps the latent size that the constructor may reset."""
     denoiser = getattr(pipeline, family.denoiser)
     size = denoiser.config.sample_size
-    rebuilt = family.for_sampling(pipeline, scheduler, from_image)
+    rebuilt = family.for_sampling(pipeline, from_image)
+    rebuilt.register_modules(scheduler=scheduler)  # as it is: constructors change the settings of the one that they get
     denoiser.register_to_config(sample_size=size)
     if from_image:
         channels = pipeline.vae.config.latent_channels

@@ -49,8 +49,9 @@ def _second_half(value: Any, rows: int) -> Any:
 
 
 def deep_blocks(unet: Any) -> list[Any]:
-    """All blocks of a U-Net but those at the full resolution, the first and the last."""
-    return [*unet.down_blocks[1:], unet.mid_block, *unet.up_blocks[:-1]]
+    """All blocks of a U-Net but those at the full resolution, the first and the last; some U-Nets have none in the middle."""
+    middle = [] if unet.mid_block is None else [unet.mid_block]
+    return [*unet.down_blocks[1:], *middle, *unet.up_blocks[:-1]]
 
 
 @contextmanager

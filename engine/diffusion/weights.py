@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
+from engine.storage import origin
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 _FLOATS = ("F16", "BF16", "F32", "F64")
@@ -43,8 +43,8 @@ def check_finite(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file, streamed; kept for as long as the file's size and time stay what they are."""
-    return _sha256(_version(path))
+    """The hex digest of a file, streamed; kept for the process for as long as the file's version stays."""
+    return origin.sha256(path)
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,3 @@ def _is_finite(tensor: Any) -> bool:
 
     total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)
     return bool(total.isfinite()) or bool(tensor.isfinite().all())
-
-
-@cache
-def _sha256(version: _Version) -> str:
-    with version.path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

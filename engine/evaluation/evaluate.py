@@ -14,12 +14,14 @@ from engine.evaluation import classifiers as sources
 from engine.evaluation import ood
 from engine.evaluation.classifiers import Named
 from engine.evaluation.corruptions import STYLE
+from engine.evaluation.evaluationresults import PIECES, Evaluated
 from engine.evaluation.gap import Auc
 from engine.evaluation.precheck import asked_of
 from engine.evaluation.units import FOLDER, PAIRS, Unit, loop, units
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.comparison import compare
 from engine.study.statistics import binomial_error, spread
@@ -58,8 +60,8 @@ def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
     """The published result, where it is that of these settings and classifiers."""
     if not store.exists(RESULT):
         return None
-    found: dict[str, Any] = json.loads(store.read(RESULT))
-    return found if found["settings"] == settings(spec, sources.listed(spec, store)) else None
+    found = documents.read(store, RESULT, Evaluated)
+    return dict(found) if found["settings"] == settings(spec, sources.listed(spec, store)) else None
 
 
 def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> dict[str, Any]:
@@ -85,7 +87,7 @@ def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
         with follow(board, progress):
             resources = judge.workers(spec.resources, len(pending))
             run(loop, {**config, "store": store, "board": board}, name="evaluate", resources=resources)
-    found = {(unit.kind, unit.name): json.loads(store.read(unit.path)) for unit in pieces}
+    found = {(unit.kind, unit.name): documents.read(store, unit.path, PIECES[unit.kind]) for unit in pieces}
     result = assemble(spec, listed, catalog.class_names, found)
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())  # sets and arms in their order
     _tidy(store, pieces)

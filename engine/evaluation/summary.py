@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from engine.evaluation.evaluationresults import ArmSummary, Judged, Summary
 from engine.evaluation.judge import RESULT as JUDGE
 from engine.images import catalog
 from engine.shards import cost, manifest
 from engine.spec import RunSpec, spec_hash
+from engine.storage import documents
 from engine.storage.store import Store
 
 SUMMARY = "results/summary.json"
@@ -25,7 +28,7 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     For each arm A of `results/judge.json`: `A_accuracy`, `A_accuracy_interval`, `A_test_error` and, but for real, `A_ratio`
     and `A_ratio_interval`; `cost`: device-hours, energy in kWh and price of the synthetic set. Raises DataError where the run's manifest or catalog is not there.
     """
-    judged = json.loads(store.read(JUDGE))
+    judged = documents.read(store, JUDGE, Judged)
     sealed = manifest.load(store)
     result: dict[str, Any] = {
         "name": spec.name,
@@ -42,7 +45,7 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
         "bytes": sealed.seal.bytes,
         "quarantined": sealed.seal.quarantined,
         "bad_real_images": catalog.load(store).quarantined,
-        "seconds": json.loads(store.read(SECONDS)) if store.exists(SECONDS) else {},
+        "seconds": documents.find(store, SECONDS, dict[str, float]) or {},
         "cost": cost.gather(store, sealed.seal.facts).to_json(spec.resources.price_per_hour),
     }
     for key, arm in judged["arms"].items():
@@ -51,11 +54,24 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     return result
 
 
-def _size(arm: dict[str, Any]) -> dict[str, Any]:
+def read(store: Store) -> dict[str, Any] | None:
+    """The summary of a judged run; None where it was not judged, DataError where the file is not what `summary` wrote."""
+    fix = "remove it, then run mimeo report"
+    found = documents.find(store, SUMMARY, Summary, fix)
+    if found is None:
+        return None
+    flat = dict(found)
+    for key in found["arms"]:
+        own = {name.removeprefix(f"{key}_"): value for name, value in flat.items() if name.startswith(f"{key}_")}
+        documents.parse(json.dumps(own).encode(), ArmSummary, f"{store.url}/{SUMMARY}", fix)
+    return flat
+
+
+def _size(arm: Mapping[str, Any]) -> dict[str, Any]:
     return {name: arm[name] for name in ("kind", "multiple", "real_images", "synthetic_images")}
 
 
-def _flat(key: str, arm: dict[str, Any]) -> dict[str, Any]:
+def _flat(key: str, arm: Mapping[str, Any]) -> dict[str, Any]:
     flat = {
         f"{key}_accuracy": arm["mean"],
         f"{key}_accuracy_interval": arm["interval"],

@@ -65,13 +65,14 @@ def units(asked: EvaluateSpec, classifiers: Sequence[Named]) -> list[Unit]:
 
 @dataclass(frozen=True)
 class Work:
-    """What every unit needs; `classifiers` by name, opened once a worker."""
+    """What every unit needs; `classifiers` and their `seeds` by name, opened once a worker."""
 
     spec: RunSpec
     asked: EvaluateSpec
     catalog: Catalog
     store: Store
     classifiers: dict[str, Classifier]
+    seeds: dict[str, int]
     device: torch.device | str
 
     @property
@@ -157,8 +158,7 @@ def _gap(name: str, work: Work) -> dict[str, Any]:
     sets, keys = _three(work, classifier.size)
     features = {key: classifier.features(one.pixels).astype(np.float64) for key, one in sets.items()}
     labels, n = sets["train"].labels, len(sets["train"].labels)
-    seed = int(name.rpartition("-")[2]) if name.rpartition("-")[2].isdecimal() else 0
-    cnn = gap.network(asked.steps, work.spec.judge.width, seed, work.device)
+    cnn = gap.network(asked.steps, work.spec.judge.width, work.seeds[name], work.device)
     out: dict[str, Any] = {"images": n, "pairs": {}}
     for pair, (a, b) in PAIRS.items():
         origin, both = np.repeat(np.array([0, 1]), n), np.concatenate([labels, labels])
@@ -236,7 +236,8 @@ def loop(config: dict[str, Any]) -> None:
     spec, catalog, store, board = config["spec"], config["catalog"], config["store"], config["board"]
     named: list[Named] = config["classifiers"]
     opened = {one.name: load(one, spec, store, catalog.class_names, here.device) for one in named}
-    work = Work(spec, spec.evaluate, catalog, store, opened, here.device)
+    seeds = {one.name: one.seed for one in named}
+    work = Work(spec, spec.evaluate, catalog, store, opened, seeds, here.device)
     name = "evaluate" if here.world_size == 1 else f"evaluate: worker {here.rank + 1}"
     for k, unit in enumerate(own):
         board.update(name, k, len(own), "pieces", now=f"{unit.kind} {unit.name}")

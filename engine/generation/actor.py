@@ -9,7 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from engine.generation.plan import Plan
 from engine.shards.names import PLAN, PlanFacts
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
+from engine.storage import origin
 from engine.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class Order:
 
     Models that lie on an object store travel as URL and digests, and are fetched once to the actor's own node.
 
-    `session` names the driver's session, `actors` says how many of them there are.
+    `session` names the driver's session, `actors` says how many of them there are; `features` is the digest of the model that
+    gives CLIP scores, where there is one.
     """
 
     url: str
@@ -59,6 +61,7 @@ class Order:
     device: str
     session: str
     actors: int
+    features: str = ""
 
 
 def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
@@ -74,7 +77,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     import torch
 
     from engine.conditions import table
-    from engine.diffusion import batchsize, checkpoint, lora
+    from engine.diffusion import batchsize, checkpoint, classes, hub, lora, reading
     from engine.diffusion.sampler import Sampler
     from engine.generation.requests import Requests
     from engine.generation.worker import ShardWorker
@@ -84,12 +87,16 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         memory.keep_freed()
     pipeline = checkpoint.load(order.checkpoint, order.device, spec.model.dtype)
     if order.lora is not None:
-        lora.attach(pipeline, order.lora.place, spec.model.lora_scale, order.lora.sha256)
+        adapter_file = hub.file_here(order.lora.place, order.lora.sha256)
+        with origin.unchanged({adapter_file: order.lora.sha256}):
+            lora.attach(pipeline, adapter_file, spec.model.lora_scale)
     sampler = Sampler(pipeline, spec.generate, spec.resources.fast)
     adapter = order.lora.sha256 if order.lora else None
     batch_size = batchsize.choose(spec, order.device, order.checkpoint.digest, adapter, sampler.fits)
     sampler.expect(batch_size)
     conditions = table.load(store, spec)
+    numbers = classes.numbers(order.checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     return ShardWorker(
         spec,
         store,
@@ -100,6 +107,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         device=order.device,
+        readers=reading.of_folder(order.checkpoint.path),
         progress=progress,
         meter=meter,
     )
@@ -136,7 +144,8 @@ def _scorer(order: Order) -> Any:
     from engine.conditions import featuremodel
     from engine.conditions.features import FeatureExtractor
 
-    return FeatureExtractor(featuremodel.resolve(order.spec.conditions.features, order.checkpoint.path), order.device)
+    model = featuremodel.resolve(order.spec.conditions.features, order.checkpoint.path)
+    return FeatureExtractor(model, order.device, order.features)
 
 
 class ShardActor:

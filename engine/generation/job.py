@@ -6,7 +6,7 @@ import json
 import random
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -69,13 +69,22 @@ def generate(
     raise.
     """
     began = time.monotonic()
-    from engine.diffusion.checkpoint import check_classes
+    from engine.conditions import cuts
+    from engine.diffusion import classes, reading
+    from engine.diffusion.checkpoint import check_generate
 
     plan = Plan(spec, conditions.labels, conditions.class_names)
     facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
     digest = check(spec, checkpoint, lora)
-    check_classes(checkpoint, conditions.class_names)
-    _begin(store, _plan_json(spec, facts, checkpoint, digest, conditions, catalog))
+    numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
+    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions)
+    _begin(store, _plan_json(spec, facts, checkpoint, digest, replace(conditions, class_numbers=numbers), catalog))
+    for setting in check_generate(checkpoint, spec.generate):
+        reporter.note(f"{spec.generate.scheduler} leaves out {setting}, which the checkpoint's scheduler sets")
+    if numbers is not None:
+        reporter.note(f"the checkpoint's classes: {classes.shown(numbers, conditions.class_names, checkpoint)}")
+    cuts.keep(store, read)
+    cuts.tell(read, "generate", reporter.note)
     pending = records.pending(store, facts)
 
     def plan_digest(k: int) -> str:
@@ -92,7 +101,9 @@ def generate(
         if here is None:
             _make(spec, store, checkpoint, adapter, pending, budget, reporter)
         else:
-            _make_here(Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1), pending, budget)
+            scorer = _scorer_digest(spec, checkpoint)
+            what = Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1, scorer)
+            _make_here(what, pending, budget)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -115,7 +126,8 @@ def _make(
     actors, need = min(session.actors(spec.resources), len(todo)), session.need(spec.resources)
     nodes.wait_for(need, actors, spec.resources, reporter)
     device = session.device(spec.resources)
-    what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors)
+    scorer = _scorer_digest(spec, checkpoint)
+    what = Order(store.url, spec, checkpoint, lora, device, attempts.new_session(), actors, scorer)
     board = Board.create()
     attempts.clear(store)
     missing = nodes.told_of_missing(need, actors, spec.resources, reporter)
@@ -126,6 +138,15 @@ def _make(
                 watch.add(record)
                 budget.add(record.planned, [entry.reason for entry in record.quarantined])
     attempts.clear(store)
+
+
+def _scorer_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
+    """Identity of the model that the actors' CLIP scores come from; "" where there are none."""
+    if spec.generate.gate.min_clip_score is None:
+        return ""
+    from engine.conditions import featuremodel
+
+    return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
 
 
 def _make_here(what: Order, pending: list[int], budget: Budget) -> None:
@@ -169,6 +190,9 @@ def _plan_json(
     catalog: Catalog,
 ) -> dict[str, Any]:
     """What decides the samples: shapes of the plan, and the identity of everything that they are made from."""
+    from engine.diffusion import classes
+
+    numbers = conditions.class_numbers
     return {
         "format": FORMAT,
         **facts.to_json(),
@@ -178,6 +202,7 @@ def _plan_json(
         "catalog": catalog.digest,
         "conditions": conditions.digest(),
         "engine": __version__,
+        **({} if classes.is_order(numbers) else {"class_numbers": numbers and list(numbers)}),
     }
 
 

@@ -66,7 +66,7 @@ class Requests:
                 seed=seed,
                 token=self._token_of(int(rows.token_row[position]), int(rows.label[position]), seed),
                 init_latents=None if latents is None else latents[number],
-                label=int(rows.label[position]),
+                label=self.conditions.class_number(int(rows.label[position])),
             )
             for number, (position, seed) in enumerate(zip(positions, seeds, strict=True))
         ]

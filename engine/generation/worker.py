@@ -22,9 +22,13 @@ from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
 
 if TYPE_CHECKING:
+    from engine.diffusion.reading import Readers
     from engine.diffusion.sampler import Drawn, Request, Sampler
 
 Progress = Callable[[int, int], None]
+Kept = tuple[int, int, Any, float | None]  # position in the shard, seed, pixels, CLIP score
+Failures = dict[int, str]  # reasons by position
+Encoded = tuple[int, Failures]
 
 
 @dataclass
@@ -53,8 +57,8 @@ class ShardWorker:
     """Holds a sampler and draws shards with it, one after another; knows nothing of Ray.
 
     Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
-    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON; `meter` has run since the
-    worker began to load.
+    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON, and what `readers` cut off its
+    prompt (tokens by tokenizer, where any are); `meter` has run since the worker began to load.
     """
 
     def __init__(
@@ -69,12 +73,13 @@ class ShardWorker:
         plan_facts: PlanFacts,
         provenance: dict[str, Any],
         device: str = "cpu",
+        readers: Readers | None = None,
         progress: Progress | None = None,
         meter: Meter | None = None,
     ) -> None:
         self.spec, self.store, self.plan, self.requests, self.sampler = spec, store, plan, requests, sampler
         self.plan_facts, self.provenance, self.device, self.progress = plan_facts, provenance, device, progress
-        self.batch_size = batch_size
+        self.batch_size, self.readers = batch_size, readers
         self.gate = Gate(spec.generate.gate)
         self.meter = meter or Meter(spec.resources, device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
@@ -129,18 +134,20 @@ class ShardWorker:
     def _draw(self, shard: Shard, positions: Sequence[int]) -> None:
         """Draw one attempt of the samples at `positions`; encoding of a batch runs beside the drawing of the next."""
         asked: deque[tuple[Sequence[int], list[int], list[Request]]] = deque()
-        encoding: Future[None] | None = None
+        encoding: Future[Encoded] | None = None
         for drawn in self.sampler.stream(self._ask(shard, positions, asked)):
             batch, seeds, requests = asked.popleft()
             scores = self.requests.clip_scores(drawn, requests)
-            kept = self._pass(shard, batch, seeds, drawn, scores)
+            kept, failed = self._pass(batch, seeds, drawn, scores)
             if encoding is not None:
-                encoding.result()
-            encoding = self._thread.submit(self._encode, shard, shard.attempt, kept)
-            if self.progress is not None:
-                self.progress(shard.index, shard.passed)
+                self._count(shard, *encoding.result())
+                encoding = None
+            if kept:
+                encoding = self._thread.submit(self._encode, shard, shard.attempt, kept, failed)
+            else:
+                self._count(shard, 0, failed)
         if encoding is not None:
-            encoding.result()
+            self._count(shard, *encoding.result())
 
     def _ask(
         self,
@@ -170,33 +177,37 @@ class ShardWorker:
             yield batch, pixels
 
     def _pass(
-        self,
-        shard: Shard,
-        batch: Sequence[int],
-        seeds: Sequence[int],
-        drawn: Sequence[Drawn],
-        scores: Sequence[float | None],
-    ) -> list[tuple[int, int, Any, float | None]]:
-        """Gate a batch: (position, seed, pixels, CLIP score) of what is kept; the rest is noted with its reason."""
-        kept = []
+        self, batch: Sequence[int], seeds: Sequence[int], drawn: Sequence[Drawn], scores: Sequence[float | None]
+    ) -> tuple[list[Kept], Failures]:
+        """Gate a batch: what is kept, and the reasons of the rest."""
+        kept: list[Kept] = []
+        failed: Failures = {}
         for position, seed, image, score in zip(batch, seeds, drawn, scores, strict=True):
             reason = image.reason if image.pixels is None else self.gate.check(image.pixels, score)
             if reason is None:
                 kept.append((position, seed, image.pixels, score))
             else:
-                shard.failed[position] = reason
-        shard.drawn += len(batch)
-        shard.passed += len(kept)
-        if not shard.passed and shard.drawn >= MIN_JUDGED and self.spec.generate.gate.max_quarantined < 1:
-            raise none_passed(Counter(list(shard.failed.values())), shard.drawn)
-        return kept
+                failed[position] = reason
+        return kept, failed
 
-    def _encode(self, shard: Shard, attempt: int, kept: Sequence[tuple[int, int, Any, float | None]]) -> None:
-        generate = self.spec.generate
+    def _count(self, shard: Shard, passed: int, failed: Failures) -> None:
+        """Count a batch: what is encoded, and what failed the gate or the encoder; DataError where none of many has passed."""
+        shard.passed += passed
+        shard.drawn += passed + len(failed)
+        shard.failed |= failed
+        if self.progress is not None:
+            self.progress(shard.index, shard.passed)
+        if not shard.passed and shard.drawn >= MIN_JUDGED and self.spec.generate.gate.max_quarantined < 1:
+            raise none_passed(Counter(shard.failed.values()), shard.drawn)
+
+    def _encode(self, shard: Shard, attempt: int, kept: Sequence[Kept], failed: Failures) -> Encoded:
+        """Encode what is kept of a batch into the shard: how many there are, and all that failed; beside the next batch."""
+        generate, failed = self.spec.generate, dict(failed)
+        encoded = 0
         for position, seed, pixels, score in kept:
             fact = shard.facts[position]
             key = self.plan_facts.key(fact["index"])
-            drawn = {
+            drawn: dict[str, Any] = {
                 "key": key,
                 "seed": seed,
                 "attempt": attempt,
@@ -205,8 +216,10 @@ class ShardWorker:
             try:
                 image = encode(pixels, generate.format, generate.quality)
             except (ValueError, OSError, RuntimeError) as error:
-                shard.failed[position] = f"error: {type(error).__name__}: {error}"
+                failed[position] = f"error: {type(error).__name__}: {error}"
                 continue
+            cut = self.readers.lost(fact["prompt"]) if self.readers is not None else {}
+            drawn |= {"prompt_cut": cut} if cut else {}
             files = {
                 generate.format: image,
                 "cls": str(fact["label"]).encode(),
@@ -214,6 +227,8 @@ class ShardWorker:
                 "txt": fact["prompt"].encode(),
             }
             shard.builder.add(key, files)
+            encoded += 1
+        return encoded, failed
 
     def _quarantine(self, shard: Shard, position: int, reason: str, attempts: int) -> None:
         fact = shard.facts[position]

@@ -15,18 +15,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from typing_extensions import TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
 from engine.images.columns import ROW_GROUP, fitted, from_parquet, to_parquet, wide
 from engine.images.inspection import FACTS, places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
-from engine.images.listing import UNLABELLED, Bad, Candidate, Listing, check_memory
+from engine.images.listing import QUICK, UNLABELLED, Bad, Candidate, Listing, check_memory
 from engine.images.sources import ImageSource, hub
 from engine.images.sources.base import GROUP
 from engine.images.splits import NAMES, assign, refuse_empty_test, require_all
 from engine.spec import RunSpec
 from engine.spec.models import ImagesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 
 SCHEMA = pa.schema(
@@ -55,6 +57,17 @@ TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parque
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
+
+
+class Done(TypedDict):
+    """`catalog/_done.json`: what the finished catalog holds."""
+
+    class_names: list[str]
+    digest: str
+    images: int
+    quarantined: int
+    reasons: dict[str, int]
+    splits: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,24 @@ def precheck(spec: RunSpec) -> None:
         absent.check_reachable()
     else:
         listing.check(spec.split)
+
+
+def listed_classes(spec: RunSpec) -> tuple[str, ...]:
+    """Class names of the source as far as they are known without Ray in about a second: declared, or of the first entries."""
+    try:
+        listing = Listing(spec)
+    except hub.NotCached:
+        return ()
+    if listing.labels.declared is not None:
+        return listing.labels.declared
+    if getattr(spec.source, "limit", None) is not None:
+        return ()  # to cut a set at its limit, it is listed whole
+    seen = 0
+    for group in listing.groups():
+        seen += len(group)
+        if seen > QUICK:
+            break
+    return listing.labels.classes()[0]
 
 
 def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
@@ -143,7 +174,7 @@ def arranged(
 def load(store: Store) -> Catalog:
     """The published catalog; raises DataError when it is missing or is not what its marker says."""
     try:
-        done = json.loads(store.read(DONE))
+        done = documents.read(store, DONE, Done, "remove catalog/ and run again")
         table = from_parquet(store.read(TABLE), SCHEMA)
     except FileNotFoundError:
         raise DataError(
@@ -155,7 +186,7 @@ def load(store: Store) -> Catalog:
         ) from None
     if table_digest(table) != done["digest"]:
         raise DataError(TABLE, "is not the catalog that _done.json describes", "remove catalog/ and run again")
-    return Catalog(table, tuple(done["class_names"]), int(done["quarantined"]), str(done["digest"]))
+    return Catalog(table, tuple(done["class_names"]), done["quarantined"], done["digest"])
 
 
 def table_digest(table: pa.Table) -> str:
@@ -335,10 +366,20 @@ def _set_aside(catalog: Catalog, rows: pa.ChunkedArray) -> Catalog:
     return Catalog(table, catalog.class_names, catalog.quarantined, table_digest(table))
 
 
+def quarantine(store: Store) -> pa.Table:
+    """The published list of bad and duplicate images (QUARANTINE); DataError where it cannot be read."""
+    try:
+        return from_parquet(store.read(QUARANTINED), QUARANTINE)
+    except FileNotFoundError:
+        raise DataError(f"{store.url}/{QUARANTINED}", "is missing", "remove catalog/ and run again") from None
+    except (ValueError, OSError, pa.ArrowException) as error:
+        what = f"cannot be read ({str(error).splitlines()[0]})"
+        raise DataError(f"{store.url}/{QUARANTINED}", what, "remove catalog/ and run again") from None
+
+
 def copy(catalog: Catalog, source: Store, target: Store) -> None:
     """Publish a catalog (that of `source`, or one restricted from it) in another output, quarantine list and all."""
-    quarantine = from_parquet(source.read(QUARANTINED), QUARANTINE)
-    _publish(catalog, quarantine, target)
+    _publish(catalog, quarantine(source), target)
 
 
 def _publish(catalog: Catalog, quarantine: pa.Table, store: Store) -> None:

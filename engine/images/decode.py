@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import warnings
 import zlib
@@ -10,14 +11,32 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageCms, ImageColor, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 
+from engine.images import deep, jpeg
+from engine.images.colour import flatten, flatten_deep
 from engine.images.formats import explain, is_text
 from engine.spec.models import ImagesSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 MIN_SIDE = 8  # the smallest image that a recipe can ask for; less is a tracking pixel or a rule, not a picture
-TRUNCATION_WORDS = ("truncated", "unexpected end", "not enough", "unrecognized data stream contents")
+TRUNCATION_WORDS = (
+    "truncated",
+    "unexpected end",
+    "not enough",
+    "unrecognized data stream contents",
+    "premature end of jpeg",
+)
+PNG_DEPTH = 24  # where the IHDR chunk holds the bits a sample
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Pixels = NDArray[np.uint8]
 
@@ -37,12 +56,17 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image at its native size: `pixels` (H, W, 3) uint8 in sRGB, upright, opaque; `mode` and `format` as they were stored."""
+    """An image at its native size: `image` is RGB in sRGB, upright, opaque; `mode` and `format` are those of the file."""
 
-    pixels: Pixels
+    image: Image.Image
     format: str
     mode: str
     notes: tuple[str, ...]
+
+    @functools.cached_property
+    def pixels(self) -> Pixels:
+        """(H, W, 3) uint8."""
+        return np.asarray(self.image, dtype=np.uint8)
 
 
 def decode(data: bytes, spec: ImagesSpec) -> Decoded:
@@ -60,9 +84,13 @@ def decode(data: bytes, spec: ImagesSpec) -> Decoded:
             _check_header(image, spec)
             if image.format == "PNG":
                 _check_png(data)
-            return _upright_srgb(image, spec)
+            return _upright_srgb(data, image, spec)
     except BadImage:
         raise
+    except deep.UnknownRange as error:
+        raise BadImage("unknown_range", str(error)) from None
+    except jpeg.UnknownLayout as error:
+        raise BadImage("unsupported_jpeg", f"{error}; save it with 4:4:4, 4:2:2 or 4:2:0 chroma") from None
     except Image.DecompressionBombError:
         raise BadImage("bomb", "more pixels than Pillow agrees to open (about 179 million)") from None
     except UnidentifiedImageError:
@@ -113,19 +141,40 @@ def _check_png(data: bytes) -> None:
     raise BadImage("truncated", "the PNG has no end mark")
 
 
-def _upright_srgb(image: Image.Image, spec: ImagesSpec) -> Decoded:
+def _upright_srgb(data: bytes, image: Image.Image, spec: ImagesSpec) -> Decoded:
     stored_mode, stored_format, notes = image.mode, image.format or "", _frames(image)
     image.seek(0)
-    orientation = _orientation(image)  # before loading: Pillow turns a TIFF itself, and forgets the tag
+    raw = deep.raw_mode(image)  # before the EXIF of a PNG, which loads it
+    orientation = _orientation(image, notes)  # before loading: Pillow turns a TIFF itself, and forgets the tag
+    turn = functools.partial(_turned, orientation=1 if stored_format == "TIFF" else orientation)
+    icc = image.info.get("icc_profile")
+    samples = deep.read(data, image, raw, turn) if stored_format in ("PNG", "TIFF") else None
+    if samples is not None:
+        rgb = flatten_deep(samples, icc, spec.background, notes)
+    else:
+        rgb = flatten(turn(_loaded(data, image, notes)), icc, spec.background, notes)
+    return Decoded(rgb, "JPEG" if stored_format == "MPO" else stored_format, stored_mode, tuple(notes))
+
+
+def _loaded(data: bytes, image: Image.Image, notes: list[str]) -> Image.Image:
+    """The picture in 8-bit samples, where Pillow's own reading is not what the format says."""
+    if image.format in ("JPEG", "MPO"):
+        return jpeg.load(data, image, notes)
+    tiles: Any = getattr(image, "tile", ())
+    frame = tiles[0].extents if image.format == "GIF" and tiles else None
+    if image.format == "PNG" and image.mode == "L" and "transparency" in image.info:
+        image.info["transparency"] *= {1: 255, 2: 85, 4: 17}.get(
+            data[PNG_DEPTH], 1
+        )  # Pillow scales pixels and not the key
     image.load()
-    upright = _upright(image, orientation, notes)
-    if upright.mode == "CMYK" and image.format in ("JPEG", "MPO") and "adobe" not in image.info:
-        upright = Image.fromarray(255 - np.asarray(upright), "CMYK")  # Pillow inverts every CMYK JPEG; only Adobe's are
-    if upright.mode.startswith("I"):
-        upright = Image.fromarray(_eight_bits(np.asarray(upright), _bits(image)))
-    rgb = _composite(upright, image.info.get("icc_profile"), spec.background, notes)
-    pixels = np.ascontiguousarray(np.asarray(rgb, dtype=np.uint8))
-    return Decoded(pixels, "JPEG" if stored_format == "MPO" else stored_format, stored_mode, tuple(notes))
+    if frame and frame != (0, 0, *image.size):  # what the first frame leaves of the canvas is transparent
+        layer, canvas = image.convert("RGBA").crop(frame), Image.new("RGBA", image.size)
+        canvas.paste(layer, frame[:2])
+        return canvas
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        notes.append("alpha of zero everywhere ignored")
+        return image.convert("RGB")
+    return image
 
 
 def _frames(image: Image.Image) -> list[str]:
@@ -136,71 +185,21 @@ def _frames(image: Image.Image) -> list[str]:
     return [f"first of {count} frames"] if count > 1 else []
 
 
-def _orientation(image: Image.Image) -> int | None:
-    """The EXIF orientation 1..8; None where the EXIF block cannot be read: it is untrusted too, and no reason to lose the picture."""
+def _orientation(image: Image.Image, notes: list[str]) -> int:
+    """The EXIF orientation 1..8; 1 where the EXIF block cannot be read: it is untrusted too, and no reason to lose the picture."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
-        return None
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _upright(image: Image.Image, orientation: int | None, notes: list[str]) -> Image.Image:
-    if orientation is None:
         notes.append("broken EXIF ignored")
-        return image
-    if orientation == 1:
-        return image
-    notes.append(f"EXIF orientation {orientation} applied")
-    return image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        return 1
+    if value not in TURNS:
+        return 1
+    notes.append(f"EXIF orientation {value} applied")
+    return int(value)
 
 
-def _bits(image: Image.Image) -> int:
-    """Bits a sample of an `I;16` image: 16, or what the TIFF says (12 is common in cameras and scanners)."""
-    tags: Any = getattr(image, "tag_v2", {})
-    return int(tags.get(258, (16,))[0]) if image.format == "TIFF" else 16
-
-
-def _eight_bits(values: NDArray[Any], bits: int) -> Pixels:
-    """Scale 0..2^bits - 1 to 0..255, rounded to the nearest."""
-    top = (1 << bits) - 1
-    wide = np.clip(values.astype(np.int64), 0, top)
-    return ((wide * 255 + top // 2) // top).astype(np.uint8)
-
-
-def _composite(image: Image.Image, icc: bytes | None, background: str, notes: list[str]) -> Image.Image:
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGBA", layer.size, (*ImageColor.getrgb(background)[:3], 255))
-        colour = _to_srgb(layer.convert("RGB"), icc, notes)
-        colour.putalpha(layer.getchannel("A"))
-        canvas.alpha_composite(colour)
-        notes.append(f"transparency over {background}")
-        return canvas.convert("RGB")
-    if image.mode not in ("RGB", "L", "CMYK"):
-        image = image.convert("RGB")
-    return _to_srgb(image, icc, notes)
-
-
-def _to_srgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> Image.Image:
-    """RGB in sRGB; a profile that is broken or made for other channels is ignored, and a note says so."""
-    if not icc:
-        return image.convert("RGB")
-    try:
-        source = ImageCms.getOpenProfile(io.BytesIO(icc))
-        name = (ImageCms.getProfileDescription(source) or "").strip()
-        space = source.profile.xcolor_space.strip()
-        if space == "RGB" and image.mode == "L":
-            image = image.convert("RGB")
-        if name.lower().startswith("srgb") and space == "RGB":
-            return image.convert("RGB")
-        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        notes.append("unusable ICC profile ignored")
-        return image.convert("RGB")
-    notes.append(f"ICC profile {''.join(c for c in name if c.isprintable())[:60]} converted to sRGB")
-    assert converted is not None
-    return converted
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def fit(pixels: Pixels, spec: ImagesSpec) -> Pixels:

@@ -63,7 +63,8 @@ def explain(data: bytes) -> tuple[str, str]:
     for signature, name in ALLOWED:
         if data.startswith(signature):
             cut = len(data) < 64 or _declared_length(data, name) > len(data)
-            return ("truncated", f"{name} ends within its header") if cut else ("undecodable", f"broken {name}")
+            layout = ", or of a pixel layout that is not read; save it as 8-bit RGB" if name == "TIFF" else ""
+            return ("truncated", f"{name} ends within its header") if cut else ("undecodable", f"broken {name}{layout}")
     if not any(data[:65536]):
         return "not_an_image", "zero bytes only"
     return "not_an_image", "no known image format"

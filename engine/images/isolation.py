@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -23,9 +24,9 @@ def inspect_once(table: pa.Table, sets: Mapping[str, ImageSource], images: Image
     """`inspect`, the first time that these images are tried; one by one in a child process when an earlier try has died.
 
     Ray tries a task whose process died again, for ever. A mark in the store, made before the first image is read, tells the
-    second try of what happened to the first.
+    second try of what happened to the first; no two tries write the same bytes, as a remote store takes equal ones for its own.
     """
-    if store.create(ATTEMPTS + _name(table), b"tried\n"):
+    if store.create(ATTEMPTS + _name(table), uuid.uuid4().hex.encode()):
         return inspect(table, sets, images)
     return inspect_isolated(table, sets, images)
 

@@ -24,11 +24,14 @@ def parse_label(value: object) -> int | str | BadImage:
     """A class number (0 and up) or a class name from a value of a table or a JSON file."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int) and not isinstance(value, bool) and value < 2**63:
         return value if value >= 0 else BadImage("no_label", f"label {value} marks an unlabelled image")
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and 0 < len(value.strip().encode(errors="replace")) <= MAX_NAME_BYTES:
         return value.strip()
-    return BadImage("bad_label", f"label {str(value)[:60]!r} is neither a class number nor a name")
+    return BadImage(
+        "bad_label",
+        f"label {str(value)[:60]!r} is neither a class number nor a name of {MAX_NAME_BYTES} bytes or fewer",
+    )
 
 
 def check_names(names: Iterable[str], where: str) -> None:

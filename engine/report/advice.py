@@ -168,6 +168,9 @@ def _precision(facts: Facts) -> Iterator[Advice]:
 
 
 def _repairs(facts: Facts) -> Iterator[Advice]:
+    if facts.cuts is not None and facts.cuts.cut:
+        text = f"{facts.cuts.lines[0]}. Such as {_quoted(facts.cuts.example)}, which is read as {_quoted(facts.cuts.kept)}."
+        yield Advice("Shorten the prompts", text)
     if facts.quarantined:
         (reason, count), total = facts.quarantined.most_common(1)[0], facts.quarantined.total()
         planned = facts.manifest.seal.facts.count

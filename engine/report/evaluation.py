@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
 from engine.evaluation.evaluate import RESULT
+from engine.evaluation.evaluationresults import Evaluated
 from engine.evaluation.summary import bracket
 from engine.report import figures
 from engine.spec.evaluation import OWN
+from engine.storage import documents
 from engine.storage.store import Store
 
 PAIR_LABELS = {
@@ -130,9 +131,10 @@ def _table(title: str, columns: list[str], rows: list[list[str]], left: tuple[in
 
 def context(store: Store) -> dict[str, Any]:
     """What the template needs: `evaluation` is None for a run that was not evaluated."""
-    if not store.exists(RESULT):
+    found = documents.find(store, RESULT, Evaluated)
+    if found is None:
         return {"evaluation": None}
-    result = json.loads(store.read(RESULT))
+    result: dict[str, Any] = dict(found)
     arms, corruptions = corruption_rows(result)
     groups = {set_words(name): one for name, one in result["sets"].items()}
     if result["corruptions"] is not None:

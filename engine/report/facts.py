@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,15 +10,19 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from engine.errors import DataError
+from engine.conditions import cuts
+from engine.conditions.cuts import Cuts
+from engine.evaluation.evaluationresults import Judged
 from engine.images import catalog as catalogs
-from engine.images.catalog import QUARANTINED, Catalog
+from engine.images.catalog import Catalog
 from engine.shards import cost, manifest
 from engine.shards.cost import Cost
 from engine.shards.manifest import Manifest
 from engine.spec import RunSpec, plain
 from engine.spec.load import change_paths
+from engine.storage import documents
 from engine.storage.store import Store
+from engine.training.trainingresults import MatchResults, PretrainResults
 
 JUDGE, PRETRAIN, MATCH, SECONDS, PLAN, SPEC = (
     "results/judge.json",
@@ -36,7 +39,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
-    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set.
+    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set; `cuts`
+    what is cut of its prompts.
     """
 
     spec: RunSpec
@@ -51,6 +55,7 @@ class Facts:
     seconds: dict[str, float]
     versions: dict[str, str]
     cost: Cost
+    cuts: Cuts | None
 
     @property
     def splits(self) -> dict[str, int]:
@@ -80,12 +85,13 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         manifest=made,
         bad_images=_bad_images(store),
         quarantined=_counts(made.quarantine["reason"]),
-        judge=_json(store, JUDGE),
+        judge=_judged(store),
         curves=_curves(store),
-        plan=_json(store, PLAN) or {},
-        seconds=_json(store, SECONDS) or {},
+        plan=documents.find(store, PLAN, dict[str, Any]) or {},
+        seconds=documents.find(store, SECONDS, dict[str, float]) or {},
         versions=versions(),
         cost=cost.gather(store, made.seal.facts),
+        cuts=cuts.kept(store),
     )
 
 
@@ -105,25 +111,19 @@ def without_folders(spec: RunSpec) -> dict[str, Any]:
     return change_paths(plain(spec), lambda key, path: PurePath(path).name)
 
 
-def _json(store: Store, name: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(store.read(name))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise DataError(f"{store.url}/{name}", "is not JSON", "remove it and run the same command again") from None
+def _judged(store: Store) -> dict[str, Any] | None:
+    found = documents.find(store, JUDGE, Judged)
+    return None if found is None else dict(found)
 
 
 def _curves(store: Store) -> dict[str, dict[str, Any]]:
-    match = _json(store, MATCH)
-    return (_json(store, PRETRAIN) or {}).get("stages", {}) | ({"match": match} if match else {})
+    trained, match = documents.find(store, PRETRAIN, PretrainResults), documents.find(store, MATCH, MatchResults)
+    curves = {} if trained is None else {name: dict(stage) for name, stage in trained["stages"].items()}
+    return curves | ({} if match is None else {"match": dict(match)})
 
 
 def _bad_images(store: Store) -> Counter[str]:
-    import pyarrow.parquet as pq
-
-    with store.open(QUARANTINED) as stream:
-        return _counts(pq.read_table(stream)["reason"])
+    return _counts(catalogs.quarantine(store)["reason"])
 
 
 def _counts(column: Any) -> Counter[str]:

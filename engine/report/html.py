@@ -28,6 +28,10 @@ from engine.storage.store import Store
 REPORT, GALLERY, CARD = "report.html", "results/gallery.png", "README.md"
 MAX_CLASSES = 40
 TOP_REASONS = 12
+MIXED = {
+    "equal": "mixed batches are half real, half synthetic",
+    "proportional": "mixed batches are drawn from the union of real and synthetic images",
+}
 
 
 def write(store: Store, spec: RunSpec) -> None:
@@ -144,7 +148,7 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     told = judge["recipe"]
     recipe = (
         f"Every judge is the same CNN ({judge['parameters']:,} weights) and takes {told['steps']:,} optimiser steps of "
-        f"{told['batch']} images, whatever the data; mixed batches are half real, half synthetic."
+        f"{told['batch']} images, whatever the data; {MIXED[told.get('mixing', 'equal')]}."
     )
     if judge["codec"]["lossy"]:
         recipe += f" Real training images went through the same {judge['codec']['format']} codec as the synthetic ones."

@@ -97,6 +97,7 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
             "conditions",
             f"prompt {spec.conditions.prompt!r}{_suffix(generate)}, captions {spec.conditions.caption.kind}, {_token(spec)}",
         ),
+        *([("prompts cut", "; ".join(facts.cuts.lines) or f"none of {facts.cuts.prompts:,}")] if facts.cuts else []),
         *([("fine-tune", fine_tune(spec.match))] if spec.match is not None else []),
         (
             "synthetic set",

@@ -1,9 +1,8 @@
-"""Verification of a finished data set: every byte under `data/`, the manifest and the quarantine table, against the seal."""
+"""Verification of a finished output: every byte of its shards against the manifest, every other file against its own seal."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +11,15 @@ import pyarrow as pa
 from engine.cluster.progress import Reporter
 from engine.errors import DataError
 from engine.shards import manifest, records
+from engine.shards import seal as seals
 from engine.shards.manifest import MANIFEST, QUARANTINE, SEAL, Seal
 from engine.shards.names import DATA, PLAN, PlanFacts, record_path
+from engine.shards.seal import Coverage, content_fault
 from engine.spec import spec_hash
 from engine.storage.parallel import mapped
 from engine.storage.run import SPEC, read_spec
 from engine.storage.store import Store
 
-CHUNK = 1 << 22
 Row = dict[str, Any]
 
 
@@ -33,6 +33,7 @@ class Report:
     samples: int = 0
     quarantined: int = 0
     bytes: int = 0
+    others: Coverage = field(default_factory=Coverage)
 
     def require(self) -> None:
         """Raise DataError (exit 3) naming the first faulty object, if there is any."""
@@ -44,28 +45,36 @@ class Report:
 
 
 def verify(store: Store, reporter: Reporter | None = None) -> Report:
-    """Compare a finished output with its manifest, byte for byte.
+    """Compare a finished output with its manifest and with the seal of its other files, byte for byte.
 
     Any changed, cut, missing, added, exchanged or renamed file under `data/`, and any change to the manifest, the quarantine
-    table or the indexes is a fault; so is a manifest that is not that of `plan.json` and `spec.yaml` where these are there.
+    table or the indexes is a fault; so is a manifest that is not that of `plan.json` and `spec.yaml` where these are there, and
+    any other file that is not as `seal.json` says. `others` says what no seal covers.
     Raises only StorageError; faults are in the report.
     """
     report = Report(store.url)
+    _check_set(store, report, reporter)
+    report.others = seals.check(store)
+    report.faults += report.others.faults
+    return report
+
+
+def _check_set(store: Store, report: Report, reporter: Reporter | None) -> None:
+    """Faults of the data set, from its manifest on."""
     try:
         seal = manifest.load_seal(store)
     except DataError as error:
         report.faults.append(f"{SEAL}: {error.what}")
-        return report
+        return
     report.faults += _origin_faults(store, seal)
     tables = {name: _sealed(store, seal, name, report) for name in seal.files}
     table, quarantine = tables.get(MANIFEST), tables.get(QUARANTINE)
     if table is None or quarantine is None:
-        return report
+        return
     structure = manifest.structure_faults(seal, table, quarantine)
     report.faults += [f"{MANIFEST}: {what}" for what in structure]
     if not structure:  # else its paths and sizes mean nothing
         _check_files(store, seal, table, quarantine, report, reporter)
-    return report
 
 
 def _origin_faults(store: Store, seal: Seal) -> Iterator[str]:
@@ -85,7 +94,7 @@ def _origin_faults(store: Store, seal: Seal) -> Iterator[str]:
 def _sealed(store: Store, seal: Seal, name: str, report: Report) -> pa.Table | None:
     """Check one sealed file; the parsed table where it is one of the two tables and whole."""
     where = f"{store.url}/{name}"
-    fault = _content_fault(store, name, seal.files[name]["bytes"], seal.files[name]["sha256"])
+    fault = content_fault(store, name, seal.files[name]["bytes"], seal.files[name]["sha256"])
     if fault:
         report.faults.append(f"{name}: {fault}")
         return None
@@ -129,7 +138,7 @@ def _check_files(
 def _shard_faults(store: Store, row: Row, entries: list[Row], owners: dict[str, str]) -> list[str]:
     """Faults of one tar and its record."""
     faults = []
-    fault = _content_fault(store, row["path"], row["bytes"], row["sha256"], owners.get)
+    fault = content_fault(store, row["path"], row["bytes"], row["sha256"], owners.get)
     if fault:
         faults.append(f"{row['path']}: {fault}")
     path = record_path(row["shard"])
@@ -145,24 +154,3 @@ def _shard_faults(store: Store, row: Row, entries: list[Row], owners: dict[str, 
     if said != {key: value for key, value in row.items() if key != "path"} or given_up != listed:
         faults.append(f"{path}: does not agree with the manifest")
     return faults
-
-
-def _content_fault(
-    store: Store, name: str, size: int, sha256: str, owner: Callable[[str], str | None] | None = None
-) -> str | None:
-    """Why a file is not the one that was sealed, or None; it is read in pieces of 4 MiB."""
-    if not store.exists(name):
-        return "is missing"
-    with store.open(name) as stream:
-        found, length = hashlib.sha256(), 0
-        while chunk := stream.read(CHUNK):
-            found.update(chunk)
-            length += len(chunk)
-    other = owner(found.hexdigest()) if owner else None
-    if length == size and found.hexdigest() == sha256:
-        return None
-    if other:
-        return f"holds what belongs in {other}"
-    if length != size:
-        return f"has {length:,} bytes, {size:,} were sealed"
-    return "has changed bytes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -30,6 +31,8 @@ ADDED: dict[str, Any] = {
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
     "judge.mixing": "equal",
+    "model.class_ids": {},
+    "model.visual_token": False,
     "pretrain.denoiser": "unet",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }
@@ -93,8 +96,19 @@ def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
     return out
 
 
-def _looks_local(value: str) -> bool:
+def is_local(value: str) -> bool:
+    """Whether a place that a recipe names is a path of this machine, going by its form."""
     return "://" not in value and "::" not in value
+
+
+def at_home(key: str, value: str) -> Path:
+    """A path with `~` and `~user` resolved; ConfigError about `key` where no such user is here, or the path holds a NUL."""
+    path = Path(os.path.expanduser(value))  # noqa: PTH111 - Path's own raises for unknown users
+    if str(path).startswith("~") and not os.path.lexists(path):
+        raise ConfigError(key, f"{value}: this machine has no user {path.parts[0][1:]}", "write the path out")
+    if "\0" in value:
+        raise ConfigError(key, f"{value} holds a NUL character", "correct the path")
+    return path
 
 
 def change_paths(data: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
@@ -117,13 +131,15 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """Make `./x`, `../x` and existing relative paths absolute against `base`; Hub ids and URLs stay as they are."""
 
     def resolve(dotted: str, value: str) -> str:
-        if not _looks_local(value) or Path(value).expanduser().is_absolute():
+        if not is_local(value) or at_home(dotted, value).is_absolute():
             return value
         candidate = base / value
         hub_id = dotted == "model.checkpoint" and re.fullmatch(r"[\w.-]+/[\w.-]+", value) and not value.startswith(".")
-        if hub_id and not candidate.exists():
+        if hub_id and not os.path.lexists(candidate):
             return value
-        return str(candidate.resolve()) if "*" not in value else str(candidate)
+        return (
+            os.path.realpath(candidate) if "*" not in value else str(candidate)
+        )  # Path's own raises for loops of links
 
     return change_paths(data, resolve)
 

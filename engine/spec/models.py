@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -64,19 +65,39 @@ class SplitSpec(Spec):
         if value == "rest":
             return value
         value = _number(value)
-        if value < 0 or (value > 1 and value != int(value)):
+        if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):
             raise ValueError("must be a fraction between 0 and 1, or a whole number of images")
         return int(value) if value > 1 else value
 
 
+def _written(value: Any) -> Any:
+    """A class that is written as a number is its name."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+ClassId = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
+
+
 class ModelSpec(Spec):
-    """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes."""
+    """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes.
+
+    `visual_token`: something else than mimeo has trained it, or the LoRA, with image features in the place of a text token.
+    `class_ids`: the checkpoint's numbers of classes whose names it does not know, where it is told numbers.
+    """
 
     checkpoint: str | None = None
     revision: str | None = None
     lora: str | None = None
     lora_scale: Annotated[Number, Field(gt=0, le=10)] = 1.0
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    visual_token: bool = False
+    class_ids: dict[Annotated[str, BeforeValidator(_written)], ClassId] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _of_a_checkpoint(self) -> ModelSpec:
+        if self.class_ids and self.checkpoint is None:
+            raise ValueError("class_ids are for a checkpoint: a generator that is trained here knows its classes")
+        return self
 
 
 class CaptionSpec(Spec):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,13 @@ import yaml
 from engine.errors import ConfigError
 
 MAX_BYTES = 1 << 20
+MAX_NODES = 100_000  # values and keys; the classes of ImageNet-21k are a fifth
 MAX_DEPTH = 32
+# libyaml's parser, in every wheel of PyYAML: a megabyte takes the other one half a minute
+Safe: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-class Loader(yaml.SafeLoader):
+class Loader(Safe):  # type: ignore[misc]
     """YAML 1.2's core schema for scalars: true/false, null, decimal integers and floats; all else is text."""
 
 
@@ -64,27 +70,32 @@ Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 
-def _check_events(text: str, where: str) -> None:
-    depth = documents = 0
-    for event in yaml.parse(text, Loader=Loader):
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+def check_events(text: str, where: str, loader: Any, *, depth: int, nodes: int, plain: bool = True) -> None:
+    """Refuse a text that is nested too deeply or holds too many values (ConfigError) before anything is made of it.
+
+    `plain`: anchors, aliases and several documents are refused too.
+    """
+    level = count = documents = 0
+    for event in yaml.parse(text, Loader=loader):
+        count += isinstance(event, yaml.NodeEvent)
+        documents += isinstance(event, yaml.DocumentStartEvent)
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if plain and (isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None)):
             raise ConfigError(where, "anchors and aliases are not allowed", "write the value out")
-        if isinstance(event, yaml.DocumentStartEvent):
-            documents += 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        if depth > MAX_DEPTH or documents > 1:
-            raise ConfigError(
-                where, "is nested too deeply" if depth > MAX_DEPTH else "holds more than one document", "simplify it"
-            )
+        if level > depth:
+            raise ConfigError(where, "is nested too deeply", "simplify it")
+        if count > nodes:
+            raise ConfigError(where, f"holds more than {nodes:,} values", "simplify it")
+        if plain and documents > 1:
+            raise ConfigError(where, "holds more than one document", "simplify it")
 
 
 def parse(text: str, where: str) -> Any:
     """Parse one YAML document; raises ConfigError with the line of the fault."""
+    if len(text) > MAX_BYTES:
+        raise ConfigError(where, "is larger than 1 MiB", "simplify it")
     try:
-        _check_events(text, where)
+        check_events(text, where, Loader, depth=MAX_DEPTH, nodes=MAX_NODES)
         return yaml.load(text, Loader=Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -98,15 +109,29 @@ def read(path: Path) -> Any:
     """Read a YAML file of at most 1 MiB; a directory, a device, a pipe or a binary file is refused, not waited for."""
     where = str(path)
     try:
-        if not path.exists():
-            raise ConfigError(where, "no such recipe", "check the path (pipelines/recipes holds examples)")
-        if not path.is_file():
-            raise ConfigError(where, "is not a regular file", "give the path of a YAML recipe")
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(where, "is larger than 1 MiB", "give the path of a YAML recipe")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(where, "is not UTF-8 text", "give the path of a YAML recipe") from None
-    except OSError as error:
-        raise ConfigError(where, error.strerror or "cannot be read", "check the path and its permissions") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise ConfigError(where, "no such recipe", "check the path (pipelines/recipes holds examples)") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(where, reason(error), "give the path of a YAML recipe") from None
     return parse(text, where)
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The bytes of a file; OSError where it is no regular file (pipes and devices are not waited for) or larger than `limit`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"is larger than {limit / 2**20:g} MiB", str(path))
+    return data
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be read: the system's word for it, else the exception's."""
+    return str(getattr(error, "strerror", None) or error)

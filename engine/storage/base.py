@@ -46,7 +46,7 @@ _WHAT = {
 class Entry:
     """One file of a store: its name relative to the root, its size in bytes.
 
-    `version` changes with the content of a remote file (ETag, generation or time, as the store gives it).
+    `version` changes with the content: ETag, generation or time, as the store gives it; inode and times of a local file.
     """
 
     name: str

@@ -66,6 +66,16 @@ def fetch(url: str, *, digests: Mapping[str, str] | None = None, select: Select 
     return copy if base == source else copy / source.last
 
 
+def check(copy: Path, digests: Mapping[str, str]) -> None:
+    """Refuse a folder's copy of which files are not as they were downloaded (StorageError); `digests`: SHA-256 by name now."""
+    facts = _facts(copy.parent) or {}
+    for name, digest in digests.items():
+        if facts.get(name) != digest:
+            raise StorageError(
+                str(copy / name), "is not what was downloaded", f"remove {copy.parent}: it is fetched again"
+            )
+
+
 def _listing(source: RemotePath, select: Select | None) -> tuple[RemotePath, list[Entry]]:
     """The folder that the names are relative to, and the wanted files."""
     single = source.entry()
@@ -96,7 +106,7 @@ def _facts(entry: Path) -> dict[str, str] | None:
     try:
         found: dict[str, str] = json.loads((entry / FACTS).read_bytes())["files"]
         return found
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

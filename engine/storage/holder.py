@@ -41,9 +41,9 @@ class Holder:
         """Parse a lock's text; None where it is not whole."""
         try:
             found = cls(**json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
-        return found if type(found.pid) is int and type(found.since) in (int, float) else None
+        return found if type(found.pid) is int and _is_time(found.since) else None
 
     def text(self) -> bytes:
         """The holder as one JSON object."""
@@ -62,6 +62,10 @@ class Holder:
         """Whether the process is known to be gone: it ran on this boot of this machine and does so no more."""
         boot = self.process.rpartition("/")[0]
         return bool(boot) and boot == _boot() and _process(self.pid) != self.process
+
+
+def _is_time(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e11  # type: ignore[operator]  # Unix time, up to the year 5138
 
 
 def _boot() -> str:

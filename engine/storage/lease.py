@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import ctypes
 import re
 import signal
 import threading
@@ -22,22 +23,28 @@ LEASE_S = 30.0
 
 @contextmanager
 def lease(store: Store, what: str) -> Iterator[None]:
-    """Hold a remote output for the block; see `lock.hold`. When another run takes over, the block is interrupted."""
+    """Hold a remote output for the block; see `lock.hold`. When another run takes over, the block is interrupted.
+
+    In whatever thread it runs: a trial's is not the main one of its process, which belongs to Ray there.
+    """
     me = Holder.here(what)
     number = _take(store, me)
     stop, lost = threading.Event(), threading.Event()
-    heart = threading.Thread(target=_beat, args=(store, number, me, stop, lost), name="mimeo-lease", daemon=True)
+    work = (store, number, me, stop, lost, threading.current_thread())
+    heart = threading.Thread(target=_beat, args=work, name="mimeo-lease", daemon=True)
     heart.start()
     try:
-        with _interruptible(lost):
-            yield
+        try:
+            with _interruptible(lost):
+                yield
+        finally:
+            stop.set()
+            heart.join(timeout=10)
     except KeyboardInterrupt:
         if lost.is_set():
             raise _taken(store) from None
         raise
     finally:
-        stop.set()
-        heart.join(timeout=10)
         if not lost.is_set():
             with suppress(MimeoError):
                 store.replace(_lease_name(number), replace(me, released=True).text())
@@ -91,7 +98,9 @@ def _silent(store: Store, number: int, last: Holder) -> bool:
     return True
 
 
-def _beat(store: Store, number: int, me: Holder, stop: threading.Event, lost: threading.Event) -> None:
+def _beat(
+    store: Store, number: int, me: Holder, stop: threading.Event, lost: threading.Event, holder: threading.Thread
+) -> None:
     beat = 0
     while not stop.wait(BEAT_S):
         beat += 1
@@ -99,9 +108,19 @@ def _beat(store: Store, number: int, me: Holder, stop: threading.Event, lost: th
             found = newest(store)
             if found and found[0] > number:
                 lost.set()
-                _thread.interrupt_main()
+                _interrupt(holder)
                 return
             store.replace(_lease_name(number), replace(me, beat=beat).text())
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise KeyboardInterrupt in a thread, at the next step of its Python code."""
+    if thread is threading.main_thread():
+        _thread.interrupt_main()
+    else:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(
+            ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
+        )
 
 
 def newest(store: Store) -> tuple[int, Holder] | None:

@@ -139,7 +139,9 @@ class LocalStore:
     def _path(self, name: str) -> Path:
         path = self.root / check_name(name)
         inside = os.path.dirname(name)  # noqa: PTH120 - '' for a name at the root
-        if os.path.realpath(path.parent) != os.path.join(os.path.realpath(self.root), inside).rstrip("/"):  # noqa: PTH118
+        if os.path.realpath(path.parent) != (
+            os.path.join(os.path.realpath(self.root), inside).rstrip("/") or "/"  # noqa: PTH118
+        ):
             raise StorageError(str(path), "leads out of the output through a symbolic link", "remove the link")
         return path
 
@@ -158,7 +160,8 @@ class LocalStore:
                     yield from self._walk(Path(entry.path), name, prefix)
             elif name.startswith(prefix):
                 with suppress(FileNotFoundError):
-                    yield Entry(name, entry.stat(follow_symlinks=False).st_size)
+                    found = entry.stat(follow_symlinks=False)
+                    yield Entry(name, found.st_size, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_ctime_ns}")
 
     @contextmanager
     def _written(self, final: Path, data: Content) -> Iterator[Path]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from engine.errors import StorageError
 from engine.storage.base import PRIVATE, Store, storage_error
 from engine.storage.holder import Holder
 from engine.storage.lease import lease, newest
@@ -63,11 +65,16 @@ def _acquire(path: Path) -> int:
     while True:
         try:
             make_folder(path.parent)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
         except OSError as error:
             if isinstance(error, FileNotFoundError) and time.monotonic() < deadline:
                 continue  # the folder was removed in between
             raise storage_error(error, str(path.parent)) from error
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            os.close(descriptor)
+            kind = "has a second name (a hard link)" if stat.S_ISREG(facts.st_mode) else "is not a regular file"
+            raise StorageError(str(path), f"{kind}, so it is no lock of mimeo", "remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with suppress(FileNotFoundError):
@@ -96,7 +103,9 @@ def _peek(path: Path) -> Holder | None:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except OSError:
-        return Holder.read(os.pread(descriptor, 1 << 16, 0))
+        with suppress(OSError):
+            return Holder.read(os.pread(descriptor, 1 << 16, 0))
+        return None
     finally:
         os.close(descriptor)
 

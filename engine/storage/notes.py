@@ -2,36 +2,58 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from engine.storage import cache
 
 FOLDER = "notes"
+OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def read(kind: str, key: dict[str, Any]) -> Any:
-    """The value noted under `key`, None where there is none that can be read."""
+    """The value noted under `key`, None where there is none that this user has written and nobody else can change."""
     try:
-        note = json.loads(_path(kind, key).read_bytes())
+        with os.fdopen(os.open(_path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
+            facts = os.fstat(file.fileno())
+            if facts.st_uid != os.geteuid() or facts.st_mode & OTHERS or not stat.S_ISREG(facts.st_mode):
+                return None
+            note = json.load(file)
         return note["value"] if note["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def write(kind: str, key: dict[str, Any], value: Any) -> None:
     """Note a value, whole or not at all; a cache that cannot be written to is no fault, since the value can be found again."""
     path = _path(kind, key)
-    part = path.with_suffix(f".{os.getpid()}.part")
+    part = path.with_suffix(f".{os.getpid()}.{time.time_ns()}.part")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({"key": key, "value": value}, indent=1, sort_keys=True))
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+            json.dump({"key": key, "value": value}, file, indent=1, sort_keys=True)
         part.replace(path)
+
+
+def found(kind: str, key: dict[str, Any], find: Callable[[], Any], *, anew: bool = False) -> Any:
+    """The value noted under `key`; where there is none, or `anew`, what `find` gives, which is noted.
+
+    Of several processes that look for the same value one does, and the others wait for it.
+    """
+    with _alone(kind, key):
+        value = None if anew else read(kind, key)
+        if value is None:
+            value = find()
+            write(kind, key, value)
+    return value
 
 
 def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
@@ -39,6 +61,20 @@ def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
     if read(kind, key) is not True:
         check()
         write(kind, key, True)
+
+
+@contextmanager
+def _alone(kind: str, key: dict[str, Any]) -> Iterator[None]:
+    """Hold this user's lock on a note, which ends with the process; where there can be none, go on without."""
+    path = _path(kind, key).with_suffix(f".{os.geteuid()}.lock")
+    with ExitStack() as held:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(
+                os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "w")
+            )
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _path(kind: str, key: dict[str, Any]) -> Path:

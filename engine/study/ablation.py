@@ -12,14 +12,18 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.arms import TRIALS, Trial, section, trials
 from engine.study.comparison import arms_and_comparisons
 from engine.study.statistics import spread
+from engine.study.studyresults import AblationTrial
 from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
+from engine.study.tuning import one_worker
 from engine.training.judge import arms as judged
 from engine.training.judge import check as check_judge
 from engine.training.judge_data import real_images
+from engine.training.setup import await_room
 
 RESULT = "results/ablation.json"
 COVERS = (
@@ -41,7 +45,9 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
     pending = [trial for trial in plan if not store.exists(trial.name)]
     if pending or not store.exists(_real_name(spec)):
         _run(spec, catalog, store, reporter, pending)
-    result = summary(spec, {trial.name: json.loads(store.read(trial.name)) for trial in plan}, _real(spec, store))
+    result = summary(
+        spec, {trial.name: documents.read(store, trial.name, AblationTrial) for trial in plan}, _real(spec, store)
+    )
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
@@ -78,13 +84,15 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
     shared = ray.put(Shared(store.url, catalog, *images))
     with reporter.task("ablation", len(pending), "trials") as task:
         task.update(0)
-        for done, (trial, scores) in enumerate(_scores(spec, shared, store, pending), start=1):
+        done = 0
+        for trial, scores in _scores(spec, shared, store, pending):
             if trial is None:
                 store.create(_real_name(spec), json.dumps(scores).encode())
                 continue
+            done += 1
             facts = {"identity": identity(trial.spec), "scores": scores}
             store.create(trial.name, json.dumps(facts, sort_keys=True).encode())
-            task.update(min(done, len(pending)), arm=trial.arm, seed=trial.seed)
+            task.update(done, arm=trial.arm, seed=trial.seed)
 
 
 def _scores(spec: RunSpec, shared: Any, store: Store, pending: list[Trial]) -> Iterator[tuple[Trial | None, Any]]:
@@ -94,7 +102,9 @@ def _scores(spec: RunSpec, shared: Any, store: Store, pending: list[Trial]) -> I
     from engine.cluster.session import device
 
     where = device(spec.resources)
+    await_room(one_worker(spec.resources), where)
     slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
+    slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
     train, run, real = (ray.remote(function).options(**slots) for function in (train_generator, run_trial, judge_real))
     generators: dict[str, Any] = {}
     refs: dict[Any, Trial | None] = {}
@@ -125,7 +135,8 @@ def _get(ref: Any) -> Any:
 
 
 def _check_scores(store: Store, trial: Trial) -> None:
-    if store.exists(trial.name) and json.loads(store.read(trial.name))["identity"] != identity(trial.spec):
+    known = documents.find(store, trial.name, AblationTrial)
+    if known is not None and known["identity"] != identity(trial.spec):
         what = f"arm {trial.arm} was run with other settings in {store.url}"
         raise ConfigError(f"ablation.arms.{trial.arm}", what, "give the arm another name, or use another output")
 
@@ -135,4 +146,4 @@ def _real_name(spec: RunSpec) -> str:
 
 
 def _real(spec: RunSpec, store: Store) -> list[float]:
-    return json.loads(store.read(_real_name(spec)))
+    return documents.read(store, _real_name(spec), list[float])

@@ -62,6 +62,11 @@ def trials(spec: RunSpec) -> list[Trial]:
     return found
 
 
+def drawn(spec: RunSpec) -> dict[str, RunSpec]:
+    """The recipes of all arms, by their keys."""
+    return {f"ablation.arms.{trial.arm}": trial.spec for trial in trials(spec)}
+
+
 def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, arms that cannot work (ConfigError)."""
     from engine.training.matching.precheck import precheck

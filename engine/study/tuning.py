@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
+from engine.storage import temporary
 from engine.training.setup import beside
 
 DRIVER = {"memory": 512 * 2**20}  # what a driver function reserves: its workers take the CPUs and GPUs
@@ -35,12 +35,11 @@ class Trial:
 
 def concurrent(resources: ResourcesSpec) -> int:
     """How many trials may run at once so that every driver function can start its Ray Train workers (else they wait for ever)."""
-    import ray
-
+    from engine.cluster import nodes
     from engine.cluster.session import cores_of_cluster, device
 
-    where = device(resources)
-    room = int(ray.cluster_resources().get("GPU", 0)) if where == "cuda" else cores_of_cluster()
+    on_gpus = device(resources) == "cuda"
+    room = nodes.slots({"GPU": 1.0}, resources.labels) if on_gpus else cores_of_cluster(resources.labels)
     return max(1, room // resources.train_workers)
 
 
@@ -98,7 +97,7 @@ def run(
         os.environ.setdefault(name, value)
     from ray import tune
 
-    with tempfile.TemporaryDirectory(prefix="mimeo-tune-", ignore_cleanup_errors=True) as folder:
+    with temporary.folder("tune") as folder:
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_trial, function=function, parameters=parameters), DRIVER),
             param_space=dict(space),
@@ -111,7 +110,9 @@ def run(
                 max_concurrent_trials=concurrent(resources),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
-            run_config=tune.RunConfig(name="trials", storage_path=folder, verbose=0, callbacks=[_watch(tell, ended)]),
+            run_config=tune.RunConfig(
+                name="trials", storage_path=str(folder), verbose=0, callbacks=[_watch(tell, ended)]
+            ),
         )
         return [_ended(result) for result in beside(tuner.fit)]
 

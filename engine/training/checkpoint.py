@@ -5,12 +5,11 @@ from __future__ import annotations
 import io
 import pickle
 import re
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 from engine.errors import DataError
+from engine.storage import temporary
 from engine.storage.store import Store
 
 KEEP = 2
@@ -29,8 +28,8 @@ def save(store: Store, prefix: str, step: int, state: dict[str, Any]) -> None:
     if store.exists(name) and _read(store, name) is None:
         store.remove(name)
     if not store.exists(name):
-        with tempfile.TemporaryDirectory(prefix="mimeo-") as folder:
-            path = Path(folder) / "state.pt"
+        with temporary.folder("checkpoint") as folder:
+            path = folder / "state.pt"
             torch.save(state, path)
             store.create(name, path)
     for old in _steps(store, prefix)[KEEP:]:

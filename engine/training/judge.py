@@ -16,6 +16,7 @@ from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec, ResourcesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training.judge_data import Arrays, real_images, synthetic_images
 from engine.training.setup import place, run
@@ -123,8 +124,7 @@ def outcomes(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
 
 
 def _read(store: Store, arm: str, seed: int) -> Outcome:
-    data = json.loads(store.read(outcome_name(arm, seed)))
-    return Outcome(**{**data, "confusions": [tuple(entry) for entry in data["confusions"]]})
+    return documents.read(store, outcome_name(arm, seed), Outcome)
 
 
 def _train_all(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, jobs: list[tuple[Arm, int]]) -> None:
@@ -159,7 +159,7 @@ def workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
 
     most = resources.train_workers
     if device(resources) == "cpu":
-        most = max(most, cores_of_cluster())
+        most = max(most, cores_of_cluster(resources.labels))
     return resources.model_copy(update={"train_workers": max(1, min(most, jobs)), "train_workers_min": None})
 
 
@@ -234,7 +234,6 @@ def fit(
     Raises ConfigError where the training diverges.
     """
     from engine.training import judge_model
-    from engine.training.judge_model import joined
 
     synthetic = data.synthetic
     drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
@@ -243,8 +242,6 @@ def fit(
         parts.append(data.train.part())
     if drawn is not None:
         parts.append(drawn.part())
-    if spec.mixing == "proportional":
-        parts = [joined(parts)]
     model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
     if not math.isfinite(loss):
         raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")

@@ -120,7 +120,7 @@ def train(
 ) -> tuple[Judge, float]:
     """Train one judge for `spec.steps` steps; returns it and its mean loss over the last tenth of the steps.
 
-    Every part gives an equal share of each batch. AdamW under a one-cycle schedule; nothing is selected: the last
+    Every part gives an equal share of each batch, or under `mixing: proportional` one in proportion to its size. AdamW under a one-cycle schedule; nothing is selected: the last
     weights are the result. `seed` alone sets the initial weights, the batches, the augmentation and the dropout.
     `tick(step, loss)` is called about every 50 steps.
     """
@@ -131,6 +131,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=max(spec.steps, 2))
     augment = AUGMENTATIONS[spec.augment]
+    parts = [joined(parts)] if spec.mixing == "proportional" else parts
     parts = [Part(part.pixels.to(device), part.labels.to(device)) for part in parts]
     drawn = [
         batches(len(part.labels), n, generator) for part, n in zip(parts, shares(spec.batch, len(parts)), strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError
 from engine.spec.models import ResourcesSpec
+from engine.storage import temporary
 
 if TYPE_CHECKING:
     import torch
@@ -67,11 +67,11 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
     from engine.cluster.session import device
 
     kind = device(resources)
-    _await_room(resources, kind)
+    await_room(resources, kind)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", POLL_S)
     for left in reversed(range(max_failures + 1)):
-        with tempfile.TemporaryDirectory(prefix="mimeo-train-", ignore_cleanup_errors=True) as folder:
-            trainer = _trainer(loop, config, name, resources, kind, max_failures, folder)
+        with temporary.folder("train") as folder:
+            trainer = _trainer(loop, config, name, resources, kind, max_failures, str(folder))
             try:
                 return beside(trainer.fit).return_value or {}
             except Exception as error:
@@ -104,6 +104,7 @@ def _trainer(
     return _trainer_class()(
         worker,
         train_loop_config=config,
+        torch_config=_torch_config(folder),
         scaling_config=api.ScalingConfig(
             num_workers=_workers(resources),
             use_gpu=kind == "cuda",
@@ -139,13 +140,22 @@ def _trainer_class() -> Any:
     return Trainer
 
 
+def _torch_config(folder: str) -> Any:
+    """How the workers find each other: on a private Ray in `folder`, so that no port of theirs is open to others."""
+    if not os.environ.get("MIMEO_PRIVATE_RAY"):
+        return None
+    from engine.training.rendezvous import ByFile
+
+    return ByFile(folder=folder)
+
+
 def _workers(resources: ResourcesSpec) -> int | tuple[int, int]:
     """A fixed number, or for elastic runs the fewest and the most."""
     fewest = resources.train_workers_min
     return resources.train_workers if fewest is None else (fewest, resources.train_workers)
 
 
-def _await_room(resources: ResourcesSpec, kind: str) -> None:
+def await_room(resources: ResourcesSpec, kind: str) -> None:
     """Wait for the workers' nodes where the recipe says so; refuse (ClusterError) what the cluster cannot hold."""
     from engine.cluster import nodes
 

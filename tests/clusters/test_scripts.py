@@ -154,6 +154,9 @@ def test_workstations(place: Path) -> None:
         assert f"token token {token.read_text()}" in calls
         pid = int((place / ".mimeo" / f"{name}-10.0.0.7.pid").read_text())
         os.kill(pid, 0)
+        inside = Path(f"/tmp/mimeo-{name}-{os.geteuid()}")
+        assert stat.S_IMODE(inside.stat().st_mode) == 0o700
+        assert f"--temp-dir={inside}/ray" in calls
     finally:
         subprocess.run(["bash", str(WORKSTATIONS), "stop", str(hosts)], env=env, timeout=60, check=True)
         assert other.poll() is None
@@ -162,6 +165,30 @@ def test_workstations(place: Path) -> None:
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert {path.name for path in (place / ".mimeo").iterdir()} <= {f"{name}-10.0.0.7.log"}
+
+
+@pytest.mark.skipif(shutil.which("setsid") is None, reason="needs setsid")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_another_user_made_is_not_used(place: Path) -> None:
+    (place / "hosts").write_text("head.example\n")
+    name = f"f{os.getpid()}"
+    inside = Path(f"/tmp/mimeo-{name}-0")
+    inside.mkdir()
+    os.chown(inside, 65534, 65534)
+    try:
+        run = subprocess.run(
+            ["bash", str(WORKSTATIONS), "start", str(place / "hosts")],
+            env=environment(place, MIMEO_CLUSTER=name, HEAD_IP="10.0.0.7"),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    finally:
+        inside.rmdir()
+    assert run.returncode != 0
+    assert f"{inside} is not ours" in run.stderr
+    assert not (place / "calls").exists() or "ray start" not in (place / "calls").read_text()
 
 
 @pytest.mark.parametrize("arguments", [[], ["start"], ["restart", "hosts"]])

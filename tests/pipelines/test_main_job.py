@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import DataError
+from engine.shards.verify import verify
+from engine.storage.store import open_store
 from tests.support.images import mixed_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +37,12 @@ def mimeo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pipelines.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=cwd, env=env, check=False)
+
+
+def flip(path: Path, position: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1
+    path.write_bytes(data)
 
 
 @pytest.mark.timeout(1800)
@@ -74,12 +82,18 @@ def test_mixed_images_in_verified_shards_out(tmp_path: Path) -> None:
     assert "a scan of the source" in other
     assert "a rough guess" in other
 
-    assert mimeo("verify", str(run), cwd=tmp_path).returncode == 0
+    clean = mimeo("verify", str(run), cwd=tmp_path)
+    assert clean.returncode == 0
+    assert "not checked" not in clean.stdout  # every file of the output has a seal
+    for path in run.glob("*/*.*"):
+        flip(path, 0)
+        assert verify(open_store(run)).faults, path
+        flip(path, 0)
+    assert mimeo("report", str(run), cwd=tmp_path).returncode == 0
+    assert verify(open_store(run)).faults == []
     assert f"{train + 5} of {train + 5}" in mimeo("status", str(run), cwd=tmp_path).stdout
     shard = run / "data" / "mixed-000000.tar"
-    data = bytearray(shard.read_bytes())
-    data[700] ^= 1
-    shard.write_bytes(data)
+    flip(shard, 700)
     broken = mimeo("verify", str(run), cwd=tmp_path)
     assert broken.returncode == DataError.exit_code
     assert "mixed-000000.tar" in broken.stderr

@@ -11,6 +11,7 @@ from tests.support.checkpoints import WORDS, make_tokenizer
 SIZE = 8  # pixels that every one of them is made for; the VAE halves them once
 WIDTHS = (32, 48)  # of the two CLIP text encoders
 LENGTH = 16
+LABELS = ("zero, nought", "one, unity", "two", "three, trio", "four", "five", "six", "seven", "eight", "nine")
 WRITERS: dict[str, Callable[[Path], Path]] = {}
 
 
@@ -73,14 +74,14 @@ def _xl(folder: Path) -> Path:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + 20,
     )
-    first, second = (_text(width, projection) for width, projection in zip(WIDTHS, (None, 20), strict=True))
+    first, second = (text_encoder(width, projection) for width, projection in zip(WIDTHS, (None, 20), strict=True))
     pipeline = StableDiffusionXLPipeline(
-        vae=_vae(4),
+        vae=vae(4),
         unet=unet,
         text_encoder=first,
         text_encoder_2=second,
         tokenizer=make_tokenizer(LENGTH),
-        tokenizer_2=_bang_padded(),
+        tokenizer_2=bang_padded(),
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,
@@ -117,12 +118,12 @@ def _sd3(folder: Path, t5: bool = False) -> Path:
     pipeline = StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(16, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_text(WIDTHS[0], WIDTHS[0]),
-        text_encoder_2=_text(WIDTHS[1], WIDTHS[1]),
+        vae=vae(16, shift_factor=0.06, scaling_factor=1.5, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=text_encoder(WIDTHS[0], WIDTHS[0]),
+        text_encoder_2=text_encoder(WIDTHS[1], WIDTHS[1]),
         text_encoder_3=_t5(width) if t5 else None,
         tokenizer=make_tokenizer(LENGTH),
-        tokenizer_2=_bang_padded(),
+        tokenizer_2=bang_padded(),
         tokenizer_3=_t5_tokenizer() if t5 else None,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -142,13 +143,15 @@ def _dit(folder: Path) -> Path:
     transformer = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=8, num_layers=2, sample_size=4
     )
-    pipeline = DiTPipeline(transformer, _vae(4), DDIMScheduler(clip_sample=False), id2label={0: "zero, nought"})
+    pipeline = DiTPipeline(transformer, vae(4), DDIMScheduler(clip_sample=False))
+    pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(LABELS)})
     pipeline.save_pretrained(folder, safe_serialization=True)
     _whole_clip(folder, WIDTHS[0])
     return folder
 
 
-def _vae(channels: int, **more: Any) -> Any:
+def vae(channels: int, **more: Any) -> Any:
+    """A VAE that halves images once, with random weights."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -181,14 +184,15 @@ def _text_config(width: int, projection: int) -> Any:
     )
 
 
-def _text(width: int, projection: int | None) -> Any:
+def text_encoder(width: int, projection: int | None) -> Any:
+    """A CLIP text encoder of this width, with a projection where one is named."""
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
     kind = CLIPTextModel if projection is None else CLIPTextModelWithProjection
     return kind(_text_config(width, projection or width)).eval()
 
 
-def _bang_padded() -> Any:
+def bang_padded() -> Any:
     """As the second tokenizer of SDXL and SD3 is: padded with the token `!`."""
     tokenizer = make_tokenizer(LENGTH)
     tokenizer.pad_token = "!"

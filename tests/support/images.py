@@ -52,8 +52,15 @@ def png16(values: np.ndarray) -> bytes:
     return png(width, height, 16, 0 if values.ndim == 2 else 2, values.astype(">u2").tobytes())
 
 
-def tiff(width: int, height: int, bits: tuple[int, ...], data: bytes, photometric: int = 1) -> bytes:
-    """An uncompressed little-endian TIFF of one strip, written by the specification."""
+def tiff(
+    width: int,
+    height: int,
+    bits: tuple[int, ...],
+    data: bytes,
+    photometric: int = 1,
+    extra: tuple[tuple[int, int], ...] = (),
+) -> bytes:
+    """An uncompressed little-endian TIFF of one strip, written by the specification; `extra` holds (tag, short) pairs."""
     samples = len(bits)
     tags = [
         (256, 4, 1, width),
@@ -65,6 +72,7 @@ def tiff(width: int, height: int, bits: tuple[int, ...], data: bytes, photometri
         (277, 3, 1, samples),
         (278, 4, 1, height),
         (279, 4, 1, len(data)),
+        *((tag, 3, 1, value) for tag, value in extra),
     ]
     after = 8 + 2 + 12 * len(tags) + 4
     bits_data = struct.pack(f"<{samples}H", *bits) if samples > 1 else b""
@@ -83,8 +91,8 @@ def with_orientation(image: Image.Image, format: str, orientation: int, **option
     return save(image, format, exif=exif, **options)
 
 
-def icc_profile(primaries: np.ndarray, gamma: float, name: str = "Wide test space") -> bytes:
-    """An ICC v2 matrix profile: `primaries` (3, 3) holds the D50 XYZ of red, green and blue as columns; one gamma for all."""
+def icc_profile(primaries: np.ndarray | None, gamma: float, name: str = "Wide test space") -> bytes:
+    """An ICC v2 profile: `primaries` (3, 3) holds the D50 XYZ of red, green and blue as columns, None is grey; one gamma for all."""
 
     def s15(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -99,17 +107,27 @@ def icc_profile(primaries: np.ndarray, gamma: float, name: str = "Wide test spac
         b"desc": desc + bytes(-len(desc) % 4),
         b"cprt": b"text\0\0\0\0none\0\0\0\0",
         b"wtpt": xyz(np.array([0.9642, 1.0, 0.8249])),
-        b"rXYZ": xyz(primaries[:, 0]),
-        b"gXYZ": xyz(primaries[:, 1]),
-        b"bXYZ": xyz(primaries[:, 2]),
-        **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve),
     }
+    if primaries is None:
+        tags[b"kTRC"] = curve
+    else:
+        tags |= {kind: xyz(column) for kind, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), primaries.T, strict=True)}
+        tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
     table, body, offset = b"", b"", 128 + 4 + 12 * len(tags)
     for tag, data in tags.items():
         table += tag + struct.pack(">II", offset + len(body), len(data))
         body += data
     size = offset + len(body)
-    header = struct.pack(">I", size) + bytes(4) + b"\x02\x40\0\0mntrRGB XYZ " + bytes(12) + b"acsp" + bytes(28)
+    header = (
+        struct.pack(">I", size)
+        + bytes(4)
+        + b"\x02\x40\0\0mntr"
+        + (b"GRAY" if primaries is None else b"RGB ")
+        + b"XYZ "
+        + bytes(12)
+        + b"acsp"
+        + bytes(28)
+    )
     header += s15(0.9642) + s15(1.0) + s15(0.8249)
     return header + bytes(128 - len(header)) + struct.pack(">I", len(tags)) + table + body
 

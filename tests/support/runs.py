@@ -37,6 +37,7 @@ def small_run(folder: Path, *, shards: int = SHARDS, steps: int = 40) -> SmallRu
     model = write_checkpoint(folder / "model")
     settings = (
         f"model.checkpoint={model}",
+        "model.visual_token=true",
         "split.train=40",
         "split.test=50",
         "conditions.caption.kind=class",

@@ -41,6 +41,7 @@ def check(findings: Findings, document: dict[str, Any]) -> None:
     for key in STARTS:
         _start(findings, document, key)
     _token_file(findings, document)
+    _sent(findings, document)
     common.secrets(findings, document)
     common.open_addresses(findings, document)
 
@@ -208,6 +209,18 @@ def _start(findings: Findings, document: dict[str, Any], key: str) -> None:
             findings.problem(where, "starts no autoscaler", "add --autoscaling-config=~/ray_bootstrap_config.yaml")
         if not head and "--address" not in command:
             findings.problem(where, "joins no head", "add --address=$RAY_HEAD_IP:6379")
+
+
+def _sent(findings: Findings, document: dict[str, Any]) -> None:
+    """A folder that is copied to the nodes goes without what .rayignore names."""
+    folders = [path for path in mapping(document.get("file_mounts")).values() if _is_folder(str(path))]
+    if folders and ".rayignore" not in listing(document.get("rsync_filter")):
+        what = f"lacks .rayignore: {folders[0]} would be sent with .env, .aws, .ssh, *.pem and the like"
+        findings.problem("rsync_filter", what, "add .rayignore, with the lines of the project's own")
+
+
+def _is_folder(path: str) -> bool:
+    return path.endswith(("/", ".")) or Path(path).expanduser().is_dir()
 
 
 def _docker_token(document: dict[str, Any], head: bool) -> bool:

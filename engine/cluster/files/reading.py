@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 
 from engine.errors import ConfigError
+from engine.spec import yaml as strict
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
 MAX_DEPTH = 64
 
 
-class Loader(yaml.SafeLoader):
+class Loader(strict.Safe):  # type: ignore[misc]
     """Safe YAML that refuses a key that appears twice or is not text."""
 
 
@@ -43,14 +44,13 @@ def read(path: Path) -> list[Any]:
     """The documents of a YAML file, empty ones left out; raises ConfigError with one line."""
     where = str(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(where, f"is larger than {MAX_BYTES >> 20} MiB", "this is no cluster file")
-        text = path.read_text(encoding="utf-8")
+        text = strict.read_regular(path, MAX_BYTES).decode()
     except UnicodeDecodeError:
         raise ConfigError(where, "is not UTF-8 text", "save it as UTF-8") from None
-    except OSError as error:
-        raise ConfigError(where, f"cannot be read: {error.strerror}", "check the path") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(where, f"cannot be read: {strict.reason(error)}", "check the path") from None
     try:
+        strict.check_events(text, where, Loader, depth=MAX_DEPTH, nodes=MAX_NODES, plain=False)
         documents = [document for document in yaml.load_all(text, Loader=Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark

@@ -69,10 +69,13 @@ class Family(Protocol):
     def check_generate(self, generate: GenerateSpec) -> None:
         """Refuse what the family cannot be asked (ConfigError)."""
 
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The scheduler's configuration as the stock pipeline's constructor leaves it."""
+
     def build(self, components: dict[str, Any]) -> Any:
         """The stock pipeline of loaded components and settings."""
 
-    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """A pipeline of the same models for text-to-image, or from latents for image-to-image."""
 
     def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
@@ -89,6 +92,9 @@ class Family(Protocol):
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The network's prediction (B, C, h, w) for noisy latents (B, C, h, w) at times (B,) under a batched condition."""
+
+    def example(self, denoiser: Any) -> Condition:
+        """A condition of one image as the denoiser's configuration has it, all zeros."""
 
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """Write the adapter that peft has put into the denoiser as the file that stock diffusers loads."""

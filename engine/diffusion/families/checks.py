@@ -11,6 +11,14 @@ from engine.spec.models import GenerateSpec
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FITTING = "use components that were made for each other"
+UNET_INPUTS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "num_class_embeds",
+    "time_cond_proj_dim",
+)
 Config = Mapping[str, Any]
 
 
@@ -29,6 +37,20 @@ def latent_channels(folder: Path, network: str, taken: tuple[int, int], vae: Con
         what = "normalises latents by channel (latents_mean, latents_std), which is not done here"
         raise ConfigError(str(folder / "vae"), what, "use another checkpoint")
     return int(channels)
+
+
+def unet_inputs(folder: Path, unet: Config, name: str, addition: str | None = None) -> None:
+    """Refuse a U-Net whose configuration names inputs besides latents, time and text; `addition`: the added ones that it must name."""
+    special = next(
+        (key for key in UNET_INPUTS if unet.get(key) and (key, unet[key]) != ("addition_embed_type", addition)), None
+    )
+    if special or unet.get("addition_embed_type") != addition:
+        what = (
+            f"needs inputs that {name} does not have ({special})"
+            if special
+            else f"does not take the inputs of {name} (addition_embed_type {addition})"
+        )
+        raise ConfigError(str(folder / "unet"), what, f"use a {name} checkpoint")
 
 
 def latent_size(image_size: int, scale: int, smallest: int, step: int) -> int:

@@ -50,13 +50,13 @@ class ClassEncoder:
 
 
 class Dit:
-    """The family of `DiTPipeline`; classes are those of the training images, by number."""
+    """The family of `DiTPipeline`; which class has which number is for `engine.diffusion.classes` to say."""
 
     name = "DiT"
     denoiser = "transformer"
     pipelines: tuple[str, ...] = ("DiTPipeline",)
     parts: Mapping[str, Part] = PARTS
-    settings: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ("id2label",)
     flow = False
     adapters: Adapters = Plain("transformer")
 
@@ -89,6 +89,10 @@ class Dit:
             what = "is set, but the checkpoint is told classes only, no text"
             raise ConfigError("generate.negative_prompt", what, "leave it out")
 
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return dict(config)
+
     def build(self, components: dict[str, Any]) -> Any:
         """Classes are never dropped at random."""
         from diffusers import DiTPipeline
@@ -96,11 +100,11 @@ class Dit:
         without_dropout(components["transformer"])
         return DiTPipeline(**components)
 
-    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The same for both."""
         from engine.diffusion.families.pipelines import ClassToImage
 
-        return ClassToImage(**pipeline.components | {"scheduler": scheduler})
+        return ClassToImage(**pipeline.components)
 
     def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
         """`class_labels`, and the null class for guidance."""
@@ -121,6 +125,12 @@ class Dit:
         """The transformer's output without its learnt variance."""
         predicted: torch.Tensor = denoiser(noisy, timestep=times, class_labels=condition["labels"]).sample
         return predicted[:, : noisy.shape[1]]
+
+    def example(self, denoiser: Any) -> Condition:
+        """A class."""
+        import torch
+
+        return {"labels": torch.zeros(1, dtype=torch.int64)}
 
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """With peft's configuration as metadata; diffusers has no loader for it, `engine.diffusion.lora` has."""

@@ -14,12 +14,16 @@ Kind = Literal["model", "beside", "tokenizer", "scheduler", "settings", "ignored
 
 @dataclass(frozen=True)
 class Part:
-    """One component; the first of `classes` is the one that is loaded, whatever else the index may call it."""
+    """One component; the first of `classes` is the one that is loaded, whatever else the index may call it.
+
+    `length`: how many tokens a tokenizer gives its text encoder at most; None: as many as CLIP's encoder has positions.
+    """
 
     kind: Kind
     classes: tuple[str, ...]
     library: Literal["diffusers", "transformers"] = "diffusers"
     required: bool = True
+    length: int | None = None
 
     @property
     def has_weights(self) -> bool:

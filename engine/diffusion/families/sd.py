@@ -11,7 +11,6 @@ from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Stock
 from engine.diffusion.families.base import Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
-from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from engine.diffusion.conditioning import PromptEncoder
     from engine.diffusion.process import Process
 
-SPECIAL_INPUTS = ("class_embed_type", "addition_embed_type", "encoder_hid_dim_type")
 PARTS = {
     "vae": known.VAE,
     "unet": known.UNET,
@@ -66,14 +64,11 @@ class StableDiffusion:
     adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
-        """Refuses special U-Nets (inpainting, class embeddings) and text encoders of another width."""
+        """Refuses special U-Nets (inpainting, class embeddings, distilled guidance) and text encoders of another width."""
         unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
         taken = (unet.get("in_channels", 4), unet.get("out_channels", 4))
         channels = checks.latent_channels(folder, "U-Net", taken, vae)
-        special = next((key for key in SPECIAL_INPUTS if unet.get(key)), None)
-        if special:
-            what = f"needs inputs that Stable Diffusion 1 and 2 do not have ({special})"
-            raise ConfigError(str(folder / "unet"), what, f"use a {self.name} checkpoint")
+        checks.unet_inputs(folder, unet, self.name)
         width = int(text.get("hidden_size", 512))
         checks.reads(folder, "U-Net", unet.get("cross_attention_dim", 1280), width)
         prediction = checks.prediction_type(folder, configs["scheduler"], self.name)
@@ -89,6 +84,11 @@ class StableDiffusion:
     def check_generate(self, generate: GenerateSpec) -> None:
         """Everything can be asked."""
 
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`steps_offset` and `clip_sample`, where they are set, are 1 and false."""
+        stock = {"steps_offset": 1, "clip_sample": False}
+        return {key: stock.get(key, value) for key, value in config.items()}
+
     def build(self, components: dict[str, Any]) -> Any:
         """Without safety checker."""
         from diffusers import StableDiffusionPipeline
@@ -96,13 +96,12 @@ class StableDiffusion:
         extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
         return StableDiffusionPipeline(**components | extra)
 
-    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The stock pipelines, img2img from latents of any number of channels."""
         from engine.diffusion.families import pipelines
 
         kind = pipelines.LatentImg2Img if from_image else pipelines.StableDiffusionPipeline
-        components = pipeline.components | {"scheduler": scheduler, "safety_checker": None}
-        return kind(**components, requires_safety_checker=False)
+        return kind(**pipeline.components | {"safety_checker": None}, requires_safety_checker=False)
 
     def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
         """`prompt_embeds` and `negative_prompt_embeds`."""
@@ -126,6 +125,12 @@ class StableDiffusion:
         """The U-Net's output."""
         predicted: torch.Tensor = denoiser(noisy, times, encoder_hidden_states=condition["states"]).sample
         return predicted
+
+    def example(self, denoiser: Any) -> Condition:
+        """One token."""
+        import torch
+
+        return {"states": torch.zeros(1, 1, denoiser.config.cross_attention_dim)}
 
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """With peft's names and its configuration as metadata."""

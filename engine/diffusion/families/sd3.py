@@ -29,7 +29,9 @@ PARTS = {
     "text_encoder_3": Part("model", ("T5EncoderModel",), "transformers", required=False),
     "tokenizer": known.CLIP_TOKENIZER,
     "tokenizer_2": known.CLIP_TOKENIZER,
-    "tokenizer_3": Part("tokenizer", ("T5TokenizerFast", "T5Tokenizer"), "transformers", required=False),
+    "tokenizer_3": Part(
+        "tokenizer", ("T5TokenizerFast", "T5Tokenizer"), "transformers", required=False, length=T5_LENGTH
+    ),
     "scheduler": known.FLOW_SCHEDULER,
     "image_encoder": Part("ignored", ("SiglipVisionModel",), "transformers"),
     "feature_extractor": Part("ignored", ("SiglipImageProcessor",), "transformers"),
@@ -141,12 +143,12 @@ class StableDiffusion3(StableDiffusionXl):
 
         return StableDiffusion3Pipeline(**{"text_encoder_3": None, "tokenizer_3": None} | components)
 
-    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The stock pipelines, whose img2img takes latents as they are."""
         from engine.diffusion.families import pipelines
 
         kind = pipelines.StableDiffusion3Img2ImgPipeline if from_image else pipelines.StableDiffusion3Pipeline
-        return kind(**pipeline.components | {"scheduler": scheduler})
+        return kind(**pipeline.components)
 
     def encoder(self, pipeline: Any) -> Any:
         """The encoder of a loaded pipeline."""
@@ -167,3 +169,11 @@ class StableDiffusion3(StableDiffusionXl):
             pooled_projections=condition["pooled"],
         ).sample
         return predicted
+
+    def example(self, denoiser: Any) -> Condition:
+        """One token and a pooled text."""
+        import torch
+
+        config = denoiser.config
+        pooled = torch.zeros(1, config.pooled_projection_dim)
+        return {"states": torch.zeros(1, 1, config.joint_attention_dim), "pooled": pooled}

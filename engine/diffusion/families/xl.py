@@ -12,12 +12,10 @@ from engine.diffusion.families.adapters import Adapters, Stock
 from engine.diffusion.families.base import Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.families.sd import StableDiffusion
-from engine.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
 
-SPECIAL_INPUTS = ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim")
 SIZES = 6  # of the image, the crop's corner, and the target: height and width of each
 PARTS = {
     "vae": known.VAE,
@@ -90,14 +88,7 @@ class StableDiffusionXl(StableDiffusion):
         unet, vae = configs["unet"], configs["vae"]
         taken = (unet.get("in_channels", 4), unet.get("out_channels", 4))
         channels = checks.latent_channels(folder, "U-Net", taken, vae)
-        special = next((key for key in SPECIAL_INPUTS if unet.get(key)), None)
-        if special or unet.get("addition_embed_type") != "text_time":
-            what = (
-                f"needs inputs that {self.name} does not have ({special})"
-                if special
-                else f"does not take the inputs of {self.name} (addition_embed_type text_time)"
-            )
-            raise ConfigError(str(folder / "unet"), what, f"use a {self.name} checkpoint")
+        checks.unet_inputs(folder, unet, self.name, "text_time")
         widths = [int(configs[f"text_encoder{n}"].get("hidden_size", 512)) for n in ("", "_2")]
         checks.reads(folder, "U-Net", unet.get("cross_attention_dim", 1280), sum(widths), "joined text tokens")
         sizes = SIZES * int(unet.get("addition_time_embed_dim") or 0)
@@ -113,20 +104,23 @@ class StableDiffusionXl(StableDiffusion):
             "prediction_type": checks.prediction_type(folder, configs["scheduler"], self.name),
         }
 
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """As it is."""
+        return dict(config)
+
     def build(self, components: dict[str, Any]) -> Any:
         """Without watermark."""
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline(**components, add_watermarker=False)
 
-    def for_sampling(self, pipeline: Any, scheduler: Any, from_image: bool) -> Any:
+    def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The stock pipelines, img2img from latents of any number of channels."""
         from engine.diffusion.families import pipelines
 
         kind = pipelines.LatentImg2ImgXL if from_image else pipelines.StableDiffusionXLPipeline
         zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
-        components = pipeline.components | {"scheduler": scheduler}
-        return kind(**components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
+        return kind(**pipeline.components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
     def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
         """Tokens and pooled texts; the call counts the sizes itself."""
@@ -144,3 +138,12 @@ class StableDiffusionXl(StableDiffusion):
         states = condition["states"]
         predicted: torch.Tensor = denoiser(noisy, times, encoder_hidden_states=states, added_cond_kwargs=added).sample
         return predicted
+
+    def example(self, denoiser: Any) -> Condition:
+        """One token, a pooled text, and the sizes."""
+        import torch
+
+        config = denoiser.config
+        pooled = config.projection_class_embeddings_input_dim - SIZES * config.addition_time_embed_dim
+        sizes = {"pooled": torch.zeros(1, pooled), "time_ids": torch.zeros(1, SIZES)}
+        return {"states": torch.zeros(1, 1, config.cross_attention_dim), **sizes}

@@ -17,13 +17,14 @@ MEAN = STD = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Stack:
-    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged) and scheduler."""
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged), scheduler, and the classes by number."""
 
     tokenizer: CLIPTokenizer
     clip: Any
     vae: Any
     denoiser: Any
     scheduler: Any
+    class_names: tuple[str, ...] = ()
 
     @property
     def denoiser_name(self) -> str:
@@ -49,8 +50,9 @@ def save(stack: Stack, folder: Path) -> None:
 
 
 def _save_dit(stack: Stack, folder: Path) -> None:
-    """A DiTPipeline knows no text: the CLIP's tokenizer lies with it, its image processor beside."""
+    """A DiTPipeline knows no text: the CLIP's tokenizer lies with it, its image processor beside; its index names the classes."""
     pipeline: Any = DiTPipeline(transformer=stack.denoiser, vae=stack.vae, scheduler=stack.scheduler)
+    pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(stack.class_names)})
     pipeline.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(stack.tokenizer, folder / "clip")
     feature_extractor(stack.vae.config.sample_size).save_pretrained(folder / "feature_extractor")

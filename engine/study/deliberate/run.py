@@ -13,10 +13,12 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.comparison import arms_and_comparisons
 from engine.study.deliberate.trial import SETS, STATIC, Study, loop, name_of, section, settings
+from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared
 
 RESULT = "results/deliberate.json"
@@ -48,12 +50,13 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
     seeds = [spec.seed + number for number in range(section(spec).seeds)]
     arms = [STATIC, *section(spec).by]
     for name in (name_of(seed, arm) for seed in seeds for arm in arms):
-        if store.exists(name) and json.loads(store.read(name))["settings"] != settings(spec):
+        known = documents.find(store, name, DeliberateTrial)
+        if known is not None and known["settings"] != settings(spec):
             raise ConfigError("deliberate", f"{name} was run with other settings in {store.url}", "use another output")
     pending = [seed for seed in seeds if not all(store.exists(name_of(seed, arm)) for arm in arms)]
     if pending:
         _run(spec, catalog, store, reporter, pending)
-    found = {(seed, arm): json.loads(store.read(name_of(seed, arm))) for seed in seeds for arm in arms}
+    found = {(seed, arm): documents.read(store, name_of(seed, arm), DeliberateTrial) for seed in seeds for arm in arms}
     result = summary(spec, found)
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result

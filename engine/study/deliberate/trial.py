@@ -82,7 +82,8 @@ def settings(spec: RunSpec) -> dict[str, Any]:
     from engine.spec import identity
 
     asked = section(spec).model_dump(mode="json")
-    return {"recipe": identity(spec), **{key: asked[key] for key in ("rounds", "share", "hard_guidance")}}
+    mixing = {} if spec.judge.mixing == "equal" else {"mixing": spec.judge.mixing}  # rounds once paid no heed to it
+    return {"recipe": identity(spec), **{key: asked[key] for key in ("rounds", "share", "hard_guidance")}, **mixing}
 
 
 def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[dict[str, Any]]]:

@@ -10,10 +10,12 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.equivalence.cell import Study, loop, settings
 from engine.study.equivalence.plan import Cell, cells, check_sizes, section
+from engine.study.studyresults import EquivalenceCell
 
 RESULT = "results/equivalence.json"
 
@@ -55,7 +57,7 @@ def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -
     pending = [cell for cell in plan if not store.exists(cell.name)]
     if pending:
         _run(spec, catalog, store, reporter, pending)
-    return {cell.key: json.loads(store.read(cell.name))["accuracies"] for cell in plan}
+    return {cell.key: documents.read(store, cell.name, EquivalenceCell)["accuracies"] for cell in plan}
 
 
 def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: list[Cell]) -> None:
@@ -85,9 +87,9 @@ def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, A
 
 def _check_settings(spec: RunSpec, store: Store, cell: Cell) -> None:
     """Refuse what was measured with other settings, and a real curve that lacks a base."""
-    if not store.exists(cell.name):
+    known = documents.find(store, cell.name, EquivalenceCell)
+    if known is None:
         return
-    known = json.loads(store.read(cell.name))
     lacking = [base for base in section(spec).bases if not cell.base and str(base) not in known["accuracies"]]
     if known["settings"] != settings(spec, cell) or lacking:
         how = f"without the size {lacking[0]}" if lacking else "with other settings"

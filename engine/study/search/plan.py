@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +14,10 @@ import numpy as np
 from engine.errors import ConfigError
 from engine.spec import RunSpec, digest, plain
 from engine.spec.studies import SearchSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.arms import changed
+from engine.study.studyresults import SearchResult
 
 RESULT = "results/search.json"
 TRIALS = "results/search/trials"
@@ -156,10 +157,8 @@ def largest(spec: RunSpec, n: int) -> int:
 
 def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
     """The result of this very search where it is there, else None."""
-    if not store.exists(RESULT):
-        return None
-    result = json.loads(store.read(RESULT))
-    return result if result["asked"] == section(spec).model_dump(mode="json") else None
+    result = documents.find(store, RESULT, SearchResult)
+    return dict(result) if result is not None and result["asked"] == section(spec).model_dump(mode="json") else None
 
 
 def check(spec: RunSpec) -> None:
@@ -180,6 +179,15 @@ def check(spec: RunSpec) -> None:
         except ConfigError as error:
             raise ConfigError(f"search.space: {', '.join(described(point.values))}", error.what, error.fix) from None
     check_ratios(spec, len(planned_labels(spec)[0]))
+
+
+def drawn(spec: RunSpec) -> dict[str, RunSpec]:
+    """The recipes of all settings, by their names."""
+    found = {point.values: point for point in space(spec).points()}
+    return {
+        f"search.space: {', '.join(described(values))}" if values else "": changed(spec, point.changes(), spec.seed)
+        for values, point in found.items()
+    }
 
 
 def check_ratios(spec: RunSpec, n: int) -> None:

@@ -15,6 +15,7 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.search import plan, rungs, summary
@@ -22,6 +23,7 @@ from engine.study.search.plan import Point, Work
 from engine.study.search.suggest import searcher
 from engine.study.search.summary import ZERO
 from engine.study.search.trial import Study, loop
+from engine.study.studyresults import SearchChoice, SearchOutcome, TestReading
 from engine.training.judge_data import real_images
 
 CHOICE = "results/search/choice.json"
@@ -116,7 +118,7 @@ def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
     """Write the choice down, then read the test split for it and for ratio 0; an earlier choice's reading is the only one."""
     spec, store = session.spec, session.store
     store.create(CHOICE, json.dumps({"ratio": best["ratio"], "values": best["values"]}, sort_keys=True).encode())
-    written = json.loads(store.read(CHOICE))
+    written = documents.read(store, CHOICE, SearchChoice)
     choice = Point(written["ratio"], tuple(sorted(written["values"].items())))
     if not store.exists(TEST):
         points = list(dict.fromkeys((ZERO, choice)))
@@ -124,7 +126,7 @@ def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
         values = {point: _accuracies(spec, store, plan.TESTS, point) for point in points}
         read = summary.reading(choice, values, session.catalog.split("test").num_rows)
         store.create(TEST, json.dumps(read, indent=1, allow_nan=False).encode())
-    return {**json.loads(store.read(TEST)), "of_this_choice": choice.key == best["key"]}
+    return {**documents.read(store, TEST, TestReading), "of_this_choice": choice.key == best["key"]}
 
 
 def _accuracies(spec: RunSpec, store: Store, folder: str, point: Point) -> dict[tuple[int, int], float]:
@@ -134,7 +136,7 @@ def _accuracies(spec: RunSpec, store: Store, folder: str, point: Point) -> dict[
         name = plan.outcome(folder, point, seed)
         if not store.exists(name):
             break
-        found[seed] = float(json.loads(store.read(name))["accuracy"])
+        found[seed] = documents.read(store, name, SearchOutcome)["accuracy"]
     return found
 
 
@@ -236,7 +238,7 @@ def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, A
             given = {"study": reference, "work": work, "seeds": seeds, "board": parameters["board"]}
             setup.run(loop, given, name=f"search-{work.point.key}", resources=parameters["resources"])
         for name in names:
-            values.append(float(json.loads(store.read(name))["accuracy"]))
+            values.append(documents.read(store, name, SearchOutcome)["accuracy"])
             report(float(np.mean(values)))
 
 

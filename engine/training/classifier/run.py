@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
 from engine.spec.classifier import NOT_INPUTS, TrainSpec
 from engine.spec.models import ResourcesSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import setup
 from engine.training.classifier import arms as arms_of
@@ -26,6 +26,7 @@ from engine.training.classifier import ingest, sources, worker
 from engine.training.classifier.arms import REAL, RECONSTRUCTED, SYNTHETIC
 from engine.training.classifier.worker import TEST, VALIDATION, Job, Task
 from engine.training.judge_data import codec
+from engine.training.trainingresults import ClassifierResult
 
 VERSION = 1  # raised when the same inputs would give another classifier
 ONLY_OTHERS = ("replacement", "reconstructed")
@@ -150,4 +151,8 @@ def _resources(resources: ResourcesSpec, train: TrainSpec, jobs: int) -> Resourc
 
 def results(planned: Plan, store: Store) -> list[dict[str, Any]]:
     """What is published of a plan's tasks, in their order."""
-    return [json.loads(store.read(task.result)) for task in planned.tasks if store.exists(task.result)]
+    return [
+        dict(documents.read(store, task.result, ClassifierResult))
+        for task in planned.tasks
+        if store.exists(task.result)
+    ]

@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from engine.errors import DataError
 from engine.spec.classifier import TrainSpec
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training.classifier import models
 from engine.training.classifier.augment import centred, normalised
+from engine.training.trainingresults import ClassifierFacts
 
 FOLDER = "classifiers"
 FACTS = "classifier.json"
@@ -84,7 +87,11 @@ def load(store: Store, name: str, which: str | None = None, device: torch.device
     path = f"{FOLDER}/{name}/{which}.safetensors"
     if not which or not store.exists(path):
         raise DataError(f"{store.url}/{FOLDER}/{name}", "is not a finished classifier", "run mimeo train again")
-    spec = TrainSpec.model_validate(known["train"] | {"weights": None})
+    try:
+        spec = TrainSpec.model_validate(known["train"] | {"weights": None})
+    except ValidationError:
+        where = f"{store.url}/{FOLDER}/{name}/{FACTS}"
+        raise DataError(where, "holds no settings of a classifier", "run mimeo train again") from None
     model = models.build(spec, known["size"], len(known["class_names"]))
     read_weights(model, store, path)
     place = torch.device(device)
@@ -108,7 +115,7 @@ def read_weights(model: nn.Module, store: Store, path: str) -> None:
 def facts(store: Store, name: str) -> dict[str, Any]:
     """What is known of a saved classifier: arm, seed, settings, what it was made from; DataError where that is missing."""
     where = f"{FOLDER}/{name}/{FACTS}"
-    try:
-        return json.loads(store.read(where))
-    except (FileNotFoundError, ValueError):
-        raise DataError(f"{store.url}/{where}", "is missing or broken", "run mimeo train again") from None
+    found = documents.find(store, where, ClassifierFacts, "run mimeo train again")
+    if found is None:
+        raise DataError(f"{store.url}/{where}", "is missing", "run mimeo train again")
+    return dict(found)

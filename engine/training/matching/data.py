@@ -31,7 +31,7 @@ INPUTS = "match/inputs.parquet"
 EMPTY = ("", None)
 NO_PLACE = (-1, 0)
 
-Told = tuple[str, int | None]  # a prompt, and its class
+Told = tuple[str, int | None]  # a prompt, and the generator's number of its class
 Place = tuple[int, int] | None  # where image features stand among the text tokens
 NUMBERS = pa.large_list(pa.float32())
 
@@ -81,7 +81,8 @@ class Prompts:
     @classmethod
     def of(cls, conditions: Conditions) -> Prompts:
         """Those of a run."""
-        pairs: list[Told] = list(zip(conditions.prompts, conditions.labels.tolist(), strict=True))
+        labels = map(conditions.class_number, conditions.labels.tolist())
+        pairs: list[Told] = list(zip(conditions.prompts, labels, strict=True))
         numbers = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
         return cls(tuple(numbers), torch.tensor([numbers[pair] for pair in pairs]))
 

@@ -12,9 +12,12 @@ from engine.diffusion.families.base import from_latents
 from engine.training.matching.terms import Features
 
 
-def features(vae: Any, model: FeatureModel, device: torch.device) -> Features:
-    """Scaled latents (B, C, h, w) to features (B, D): decoded, resized and normalised as the image tower wants them."""
-    look = tower(model, str(device))
+def features(vae: Any, model: FeatureModel, device: torch.device, digest: str = "") -> Features:
+    """Scaled latents (B, C, h, w) to features (B, D): decoded, resized and normalised as the image tower wants them.
+
+    `digest` is the model's where it is known: StorageError when the files are others.
+    """
+    look = tower(model, str(device), digest)
 
     def run(latents: torch.Tensor) -> torch.Tensor:
         return look((from_latents(vae, latents) * 0.5 + 0.5).clamp(0, 1))

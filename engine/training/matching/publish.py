@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,8 @@ from torch import nn
 from engine.diffusion.families.base import Family
 from engine.errors import OutputInUseError
 from engine.spec import plain
+from engine.storage import temporary
+from engine.training import learnt
 from engine.training.curve import curve
 from engine.training.loop import Loop
 from engine.training.matching import adapter
@@ -27,7 +28,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family: Family, images: int) -> None:
-    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them.
+    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them (as does one in match/model).
 
     What an attempt that was cut short has left is replaced. Raises OutputInUseError when another run writes there.
     """
@@ -35,9 +36,9 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
     store.replace(RESULTS, json.dumps(results(stage, loop, images), separators=(",", ":")).encode())
     for entry in list(store.list(f"{FOLDER}/")):
         store.remove(entry.name)
-    with tempfile.TemporaryDirectory(prefix="mimeo-match-") as folder:
-        adapter.save(Path(folder), denoiser, job.match, job.checkpoint, family)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    with temporary.folder("match") as folder:
+        adapter.save(folder, denoiser, job.match, job.checkpoint, family)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         for path in files:
             _create(job, f"{FOLDER}/{path.relative_to(folder)}", path)
@@ -51,10 +52,12 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
         "images": images,
         "parameters": sum(parameter.numel() for parameter in adapter.trained(denoiser)),
         "final_loss": loop.losses[-1],
+        "visual_token": learnt.reads_features(job.spec),
         "files": digests,
         "libraries": {name: version(name) for name in LIBRARIES},
     }
-    _create(job, MARKER, json.dumps(facts, indent=1, sort_keys=True).encode())
+    for name in (f"{FOLDER}/{learnt.MARKER}", MARKER):  # the first stays with the model when it is copied
+        _create(job, name, json.dumps(facts, indent=1, sort_keys=True).encode())
 
 
 def results(stage: MatchStage, loop: Loop, images: int) -> dict[str, Any]:

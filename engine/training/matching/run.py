@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.conditions import pool
+from engine.conditions import cuts, featuremodel, pool
 from engine.conditions.table import Conditions, load
-from engine.diffusion.checkpoint import Checkpoint
+from engine.diffusion import classes, reading
+from engine.diffusion.checkpoint import Checkpoint, check_process
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint as checkpoints
 from engine.training import setup
 from engine.training.matching import adapter, data
 from engine.training.matching.precheck import MARKER, precheck
 from engine.training.matching.worker import CHECKPOINTS, Job, Matching, train
+from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another adapter
 NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
@@ -55,33 +57,44 @@ def match(
     for a loss that is not finite, and for conditions or a result that belong to other images.
     """
     conditions, rows = load(store, spec), catalog.split("train")
+    numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
+    conditions = replace(conditions, class_numbers=numbers)
     inputs = made_from(spec, checkpoint, catalog, conditions)
     if store.exists(MARKER):
         _check_marker(store, inputs)
         _clean(store)
         return Matched(True, "nothing to do: match/ is whole")
     check_model(spec, checkpoint)
+    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions, drawn=False)
+    cuts.tell(read, "match", reporter.note)
     _check_rows(spec, tuple(rows["key"].to_pylist()), conditions)
     deadline = None if time_limit is None else time.time() + time_limit
     if spec.match is not None and spec.match.precompute:
         run = pool.run if here is None else pool.here
         data.precompute(spec, checkpoint, rows, conditions, store, input_facts(spec, inputs), reporter, run=run)
+    job = Job(spec, store, checkpoint, inputs, deadline, features=_features_digest(spec, checkpoint))
     if here is None:
         board = Board.create()
-        config = {"job": Job(spec, store, checkpoint, inputs, deadline, board), "rows": rows, "conditions": conditions}
+        config = {"job": replace(job, board=board), "rows": rows, "conditions": conditions}
         with follow(board, reporter):
             out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
     else:
         place = setup.Place(0, 1, torch.device(here))
-        out = Matching(Job(spec, store, checkpoint, inputs, deadline), place, rows, conditions).run()
+        out = Matching(job, place, rows, conditions).run()
     if out["done"]:
         _clean(store)
     return Matched(out["done"], out["message"])
 
 
+def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
+    if spec.match is None or spec.match.mmd != "kernel_feature":
+        return ""
+    return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
+
+
 def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
-    settings = plain(spec)
+    settings, numbers = plain(spec), conditions.class_numbers
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -90,13 +103,15 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
         "conditions": conditions.digest(),
         "images": settings["images"],
         "match": {key: value for key, value in settings["match"].items() if key not in NOT_INPUTS},
+        **({} if classes.is_order(numbers) else {"class_numbers": numbers and list(numbers)}),
     }
 
 
 def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
     assert spec.match is not None
-    facts = {name: inputs[name] for name in ("version", "catalog", "conditions", "base", "images")}
+    names = ("version", "catalog", "conditions", "base", "images", "class_numbers")
+    facts = {name: inputs[name] for name in names if name in inputs}
     return facts | {"flip": data.flips(spec), "dtype": spec.match.dtype}
 
 
@@ -104,6 +119,7 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
     """Refuse, without a GPU, a fine-tune that the checkpoint cannot have (ConfigError)."""
     precheck(spec)
     if spec.match is not None:
+        check_process(checkpoint)
         adapter.check_targets(checkpoint, spec.match)
 
 
@@ -133,9 +149,10 @@ def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) ->
 
 
 def _check_marker(store: Store, inputs: dict[str, Any]) -> None:
-    if json.loads(store.read(MARKER)).get("made_from") != inputs:
+    fix = "use a new output, or remove match/ to train it again"
+    if documents.read(store, MARKER, Marker, fix)["made_from"] != inputs:
         what = "was trained on other images or with other settings"
-        raise DataError(f"{store.url}/match", what, "use a new output, or remove match/ to train it again")
+        raise DataError(f"{store.url}/match", what, fix)
 
 
 def _clean(store: Store) -> None:

@@ -98,7 +98,7 @@ class Watch:
         return [
             Request(
                 prompt=conditions.prompts[row],
-                label=label,
+                label=conditions.class_number(label),
                 seed=draws.derive(self._spec.seed, "match", "sample", number),
                 token=conditions.features[row] if own else None,
             )

@@ -31,7 +31,10 @@ CHECKPOINTS = "checkpoints/match"
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tune: its recipe, its generator, where results go, what it is made from, until when (`time.time()`) it may run."""
+    """One fine-tune: its recipe, its generator, where results go, what it is made from, until when (`time.time()`) it may run.
+
+    `features` is the digest of the model whose features its MMD term compares, "" where it compares none.
+    """
 
     spec: RunSpec
     store: Store
@@ -39,6 +42,7 @@ class Job:
     made_from: dict[str, Any]
     deadline: float | None = None
     board: Board | None = None
+    features: str = ""
 
     @property
     def match(self) -> MatchSpec:
@@ -123,4 +127,4 @@ class Matching:
         if self.job.match.mmd != "kernel_feature":
             return None
         model = featuremodel.resolve(self.job.spec.conditions.features, self.job.checkpoint.path)
-        return features(self.pipeline.vae, model, self.place.device)
+        return features(self.pipeline.vae, model, self.place.device, self.job.features)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from engine.diffusion.tiny import directory
 from engine.diffusion.tiny.directory import Stack
 from engine.diffusion.tiny.models import parameters
 from engine.errors import OutputInUseError
+from engine.storage import temporary
 from engine.storage.store import Store
 from engine.training.curve import curve
 
@@ -30,9 +30,9 @@ def publish(store: Store, stack: Stack, finished: dict[str, Any], made_from: dic
     store.replace(RESULTS, json.dumps(_results(finished, images), separators=(",", ":")).encode())
     for entry in list(store.list(FOLDER)):
         store.remove(entry.name)
-    with tempfile.TemporaryDirectory(prefix="mimeo-model-") as folder:
-        directory.save(stack, Path(folder))
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    with temporary.folder("model") as folder:
+        directory.save(stack, folder)
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
         digests = {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
         facts = _facts(stack, made_from, images, digests)
         for path in files:

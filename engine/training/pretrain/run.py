@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from itertools import product
@@ -12,16 +11,22 @@ import pyarrow as pa
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
+from engine.conditions import cuts
+from engine.conditions.prompts import fill
 from engine.conditions.table import Captions, load_captions
 from engine.diffusion.families.dit import CLASSES
+from engine.diffusion.reading import Readers
 from engine.diffusion.tiny import models
+from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
 from engine.training.pretrain.publish import MARKER
 from engine.training.pretrain.worker import CHECKPOINTS, Job, train
+from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another model
 
@@ -51,6 +56,7 @@ def pretrain(
         checkpoint.remove_all(store, CHECKPOINTS)
         return Pretrained(True, "nothing to do: model/ is whole")
     _check(spec, rows, captions)
+    cuts.tell(cuts.check(readers(spec, captions), spec, captions), "pretrain", reporter.note)
     deadline = None if time_limit is None else time.time() + time_limit
     board = Board.create()
     config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
@@ -81,9 +87,19 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
 
 
 def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
-    if json.loads(store.read(MARKER)).get("made_from") != made_from:
+    fix = "use a new output, or remove model/ to train it again"
+    if documents.read(store, MARKER, Marker, fix)["made_from"] != made_from:
         what = "was trained on other images or with other settings"
-        raise DataError(f"{store.url}/model", what, "use a new output, or remove model/ to train it again")
+        raise DataError(f"{store.url}/model", what, fix)
+
+
+def readers(spec: RunSpec, captions: Captions) -> Readers:
+    """The tokenizer that the generator will have, learnt from these prompts; none where it is told classes only."""
+    if spec.pretrain.denoiser == "dit":
+        return Readers({})
+    template, length = spec.conditions.prompt, spec.pretrain.text_length
+    texts = [*captions.prompts(template), *(fill(template, name, "") for name in captions.class_names)]
+    return Readers({"tokenizer": (train_tokenizer(texts, length), length)})
 
 
 def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:

@@ -23,6 +23,7 @@ class TrainingSet:
     labels: torch.Tensor
     prompts: tuple[str, ...]
     class_prompts: tuple[str, ...]
+    class_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompts)

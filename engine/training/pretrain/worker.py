@@ -60,6 +60,7 @@ def training_set(spec: RunSpec, rows: pa.Table, captions: Captions, device: torc
         torch.from_numpy(captions.labels).long().to(device),
         captions.prompts(template),
         tuple(fill(template, name, "") for name in captions.class_names),
+        captions.class_names,
     )
 
 
@@ -89,7 +90,8 @@ class Training:
             return self._stopped(denoiser)
         if self.place.rank == 0:
             vae.model.register_to_config(scaling_factor=scaling_factor)
-            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler)
+            names = self.setting.images.class_names
+            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler, names)
             publish.publish(self.job.store, stack, self.finished, self.job.made_from, len(self.setting.images))
         return {"done": True, "message": "model/ is whole"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ray.runtime_env import RuntimeEnv
 
-from engine.cluster import jobs
+from engine.cluster import jobs, upload
 from engine.errors import ClusterError, ConfigError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -28,7 +28,7 @@ def test_the_size_is_that_of_what_no_ignore_file_names(tmp_path: Path) -> None:
     (made / ".gitignore").write_text("runs/\n")
     (made / "sub/.rayignore").write_text("c\n")
     own = len("runs/\n") + len("c\n")
-    assert jobs.check_size(made) == 107 + own
+    assert upload.survey(made).bytes == 107 + own
 
 
 def test_too_much_is_refused_with_the_largest_folders(tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_too_much_is_refused_with_the_largest_folders(tmp_path: Path) -> None:
 
 
 def test_this_repository_is_small_enough() -> None:
-    assert jobs.check_size(ROOT) < 4 * 2**20
+    assert upload.survey(ROOT).bytes < 4 * 2**20
 
 
 def test_the_command_is_what_is_submitted(tmp_path: Path) -> None:

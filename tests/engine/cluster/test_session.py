@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from engine.cluster import session
 from engine.errors import ClusterError
 from engine.spec.models import ResourcesSpec
 
+ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import glob, os
 from engine.cluster.session import session
@@ -60,3 +63,63 @@ def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
     )
     assert "line: RAY_ADDRESS: cannot join the cluster" in result.stdout, result.stderr
+
+
+KILLED = """
+import os, sys, time
+from engine.cluster.session import session
+from engine.spec.models import ResourcesSpec
+import ray
+with session(ResourcesSpec(device="cpu")):
+    node = ray._private.worker._global_node
+    print(os.path.dirname(os.path.dirname(node.get_session_dir_path())), flush=True)
+    node.all_processes["raylet"][0].process.kill()
+    time.sleep(60)
+"""
+
+
+def test_a_private_ray_that_dies_ends_the_process_in_one_line(tmp_path: Path) -> None:
+    """Ray itself would end it with exit code 1 and without a word."""
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    result = subprocess.run(
+        [sys.executable, "-c", KILLED], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 6, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: Ray: its process raylet on this machine died")
+    assert not Path(result.stdout.strip()).exists()
+
+
+def test_sigterm_while_ray_starts_is_143(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "pipelines.cli", "generate", "quickstart"]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(words, env=env, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "starting Ray ...\n"
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        said = process.stderr.read()
+        assert process.wait(timeout=120) == 143
+    assert said == "error: terminated; the same command goes on from here\n"
+
+
+@pytest.mark.parametrize("name", ["actors", "train_workers"])
+def test_what_a_machine_cannot_hold_is_known_before_ray_starts(name: str) -> None:
+    with pytest.raises(ClusterError, match=f"resources.{name}: 10,000 processes need 2500 GiB at the least"):
+        session._check_machine(ResourcesSpec(**{name: 10_000}))
+
+
+def test_a_limit_on_files_is_known_before_ray_starts() -> None:
+    code = (
+        "import resource, sys\n"
+        "from engine.cluster.session import session\n"
+        "from engine.errors import StorageError\n"
+        "from engine.spec.models import ResourcesSpec\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
+        "try:\n"
+        "    with session(ResourcesSpec()): pass\n"
+        "except StorageError as error: print(error)\n"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert result.stdout.startswith("ulimit -f: files may have 50,000 bytes here, Ray needs 104,857,600")

@@ -16,7 +16,7 @@ from engine.conditions.captions import Captioner, fit_terciles, moments
 from engine.conditions.features import FeatureExtractor
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load, load_captions
-from engine.errors import ConfigError, DataError
+from engine.errors import ConfigError, DataError, StorageError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
@@ -183,6 +183,15 @@ def test_a_feature_that_is_not_finite_names_its_image(catalog: Catalog, tmp_path
 def test_weights_that_are_not_finite_are_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not finite \(logit_scale\)"):
         job.feature_work(SPEC, changed(tmp_path, "logit_scale", float("inf")), "cpu")
+
+
+def test_a_model_that_changed_after_the_drivers_check_gives_no_feature(tmp_path: Path) -> None:
+    clips.write_clip(tmp_path / "clip", size=8, seed=0)
+    digest = featuremodel.resolve(SPEC.conditions.features, tmp_path).digest
+    job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
+    clips.write_clip(tmp_path / "clip", size=8, seed=1)
+    with pytest.raises(StorageError, match="is not the model that the run began with"):
+        job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
 
 
 def test_checkpoint_without_encoder_when_no_feature_is_used(catalog: Catalog, store: Store, tmp_path: Path) -> None:

@@ -51,3 +51,15 @@ def test_fill_all_goes_by_label() -> None:
         "photo of sea lion",
         "photo of cat, wet",
     )
+
+
+@pytest.mark.parametrize(
+    "template", ["{class}", " a photo of {class}, {caption}", "{caption} ({class})", "{class} or {class}s"]
+)
+@pytest.mark.parametrize("name", ["tench", "gold_fish", "{caption}", "\u732b"])
+@pytest.mark.parametrize("caption", ["", "  a man,  holding {class} "])
+def test_the_class_ends_where_it_stands_in_the_prompt(template: str, name: str, caption: str) -> None:
+    prompt, words = prompts.fill(template, name, caption), prompts.clean_class_name(name)
+    ends = prompts.class_ends(template, name, caption)
+    assert len(ends) == template.count("{class}")
+    assert all(prompt[:end].endswith(words) for end in ends)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine.diffusion import lora
-from engine.diffusion.checkpoint import Checkpoint, inspect
+from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.errors import ConfigError, MimeoError, StorageError
 from engine.spec.models import ModelSpec
 from engine.storage.store import open_store
@@ -126,3 +126,17 @@ def test_a_lora_is_the_same_from_a_store(
     for bad in (f"{s3_url}/none.safetensors", f"{s3_url}/none.bin", f"{s3_url}/{file.name}.zip"):
         with pytest.raises(MimeoError, match=r"none|zip"):
             lora.check(bad, inspected["digits"])
+
+
+def test_a_copy_that_was_changed_on_this_node_is_refused(copied: Path, s3_url: str) -> None:
+    """Before the driver looks, and between its look and the loading."""
+    model = ModelSpec(checkpoint=upload(copied, s3_url))
+    found = inspect(model, 8)
+    weights = found.path / "unet/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(StorageError, match=r"unet/.*is not the file that the run began with"):
+        load(found, "cpu", "float32")
+    with pytest.raises(StorageError, match=r"unet/.*is not what was downloaded; remove .*: it is fetched again"):
+        inspect(model, 8)
+    shutil.rmtree(found.path.parent)
+    assert inspect(model, 8).digest == found.digest

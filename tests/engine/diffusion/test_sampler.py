@@ -17,7 +17,7 @@ from diffusers import DDIMScheduler, StableDiffusionImg2ImgPipeline, StableDiffu
 from engine.diffusion import schedulers
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
-from engine.errors import ClusterError, ConfigError
+from engine.errors import ClusterError, ConfigError, DataError
 from engine.spec.models import GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
 
@@ -255,6 +255,30 @@ def test_a_vae_that_overflows_in_float16_is_run_once_more_in_float32(pipelines: 
         assert seen == [torch.float16, torch.float32]
         assert pipeline.vae.dtype == torch.float16
     assert np.isin(images, [0, 255]).mean() > 0.9
+
+
+def test_an_image_that_overflows_in_float16_is_encoded_once_more_in_float32(pipelines: Pipelines) -> None:
+    """Only that image: the others keep their half precision."""
+    pipeline, exact = pipelines("digits", "float16"), pipelines("digits", "float32")
+    images = np.stack([np.full((8, 8, 3), value, np.uint8) for value in (128, 255, 127)])
+    plain = Sampler(pipeline, spec()).encode_latents(images)
+    with scaled(pipeline.vae.encoder.conv_in.weight, 150_000), scaled(exact.vae.encoder.conv_in.weight, 150_000):
+        seen: list[tuple[torch.dtype, int]] = []
+        with hooked(pipeline.vae.encoder, lambda module, args, kwargs: seen.append((args[0].dtype, len(args[0])))):
+            found = Sampler(pipeline, spec()).encode_latents(images)
+        expected = Sampler(exact, spec()).encode_latents(images)
+    assert seen[0] == (torch.float16, 3)
+    assert [dtype for dtype, _ in seen] == [torch.float16, torch.float32]
+    assert seen[1][1] < 3
+    assert pipeline.vae.dtype == torch.float16
+    assert np.isfinite(plain).all()
+    np.testing.assert_allclose(found, expected, atol=0.1)
+
+
+def test_an_image_that_is_not_finite_in_float32_either_stops_the_run(pipelines: Pipelines) -> None:
+    pipeline = pipelines("digits", "float16")
+    with scaled(pipeline.vae.encoder.conv_out.weight, float("inf")), pytest.raises(DataError, match="not finite"):
+        Sampler(pipeline, spec()).encode_latents(np.full((1, 8, 8, 3), 200, np.uint8))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionPipeline
 
-from engine.diffusion import schedulers
-from engine.diffusion.checkpoint import Checkpoint, load
+from engine.diffusion import families, schedulers
+from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.models import GenerateSpec, ModelSpec
+from tests.support.checkpoints import write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +113,109 @@ def test_steps_that_a_scheduler_cannot_run_are_refused() -> None:
         schedulers.check_steps("lcm", CONFIG, 51, 1.0)
     with pytest.raises(ConfigError, match="ddpm cannot run 901 steps"):
         schedulers.check_steps("ddpm", CONFIG, 901, 1.0)
+
+
+SD1 = CONFIG | {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "clip_sample": False,
+}
+ZERO_SNR = SD1 | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+WITHOUT_ZERO_SNR = {"deis", "dpmsolver++_single", "heun", "kdpm2", "kdpm2_a", "lms", "pndm", "sasolver"}
+
+
+@pytest.mark.parametrize("name", schedulers.DIFFUSION)
+def test_noise_that_a_sampler_cannot_reach_is_refused_with_samplers_that_can(name: str) -> None:
+    """Against the classes' own signatures, by building the noise schedule: zero terminal SNR or not."""
+    alphas = schedulers.make(name, ZERO_SNR).alphas_cumprod
+    assert (float(alphas[-1]) > 1e-4) == (name in WITHOUT_ZERO_SNR)
+    if name not in WITHOUT_ZERO_SNR:
+        assert schedulers.check_steps(name, ZERO_SNR, 4, 1.0) == 4
+        return
+    with pytest.raises(ConfigError) as caught:
+        schedulers.check_steps(name, ZERO_SNR, 4, 1.0)
+    assert f"generate.scheduler: {name} does not take rescale_betas_zero_snr (True)" in str(caught.value)
+    fits = str(caught.value).partition("set it to ")[2].split(" or ")
+    assert set(fits) == set(schedulers.DIFFUSION) - WITHOUT_ZERO_SNR
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("shift_terminal", 0.02), ("use_dynamic_shifting", True), ("invert_sigmas", True)]
+)
+def test_flow_settings_that_only_one_sampler_takes_are_refused_by_the_other(setting: str, value: Any) -> None:
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0, setting: value}
+    assert schedulers.left_out("flow_euler", config) == []
+    with pytest.raises(ConfigError, match=rf"flow_heun does not take {setting} .*; set it to flow_euler$"):
+        schedulers.left_out("flow_heun", config)
+
+
+def test_what_only_says_how_steps_are_taken_is_told() -> None:
+    assert schedulers.left_out("dpmsolver++", SD1 | {"skip_prk_steps": True}) == ["skip_prk_steps=True"]
+    assert schedulers.left_out("pndm", SD1 | {"skip_prk_steps": True}) == []
+    assert schedulers.left_out("euler", SD1 | {"set_alpha_to_one": False, "trained_betas": None, "_odd": 1}) == []
+    assert schedulers.left_out("ddim", SD1 | {"use_karras_sigmas": True}) == ["use_karras_sigmas=True"]
+    flow = {"stochastic_sampling": True}
+    assert schedulers.left_out("flow_euler", flow) == ["stochastic_sampling=True"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "steps", "why"),
+    [
+        ("ddim", {"steps_offset": 1}, 1000, "index 1000 is out of bounds"),
+        ("pndm", {"steps_offset": 1}, 1000, "index 1000 is out of bounds"),
+        ("dpmsolver++", {}, 1000, "the numbers become infinite"),
+        ("euler", {"beta_schedule": "sigmoid"}, 4, "sigmoid is not implemented"),
+        ("sasolver", {"algorithm_type": "dpmsolver"}, 4, "dpmsolver is not implemented"),
+        ("ddpm", {"variance_type": "learned_range"}, 4, "unsupported operand"),
+        ("euler_karras", {"use_beta_sigmas": True}, 4, "Only one of"),
+        ("ddim", {"beta_start": "small"}, 4, ""),
+        ("ddim", {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}, 4, "the numbers become infinite"),
+    ],
+)
+def test_what_fails_only_while_it_draws_is_refused_before(
+    name: str, changes: dict[str, Any], steps: int, why: str
+) -> None:
+    """`NotImplementedError`, `TypeError`, an index at the last step, not a number: one line all the same."""
+    with pytest.raises(ConfigError, match=rf"{re.escape(name)} cannot run {steps} steps under .*: {why}") as caught:
+        schedulers.check_steps(name, SD1 | changes, steps, 1.0)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_the_check_of_the_file_and_the_sampler_see_the_same_settings(explicit: bool, tmp_path: Path) -> None:
+    """Stable Diffusion's pipeline changes `steps_offset` and `clip_sample` of a file that sets them; what it leaves alone stays."""
+    folder = write_checkpoint(tmp_path, "digits")
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"steps_offset": 0, "clip_sample": True}
+    if not explicit:
+        del config["steps_offset"], config["clip_sample"]
+    path.write_text(json.dumps(config))
+    checkpoint = inspect(ModelSpec(checkpoint=str(folder)), 8)
+    stock: Any = StableDiffusionPipeline.from_pretrained(folder)
+    stock.scheduler = schedulers.make("heun", stock.scheduler.config)
+    pipeline = load(checkpoint, "cpu", "float32")
+    sampler = Sampler(pipeline, GenerateSpec(scheduler="heun", num_inference_steps=4))
+    from_file = schedulers.make("heun", families.of(pipeline).scheduler_config(config))
+    values = [
+        (one.config.steps_offset, one.config.clip_sample)
+        for one in (stock.scheduler, sampler.pipeline.scheduler, from_file)
+    ]
+    assert values == [(1 if explicit else 0, False)] * 3
+    failing = GenerateSpec(scheduler="ddim", num_inference_steps=1000)
+    if explicit:
+        with pytest.raises(ConfigError, match="ddim cannot run 1000 steps"):
+            check_generate(checkpoint, failing)
+    else:
+        assert check_generate(checkpoint, failing) == ["skip_prk_steps=True"]
+
+
+def test_a_scheduler_file_that_its_own_class_cannot_read_is_refused(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, "digits")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"beta_schedule": "sigmoid"}))
+    with pytest.raises(ConfigError, match=r"scheduler: cannot be loaded \(sigmoid is not implemented"):
+        inspect(ModelSpec(checkpoint=str(folder)), 8)
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.6])

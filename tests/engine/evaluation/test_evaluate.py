@@ -89,7 +89,8 @@ def test_a_piece_is_the_same_without_ray(output: tuple[RunSpec, Store, Catalog, 
     assert spec.evaluate is not None
     listed = classifiers.listed(spec, store)
     opened = {one.name: classifiers.load(one, spec, store, catalog.class_names, "cpu") for one in listed}
-    work = units.Work(spec, spec.evaluate, catalog, store, opened, "cpu")
+    seeds = {one.name: one.seed for one in listed}
+    work = units.Work(spec, spec.evaluate, catalog, store, opened, seeds, "cpu")
     for unit in units.units(spec.evaluate, listed):
         if unit.kind != "gap" or unit.name == "real-0":
             assert json.loads(json.dumps(units.make(unit, work))) == json.loads(store.read(unit.path)), unit
@@ -119,7 +120,7 @@ def test_an_output_of_saved_classifiers_is_evaluated_with_these(
     section = TrainSpec(model="cnn")
     for arm, seed, selected in (("real", 0, "last"), ("mixed_1x", 12, "last"), ("mixed_1x", 13, None)):
         facts = {"arm": arm, "seed": seed, "selected": selected, "train": section.model_dump(mode="json")}
-        facts |= {"class_names": list(catalog.class_names), "size": spec.images.size}
+        facts |= {"class_names": list(catalog.class_names), "size": spec.images.size, "made_from": {}}
         model = models.build(section, spec.images.size, len(catalog.class_names))
         saved.save(store, f"{arm}-{seed}-0a1b2c3d", "last", model, facts)
     listed = classifiers.listed(spec, store)
@@ -172,11 +173,28 @@ def test_a_recipe_without_test_images_is_refused(tmp_path: Path) -> None:
         check(digits_spec(), open_store(str(tmp_path / "new")))
 
 
+def test_a_gap_takes_the_seed_of_its_classifier_whatever_the_name_ends_in(
+    output: tuple[RunSpec, Store, Catalog, dict[str, Any]],
+) -> None:
+    spec, store, catalog, _ = output
+    assert spec.evaluate is not None
+    one = classifiers.load(Named("real-0", "real", 0, False), spec, store, catalog.class_names, "cpu")
+
+    def values(name: str, seed: int) -> Any:
+        work = units.Work(spec, spec.evaluate, catalog, store, {name: one}, {name: seed}, "cpu")
+        return units.make(units.Unit("gap", name, "x"), work)["pairs"]["synthetic"]["pixels"]
+
+    published = {unit.name: unit.path for unit in units.units(spec.evaluate, classifiers.listed(spec, store))}
+    expected = json.loads(store.read(published["real-0"]))["pairs"]["synthetic"]["pixels"]
+    assert values("real-0-12345678", 0) == values("real-0-1234567a", 0) == expected
+    assert values("real-7-12345678", 7) != expected
+
+
 def test_too_few_images_for_the_folds_are_refused(output: tuple[RunSpec, Store, Catalog, dict[str, Any]]) -> None:
     spec, store, catalog, _ = output
     changed = with_asked(spec, gap={"images": 40, "folds": 50})
     assert changed.evaluate is not None
     one = classifiers.load(Named("real-0", "real", 0, False), spec, store, catalog.class_names, "cpu")
-    work = units.Work(changed, changed.evaluate, catalog, store, {"real-0": one}, "cpu")
+    work = units.Work(changed, changed.evaluate, catalog, store, {"real-0": one}, {"real-0": 0}, "cpu")
     with pytest.raises(DataError, match="images a class in the scarcest set, for 50 folds"):
         units.make(units.Unit("gap", "real-0", "x"), work)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import shutil
 import tarfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ import pytest
 from PIL import Image
 
 from engine import __version__, errors
+from engine.conditions import featuremodel
 from engine.diffusion import lora
-from engine.errors import ClusterError, MimeoError
+from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation import actor as actor_module
 from engine.generation.actor import Adapter, Order, ShardActor, build_worker, pack, unpack
 from engine.generation.worker import Shard
@@ -91,6 +95,50 @@ def test_a_lora_is_attached_and_named(ready: Output, tmp_path: Path) -> None:
     (_, plain), (metas, tuned) = samples(tmp_path / "plain"), samples(tmp_path / "tuned")
     assert {meta["lora"] for meta in metas} == {hashlib.sha256(file.read_bytes()).hexdigest()}
     assert not np.array_equal(plain, tuned)
+
+
+def scribble(path: Path) -> None:
+    """Change numbers of a safetensors file in place; size and time stay as they were."""
+    before, data = path.stat(), path.read_bytes()
+    with path.open("r+b") as stream:
+        stream.seek(len(data) * 3 // 4)
+        stream.write(bytes(byte ^ 1 for byte in data[len(data) * 3 // 4 :]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+WEIGHTS = {"unet": "unet/diffusion_pytorch_model.safetensors", "scorer": "clip/model.safetensors"}
+
+
+@pytest.mark.parametrize("part", ["unet", "scorer", "lora"])
+def test_a_file_that_changed_after_the_drivers_check_is_not_drawn_with(
+    ready: Output, tmp_path: Path, part: str
+) -> None:
+    model = shutil.copytree(ready.checkpoint.path, tmp_path / "model")
+    adapter = write_lora(tmp_path / "lora", model)
+    order = make_order(ready, tmp_path / "out", adapter=adapter, gate={"min_clip_score": -1.0})
+    scorer = featuremodel.resolve(order.spec.conditions.features, model).digest
+    order = replace(order, checkpoint=replace(order.checkpoint, place=str(model)), features=scorer)
+    build_worker(order)
+    scribble(adapter if part == "lora" else model / WEIGHTS[part])
+    with pytest.raises(StorageError, match=r"is not the (file|model) that the run began with") as caught:
+        build_worker(order)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_a_file_that_changes_after_loading_changes_no_sample(ready: Output, tmp_path: Path) -> None:
+    """On the CPU loaders map files, and what is written into them later would be drawn with."""
+    model = shutil.copytree(ready.checkpoint.path, tmp_path / "model")
+    drawn = []
+    for name in ("before", "after"):
+        order = make_order(ready, tmp_path / name)
+        worker = build_worker(replace(order, checkpoint=replace(order.checkpoint, place=str(model))))
+        if name == "after":
+            for path in model.glob("*/*.safetensors"):
+                scribble(path)
+        worker.make(0)
+        drawn.append(samples(tmp_path / name)[1])
+    np.testing.assert_array_equal(*drawn)
 
 
 def test_real_images_are_read_from_the_catalog_for_the_latent_prior(ready: Output, tmp_path: Path) -> None:

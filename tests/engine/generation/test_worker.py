@@ -405,6 +405,40 @@ def test_a_picture_that_cannot_be_encoded_is_drawn_again(
     assert [n for n, attempt in enumerate(attempts) if attempt == 2] == [5]
 
 
+def test_a_set_that_cannot_be_encoded_is_stopped_after_a_hundred_samples(tmp_path: Path, checkpoint: Path) -> None:
+    odd = np.random.default_rng(0).integers(
+        0, 256, (8, 8, 5), dtype=np.uint8
+    )  # five channels pass the gate, no encoder
+    seen: list[int] = []
+    worker = make_worker(
+        tmp_path,
+        checkpoint,
+        {"count": 500, "shard_size": 500},
+        change=lambda *_: Drawn(odd),
+        progress=lambda k, passed: seen.append(passed),
+    )
+    with pytest.raises(DataError, match=r"none of the first 104 samples passed; most often error: .* \(104\)"):
+        worker.make(0)
+    assert set(seen) == {0}
+    assert len(sampler_of(worker).batches) <= 15  # 13 batches, and those drawn beside the encoding
+    assert not list(tmp_path.glob("data/*"))
+
+
+def test_what_fails_to_encode_is_no_reason_to_stop_where_others_pass(tmp_path: Path, checkpoint: Path) -> None:
+    odd, black = np.zeros((8, 8, 5), np.uint8), Drawn(np.zeros((8, 8, 3), np.uint8))
+    odd[:4] = 200
+    worker = make_worker(tmp_path, checkpoint, {"count": 120, "shard_size": 120, "gate": {"max_attempts": 1}})
+    seeds = worker.plan.seeds(np.arange(120)).tolist()
+    good = set(seeds[100:102])  # in the batch in which the hundredth sample is drawn
+    sampler_of(worker).change = lambda request, image: (
+        image if request.seed in good else Drawn(odd) if request.seed % 2 else black
+    )
+    record = worker.make(0)
+    assert (record.count, record.drawn, len(record.quarantined)) == (2, 120, 118)
+    reasons = {entry.index: entry.reason for entry in record.quarantined}
+    assert all(reasons[i].startswith("error: ") == bool(seeds[i] % 2) for i in reasons)
+
+
 def test_latents_start_from_the_planned_real_images(tmp_path: Path, checkpoint: Path) -> None:
     real = np.random.default_rng(1).integers(0, 256, (N, 8, 8, 3)).astype(np.uint8)
     generate = {"strength": 0.5, "pairing": "class", "num_inference_steps": 4}

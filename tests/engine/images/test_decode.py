@@ -13,7 +13,7 @@ import torchvision.io
 import torchvision.transforms.v2.functional as tvf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 from torchvision.io import ImageReadMode
 
 from engine.images.decode import BadImage, decode, fit
@@ -189,7 +189,7 @@ def test_wide_gamut_colours_become_srgb(format: str) -> None:
 def test_srgb_and_broken_profiles_change_nothing() -> None:
     pixels = noise(9, 9, 3)
     for icc, note in (
-        (icc_profile(SRGB, 2.2, "sRGB IEC61966-2.1"), False),
+        (ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(), False),
         (b"no profile", True),
         (icc_profile(SRGB, 2.2)[:90], True),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,6 +45,21 @@ def test_the_second_try_is_isolated(tmp_path: Path) -> None:
     other = inspect_once(table, {"": digits.Digits()}, SPEC.images, store)
     assert other["reason"].to_pylist() == ["", "", ""]
     assert len(list(store.list(ATTEMPTS))) == 1
+
+
+def test_on_an_object_store_too_the_second_try_knows_of_the_first(s3_url: str) -> None:
+    table, sets = places(range(3)), {"": Crashing(deadly=[1])}
+    first = multiprocessing.get_context("spawn").Process(
+        target=inspect_once, args=(table, sets, SPEC.images, open_store(s3_url))
+    )
+    first.start()
+    first.join(120)
+    assert first.exitcode == 139
+    assert inspect_once(table, sets, SPEC.images, open_store(s3_url))["reason"].to_pylist() == [
+        "",
+        "killed_decoder",
+        "",
+    ]
 
 
 def test_a_run_survives(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

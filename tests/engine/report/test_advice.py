@@ -13,7 +13,7 @@ from engine.report.advice import advise
 from engine.report.facts import Facts, gather
 from engine.spec.models import JudgeSpec
 from engine.training.judge import arms
-from tests.engine.report.conftest import JudgedRun
+from tests.support.hostile import JudgedRun
 from tests.support.judged import outcome
 
 SIZES = [400] * 5

@@ -21,8 +21,8 @@ from engine.report.facts import gather
 from engine.report.html import write
 from engine.spec import RunSpec
 from engine.storage.store import Store, open_store
-from tests.engine.report.conftest import HOSTILE, JudgedRun
 from tests.engine.report.test_html import Page
+from tests.support.hostile import HOSTILE, JudgedRun
 
 LONG = "a very long caption of eight words here <b>"
 SAID = ["", LONG, *["a cat"] * 20, *["</bdi><script>x</script>"] * 3, *[f"number {n}" for n in range(25)]]

@@ -11,7 +11,7 @@ from huggingface_hub import DatasetCard
 
 from engine.report.card import size_category, text
 from engine.report.facts import gather
-from tests.engine.report.conftest import HOSTILE, JudgedRun
+from tests.support.hostile import HOSTILE, JudgedRun
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from engine.report import evaluation
 from engine.report.html import write
 from engine.spec.evaluation import EvaluateSpec
 from engine.storage.store import open_store
-from tests.engine.report.conftest import CLASSES, JudgedRun
+from tests.support.hostile import CLASSES, JudgedRun
 
 LISTED = [Named(f"{arm}-{seed}", arm, seed, False) for arm in ("real", "synthetic_1x") for seed in (0, 1)]
 RIGHT = {"real-0": 16, "real-1": 18, "synthetic_1x-0": 12, "synthetic_1x-1": 15}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine.report.gallery import CELL, HEAD, SIDE, STEP, Picture, Row, data_uri, picture, thumbnail
-from tests.engine.report.conftest import HOSTILE
+from tests.support.hostile import HOSTILE
 
 
 def noise(side: int) -> np.ndarray:

@@ -21,7 +21,7 @@ from engine.report.facts import gather
 from engine.report.html import render, write
 from engine.shards.cost import Amount, Cost
 from engine.storage.store import open_store
-from tests.engine.report.conftest import HOSTILE, JudgedRun
+from tests.support.hostile import HOSTILE, JudgedRun
 
 
 class Page(HTMLParser):
@@ -115,6 +115,18 @@ def test_the_headline_is_what_was_measured(judged_run: JudgedRun, page: Page) ->
     low, high = made["ratio_interval"]
     assert f"The ratio to real, {made['ratio']:.3f} [{low:.3f}, {high:.3f}], is below 1." in page.words
     assert "not another generator seed" in page.words
+
+
+def test_the_mixing_is_told_as_it_was(judged_run: JudgedRun, page: Page) -> None:
+    assert "mixed batches are half real, half synthetic." in page.words
+    facts = gather(judged_run.store, judged_run.spec)
+    recipe = facts.judge["recipe"]
+    union = replace(facts, judge=facts.judge | {"recipe": recipe | {"mixing": "proportional"}})
+    told = Page(render(union, [])).words
+    assert "half real" not in told
+    assert "mixed batches are drawn from the union of real and synthetic images." in told
+    older = replace(facts, judge=facts.judge | {"recipe": {k: v for k, v in recipe.items() if k != "mixing"}})
+    assert "half real, half synthetic" in Page(render(older, [])).words
 
 
 def test_images_are_the_first_of_each_class_and_carry_their_prompt(page: Page) -> None:

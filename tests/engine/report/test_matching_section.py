@@ -14,7 +14,7 @@ from PIL import Image
 from engine.report.html import write
 from engine.spec.training import MatchSpec
 from engine.storage.store import open_store
-from tests.engine.report.conftest import SIZE, JudgedRun
+from tests.support.hostile import SIZE, JudgedRun
 
 RESULTS = {
     "images": 50,

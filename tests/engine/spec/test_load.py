@@ -95,11 +95,13 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
         assert data.pop(asked) is None
     assert data["judge"].pop("mixing") == "equal"
     assert data.pop("match") is None  # these came later: no part of the identity while they are not used
+    assert data["model"].pop("visual_token") is False
     assert data["conditions"]["caption"].pop("instruction") is None
     assert data["conditions"]["features"].pop("normalise") is False
     assert (data["generate"].pop("guidance_on"), data["generate"].pop("quality_suffix")) == ("both", "")
     assert (data["generate"].pop("guidance_interval"), data["generate"].pop("cache_interval")) == ([0.0, 1.0], 1)
     assert data["pretrain"].pop("denoiser") == "unet"
+    assert data["model"].pop("class_ids") == {}
     del data["pretrain"]["dit"]
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

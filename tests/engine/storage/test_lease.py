@@ -113,6 +113,15 @@ def test_whoever_is_taken_over_is_stopped(memory: Store) -> None:
     assert newest == (2, elsewhere())  # and did not touch the other's lease
 
 
+def test_whoever_is_taken_over_in_another_thread_is_stopped_there_and_nobody_else(memory: Store) -> None:
+    """As in a trial of a study, whose process belongs to Ray in its main thread."""
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(test_whoever_is_taken_over_is_stopped, memory)
+        while not ended.done():  # an interrupt of this thread would end the test
+            time.sleep(0.01)
+    ended.result()
+
+
 def test_whoever_ignores_interrupts_is_stopped_too(memory: Store) -> None:
     """As `mimeo ... &` in a script, which the shell starts with SIGINT ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,27 @@ def test_where_nothing_can_be_written_the_check_runs_each_time(folder: Path) -> 
     for _ in range(2):
         notes.once("checked", {}, lambda: run.append(1))
     assert run == [1, 1]
+
+
+def test_only_what_this_user_wrote_counts(folder: Path) -> None:
+    """In a cache that users share, another's "passed" would spare a check."""
+    notes.write("checked", {}, True)
+    (path,) = (folder / notes.FOLDER).iterdir()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert notes.read("checked", {}) is True
+    path.chmod(0o620)  # another could have changed it
+    assert notes.read("checked", {}) is None
+    path.chmod(0o600)
+    kept = path.rename(folder / "elsewhere")
+    path.symlink_to(kept)
+    assert notes.read("checked", {}) is None
+    path.unlink()
+    kept.rename(path)
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    os.chown(path, 65534, 65534)
+    assert notes.read("checked", {}) is None
+    run: list[int] = []
+    notes.once("checked", {}, lambda: run.append(1))
+    assert run == [1]
+    assert notes.read("checked", {}) is True

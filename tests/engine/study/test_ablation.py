@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray
 from scipy import stats
 
-from engine.cluster.progress import PlainReporter
-from engine.errors import ConfigError
+from engine.cluster.progress import PlainReporter, Task
+from engine.errors import ClusterError, ConfigError
 from engine.report import ablation as pages
 from engine.shards.verify import verify
 from engine.spec import RunSpec, spec_hash, validate
@@ -22,6 +24,7 @@ from engine.study.trial import generator_key
 from tests.support import outputs
 from tests.support.matching import MATCH
 from tests.support.outputs import Output
+from tests.support.synthetic import Quiet
 
 ARMS: dict[str, dict[str, Any]] = {
     "base": {"match": None},
@@ -35,10 +38,26 @@ def ready(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Output
     return outputs.ready(tmp_path_factory.getbasetemp())
 
 
+class Counting(PlainReporter):
+    """Keeps what the task "ablation" says of how far it is."""
+
+    def __init__(self) -> None:
+        super().__init__(io.StringIO())
+        self.done: list[int] = []
+
+    def task(self, name: str, total: int, unit: str = "images") -> Task:
+        class Kept(Task):
+            def _show(task, fields: dict[str, float | int | str]) -> None:
+                self.done.append(task.done)
+
+        return Kept(name, total, unit) if name == "ablation" else super().task(name, total, unit)
+
+
 def _spec(ready: Output, arms: dict[str, dict[str, Any]], seeds: int = 2) -> RunSpec:
     data = ready.spec.model_dump(mode="json")
     data |= {"match": MATCH | {"steps": 2}, "ablation": {"seeds": seeds, "arms": arms}}
     data["judge"] = {"arms": ["real", "synthetic"], "multiples": [1], "steps": 10, "seeds": 2, "width": 8}
+    data["resources"] |= {"labels": {"ray.io/node-id": ray.nodes()[0]["NodeID"]}}  # which every node has
     return validate(data)
 
 
@@ -47,7 +66,9 @@ def test_an_ablation_runs_resumes_and_grows(ready: Output, tmp_path: Path) -> No
     for entry in list(ready.store.list("catalog/")):
         store.create(entry.name, ready.store.read(entry.name))
     two = _spec(ready, {name: ARMS[name] for name in ("base", "lora")})
-    studies.ablation(two, ready.catalog, store, PlainReporter())
+    reporter = Counting()
+    studies.ablation(two, ready.catalog, store, reporter)
+    assert reporter.done == [0, 1, 2, 3, 4]  # trials alone: the judges of real images are none
     first = {entry.name: store.read(entry.name) for entry in store.list("results/ablation/")}
     assert len(first) == 5
     store.remove("results/ablation/seed-1-lora.json")
@@ -67,6 +88,15 @@ def test_an_ablation_runs_resumes_and_grows(ready: Output, tmp_path: Path) -> No
     other = _spec(ready, ARMS | {"lora": {"match.rank": 3}})
     with pytest.raises(ConfigError, match="another name"):
         studies.ablation(other, ready.catalog, store, PlainReporter())
+
+
+def test_trials_run_where_the_labels_say(ready: Output, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    spec = _spec(ready, {"lora": {}})
+    resources = spec.resources.model_copy(update={"labels": {"mimeo/group": "h100"}})
+    with pytest.raises(ClusterError, match="1 workers of one CPU each are asked for, the cluster has 0"):
+        studies.ablation(spec.model_copy(update={"resources": resources}), ready.catalog, store, Quiet())
+    assert not list(store.list("trials/"))
 
 
 def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:

@@ -54,6 +54,7 @@ def test_a_finished_search_has_nothing_to_do(tmp_path: Path) -> None:
         "validation_images": 400,
         "generator_seeds": 5,
         "judge_seeds": 3,
+        "method": "grid",
         "points": found,
         "chosen": summary.choose(found)["key"],
         "beats_zero": True,
@@ -61,6 +62,7 @@ def test_a_finished_search_has_nothing_to_do(tmp_path: Path) -> None:
         "test": summary.reading(best, {p: values[p] for p in (points[0], best)}, 899) | {"of_this_choice": True},
         "covers": summary.covers(5, 3, 400),
         "asked": plan.section(spec).model_dump(mode="json"),
+        "recipe": {},
     }
     store.create(plan.RESULT, json.dumps(facts).encode())
     done = mimeo("search", "search", "-o", "out", cwd=tmp_path)

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engine.errors import ClusterError, DataError
@@ -44,7 +45,10 @@ def _sums(config: dict[str, Any]) -> dict[str, Any]:
     total = torch.tensor([place.rank + 1])
     dist.all_reduce(total)
     part = place.part(6)
+    sockets = [c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     return {
+        "open": [ip for ip in sockets if not ip.endswith("127.0.0.1")],
+        "listening": len(sockets) > 0,
         "total": int(total),
         "rank": place.rank,
         "part": (part.start, part.stop),
@@ -59,7 +63,7 @@ def test_a_killed_worker_is_started_again_and_rank_0_answers(tmp_path: Path) -> 
     out = setup.run(_sums, config, name="sums", resources=_resources(2, threads=2), max_failures=10)
     assert marker.exists()
     assert early.exists()
-    assert out == {"total": 3, "rank": 0, "part": (0, 3), "threads": 2}
+    assert out == {"total": 3, "rank": 0, "part": (0, 3), "threads": 2, "open": [], "listening": True}
 
 
 def _refuses(config: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -173,6 +174,15 @@ def test_kept_features_equal_the_loop_that_leaves_the_deep_blocks_out(
     assert not any("forward" in vars(block) for block in unet.modules())
     assert np.abs(found - loop(pipelines(kind), asked, shallow(unet, every))).max() <= 2
     assert np.abs(found - pixels(Sampler(pipelines(kind), spec(kind)).draw(REQUESTS))).max() > 0
+
+
+def test_a_unet_without_a_middle_block_keeps_what_it_has(pipelines: Callable[[str], Any]) -> None:
+    pipeline = copy.deepcopy(pipelines("digits"))
+    pipeline.unet.mid_block = None
+    asked, unet = spec("digits", cache_interval=2), pipeline.unet
+    found = pixels(Sampler(pipeline, asked).draw(REQUESTS))
+    assert np.abs(found - loop(pipeline, asked, shallow(unet, 2))).max() <= 2
+    assert np.abs(found - pixels(Sampler(pipeline, spec("digits")).draw(REQUESTS))).max() > 0
 
 
 def test_features_are_computed_anew_where_guidance_begins_or_ends(pipelines: Callable[[str], Any]) -> None:

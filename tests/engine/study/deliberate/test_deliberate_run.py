@@ -14,9 +14,12 @@ from engine.shards.verify import verify
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
 from engine.study.deliberate import run as studies
-from engine.study.deliberate.trial import Study, name_of, run_seed
+from engine.study.deliberate.choice import entropy_weights
+from engine.study.deliberate.trial import Study, _weights, name_of, run_seed, settings
 from engine.study.trial import Shared
+from engine.training.judge import Arm, Data, fit
 from engine.training.judge_data import Arrays
+from engine.training.judge_model import probabilities
 from tests.support import outputs
 from tests.support.outputs import Output
 
@@ -71,6 +74,26 @@ def test_arms_draw_as_many_images_from_a_common_first_round_and_resume(ready: Ou
     run_seed(study, 0, "cpu")
     assert json.loads(store.read(name_of(0, "entropy"))) == facts["entropy"]
     assert store.read(name_of(0, "static")) == before
+
+
+def test_rounds_mix_as_the_judge_does(ready: Output, tmp_path: Path) -> None:
+    """The classifiers that choose the anchors are those of the judge's mixed arm: its fit on the same images is the oracle."""
+    found = {}
+    for mixing in ("equal", "proportional"):
+        data = _spec(ready).model_dump(mode="json")
+        data["judge"] |= {"mixing": mixing}
+        spec = validate(data)
+        study = _study(ready, spec, tmp_path / mixing)
+        train = study.shared.train
+        drawn = Arrays(train.pixels[:10], train.labels[:10], train.index[:10])
+        classes = len(ready.catalog.class_names)
+        arms = Data(train, study.shared.test, drawn, len(drawn.labels), classes)
+        models = [fit(Arm("mixed", 1), seed, spec.judge, arms)[0] for seed in range(2)]
+        expected = entropy_weights(np.stack([probabilities(m, train.part().pixels) for m in models]))
+        found[mixing] = _weights(study, spec, "entropy", drawn, "cpu")
+        np.testing.assert_array_equal(found[mixing], expected)
+        assert settings(spec).get("mixing", "equal") == mixing
+    assert not np.array_equal(found["equal"], found["proportional"])
 
 
 def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:

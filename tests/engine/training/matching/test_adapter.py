@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
 
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import lora as loras
@@ -37,7 +38,10 @@ def _predict(unet: Any) -> torch.Tensor:
         return unet(noisy, torch.tensor([10, 700]), encoder_hidden_states=states).sample
 
 
-@pytest.mark.parametrize("targets", ["attention", "conv", "attention+conv", ("to_q", "conv1")])
+BY_NAME = ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "up_blocks.0.resnets.1.conv2")
+
+
+@pytest.mark.parametrize("targets", ["attention", "conv", "attention+conv", ("to_q", "conv1"), BY_NAME])
 def test_stock_diffusers_loads_the_lora(ready: Output, tmp_path: Path, targets: Any) -> None:
     tuned = _tuned(ready, MatchSpec(rank=3, alpha=6.0, targets=targets), tmp_path)
     stock: Any = StableDiffusionPipeline.from_pretrained(ready.checkpoint.path, local_files_only=True)
@@ -48,6 +52,28 @@ def test_stock_diffusers_loads_the_lora(ready: Output, tmp_path: Path, targets: 
     found = loras.check(tmp_path / "pytorch_lora_weights.safetensors", ready.checkpoint)
     assert found.rank == 3
     assert found.parameters == sum(parameter.numel() for parameter in adapter.trained(tuned))
+
+
+@pytest.mark.parametrize("targets", ["attention", BY_NAME])
+def test_the_exported_weights_carry_alpha(ready: Output, tmp_path: Path, targets: Any) -> None:
+    """Tools that read neither metadata nor alphas add up x down: that is all of the change; this engine adds the same."""
+    tuned = _tuned(ready, MatchSpec(rank=3, alpha=7.0, targets=targets), tmp_path)
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    tensors = load_file(file)
+    pipeline = checkpoints.load(ready.checkpoint, "cpu", "float32")
+    before = {name: weight.clone() for name, weight in pipeline.unet.named_parameters()}
+    loras.attach(pipeline, file, 1.0)
+    downs = [key for key in tensors if key.endswith(".lora_A.weight")]
+    assert len(downs) == len(adapter.trained(tuned)) // 2
+    for key in downs:
+        name = key.removeprefix("unet.").removesuffix(".lora_A.weight")
+        layer = tuned.get_submodule(name)
+        down, up = layer.lora_A["default"].weight.flatten(1), layer.lora_B["default"].weight.flatten(1)
+        dense = (7 / 3 * up @ down).reshape(layer.get_base_layer().weight.shape)
+        added = tensors[key.replace(".lora_A.", ".lora_B.")].flatten(1) @ tensors[key].flatten(1)
+        torch.testing.assert_close(added.reshape(dense.shape), dense, rtol=1e-5, atol=1e-6)
+        change = pipeline.unet.get_submodule(name).weight - before[f"{name}.weight"]
+        torch.testing.assert_close(change, dense, rtol=1e-4, atol=1e-5)
 
 
 def test_a_full_fine_tune_is_a_checkpoint_of_its_own(ready: Output, tmp_path: Path) -> None:

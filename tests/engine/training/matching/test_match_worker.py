@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image
 
-from engine.errors import DataError
+from engine.errors import DataError, StorageError
 from engine.training.setup import Place
 from tests.support.matching import Parts, lora_digest, match_spec, run_workers
 from tests.support.outputs import Output
@@ -62,6 +64,15 @@ def test_what_it_writes(parts: Parts, unbroken: Path) -> None:
     assert [path.stem for path in strips] == ["samples-000000004", "samples-000000008"]
     assert Image.open(strips[0]).size == (16, 8)
     assert strips[0].read_bytes() != strips[1].read_bytes()
+
+
+def test_it_learns_from_no_other_model_than_the_one_it_began_with(parts: Parts, tmp_path: Path) -> None:
+    model = shutil.copytree(parts.output.checkpoint.path, tmp_path / "model")
+    moved = replace(parts.output.checkpoint, place=str(model))
+    weights = model / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(StorageError, match="is not the file that the run began with"):
+        replace(parts, output=replace(parts.output, checkpoint=moved)).matching(tmp_path / "out")
 
 
 def test_killed_three_times_it_ends_as_an_unbroken_one(parts: Parts, unbroken: Path, tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""The shapes of what studies read back: trials that are finished, and results that a later call shows again."""
+
+from __future__ import annotations
+
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+Interval = list[float | None]
+
+
+class Compared(TypedDict):
+    """An arm against the reference: `engine.study.comparison.Comparison` as JSON."""
+
+    arm: str
+    reference: str
+    pairs: int
+    difference: float
+    interval: Interval
+    p: float | None
+    p_adjusted: float | None
+    needed: int | None
+    finding: str
+
+
+class AblationTrial(TypedDict):
+    """Accuracies of one arm and generator seed, by training set."""
+
+    identity: dict[str, object]
+    scores: dict[str, list[float]]
+
+
+class Round(TypedDict):
+    """A round of a deliberate arm: images drawn, training images drawn after, and these by class."""
+
+    images: int
+    anchors: int
+    classes: list[int]
+
+
+class DeliberateTrial(TypedDict):
+    """Accuracies of one arm and generator seed, by training set, and what each round chose."""
+
+    settings: dict[str, object]
+    scores: dict[str, list[float]]
+    rounds: list[Round]
+
+
+class EquivalenceCell(TypedDict):
+    """Accuracies by size of the real set, or by multiple of the base."""
+
+    settings: dict[str, object]
+    accuracies: dict[str, list[float]]
+
+
+class SearchOutcome(TypedDict):
+    """One classifier of a search."""
+
+    accuracy: float
+
+
+class SearchChoice(TypedDict):
+    """The setting that was chosen on validation images, written down before the test split is read."""
+
+    ratio: float
+    values: dict[str, object]
+
+
+class SearchMean(TypedDict):
+    """A setting over its seeds."""
+
+    units: list[float]
+    mean: float
+    sd: float | None
+    interval: Interval
+
+
+class SearchPoint(SearchMean):
+    """A setting on the validation images."""
+
+    key: str
+    label: str
+    ratio: float
+    values: dict[str, object]
+    synthetic_images: int
+    whole: bool
+    accuracies: list[list[float]]
+    gain: Compared | None
+
+
+class Setting(TypedDict):
+    """A setting by name."""
+
+    key: str
+    label: str
+    ratio: float
+    values: dict[str, object]
+
+
+class TestReading(TypedDict):
+    """The one reading of the test split."""
+
+    choice: Setting
+    images: int
+    chosen: SearchMean
+    zero: SearchMean
+    gain: Compared | None
+    accuracies: dict[str, list[list[float]]]
+
+
+class PublishedReading(TestReading):
+    """The reading as a search's result holds it."""
+
+    of_this_choice: bool
+
+
+class SearchResult(TypedDict):
+    """`results/search.json`."""
+
+    name: str
+    training_images: int
+    validation_images: int
+    generator_seeds: int
+    judge_seeds: int
+    method: str
+    points: list[SearchPoint]
+    chosen: str
+    beats_zero: bool
+    one_standard_error: str
+    test: PublishedReading | None
+    covers: str
+    asked: dict[str, object]
+    recipe: dict[str, object]
+
+
+class Estimate(TypedDict):
+    """A value with its interval."""
+
+    value: float
+    interval: Interval
+
+
+class RealAccuracy(TypedDict):
+    """A point of the real curve."""
+
+    images: int
+    accuracy: float
+    interval: Interval
+
+
+class Amount(TypedDict):
+    """So many synthetic images beside a base."""
+
+    multiple: int
+    synthetic: int
+    accuracy: float
+    interval: Interval
+    worth: float
+    worth_interval: Interval
+    at_least: bool
+
+
+class Base(TypedDict):
+    """A base size of an equivalence study."""
+
+    base: int
+    verdict: str
+    gain: Estimate
+    amounts: list[Amount]
+    A: Estimate | None
+    marginal_price: Estimate | None
+    doubling_price: Estimate | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class EquivalenceResult(TypedDict):
+    """The part of `results/equivalence.json` that a figure beside another study shows."""
+
+    name: str
+    generator: str
+    synthetic: str
+    sizes: list[int]
+    real: list[RealAccuracy]
+    bases: list[Base]
+    c2: Estimate | None

@@ -1,0 +1,85 @@
+"""The shapes of what trainings leave in an output and what is read back: loss curves, markers, classifiers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Len
+from pydantic import ConfigDict, with_config
+from typing_extensions import TypedDict
+
+BUCKETS = 5  # noise levels of a fine-tune's errors, clean to noisy
+
+
+class Curve(TypedDict):
+    """A training: its steps and seconds, and losses with the steps that end their stretches."""
+
+    steps: int
+    seconds: float
+    step: list[int]
+    loss: list[float]
+
+
+class PretrainResults(TypedDict):
+    """`results/pretrain.json`: a curve for each model."""
+
+    images: int
+    stages: dict[str, Curve]
+
+
+class MatchResults(Curve):
+    """`results/match.json`: the curve; by phase both terms, and the squared error at each noise level."""
+
+    images: int
+    phase_step: list[int]
+    denoising: list[float]
+    mmd: list[float]
+    levels: list[Annotated[list[float | None], Len(BUCKETS, BUCKETS)]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class Marker(TypedDict):
+    """`mimeo.json` of a finished model: what decided its weights, and facts about it."""
+
+    made_from: dict[str, object]
+
+
+class ClassifierFacts(TypedDict):
+    """`classifier.json` beside a classifier's weights; `selected` is null until its training has ended."""
+
+    arm: str
+    seed: int
+    train: dict[str, object]
+    class_names: list[str]
+    size: int
+    made_from: dict[str, object]
+    selected: str | None
+
+
+class Measured(TypedDict):
+    """What a classifier's probabilities on the test split say (`metrics.measure`)."""
+
+    images: int
+    top1: float
+    top5: float | None
+    nll: float
+    ece: float
+    calibration: list[list[float]]
+    correct: list[int]
+    confusions: list[list[int]]
+    confusion: list[list[int]] | None
+
+
+@with_config(ConfigDict(extra="allow"))
+class ClassifierResult(TypedDict):
+    """`results/train/NAME.json`."""
+
+    arm: str
+    seed: int
+    classifier: str
+    images: dict[str, int]
+    drawn: list[int]
+    steps: int
+    parameters: int
+    curve: Curve
+    test: Measured
