@@ -48,7 +48,7 @@ test-clusters: $(DEV_STAMP)
 
 test-slow: $(DEV_STAMP)
 	MIMEO_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks tests/chaos/test_killed_search.py \
-	  tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py tests/engine/training/matching/test_match_worker.py
+	  tests/engine/diffusion/families/test_fast.py tests/engine/training/test_loop.py tests/engine/training/matching/test_match_worker.py tests/engine/images/test_catalog.py
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -89,9 +89,11 @@ def counted(reasons: Counter[str]) -> str:
 
 
 def _check_bad(good: int, bad: list[Bad], spec: RunSpec) -> None:
+    if getattr(spec.source, "class_names", None) is not None:  # what it leaves out is not bad
+        bad = [entry for entry in bad if entry.reason != "unknown_label"]
     total = good + len(bad)
     if total == 0:
-        raise DataError("source", "holds no image at all", "check the path")
+        raise DataError("source", "holds no image of its classes", "check the path, and source.class_names")
     if good == 0 or len(bad) > spec.images.max_bad_fraction * total:
         limit = "" if good == 0 else f", images.max_bad_fraction is {spec.images.max_bad_fraction:g}"
         told = counted(Counter(entry.reason for entry in bad))

@@ -26,7 +26,7 @@ def to_parquet(table: pa.Table, schema: pa.Schema) -> bytes:
     """The bytes of a Parquet file with the columns of `schema`, the same for wide and narrow tables."""
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
-        for start in range(0, table.num_rows, ROW_GROUP):
+        for start in range(0, max(1, table.num_rows), ROW_GROUP):
             rows = table.slice(start, ROW_GROUP)
             if rows.schema != schema:  # a slice keeps offsets that `string` has not
                 rows = rows.take(pa.array(range(rows.num_rows))).cast(schema)

@@ -167,6 +167,8 @@ class LabelledFolder(ABC):
         labels = self._metadata.labels(numbers=chosen and not any(map(str.isdecimal, self._labels.chosen or ())))
         for name, entry in self._below(""):
             own = labels.pop(name, None)
+            if name.partition("/")[0] == self._labels.leave_out:
+                continue
             if isinstance(own, BadImage):
                 yield Rejected(encode_name(name), own.reason, own.detail)
             elif own is not None:

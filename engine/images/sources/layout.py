@@ -118,6 +118,8 @@ def _refuse(root: Root, folders: Sequence[str], parts: Sequence[Part], where: st
 
 
 def _fix(root: Root, parts: Sequence[Part], where: str) -> str:
+    if where == "source.dataset":
+        return "fetch it and name its folders with kind: folder"
     ranks = (
         ("test", "validation", None, "train") if where.endswith("test_path") else ("train", None, "validation", "test")
     )

@@ -172,6 +172,18 @@ def test_a_test_set_without_a_good_image_is_refused(ray_cluster: None, tmp_path:
         build(spec_of(folder(root, test_path=str(test))), tmp_path / "out")
 
 
+def test_two_classes_of_ten_may_be_chosen(ray_cluster: None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    data = [{"bytes": save(Image.fromarray(picture(rng, 8, 8)), "PNG"), "path": ""} for _ in range(40)]
+    pq.write_table(pa.table({"image": data, "label": [f"c{i % 10}" for i in range(40)]}), tmp_path / "x.parquet")
+    source = {"kind": "parquet", "path": str(tmp_path / "x.parquet"), "class_names": ["c7", "c2"]}
+    made, store = build(spec_of(source, images={"size": 8}, split={"test": 0}), tmp_path / "out")
+    rows = made.table.to_pylist()
+    assert {(row["row"] % 10, row["class_name"], row["label"]) for row in rows} == {(7, "c7", 0), (2, "c2", 1)}
+    assert {row["reason"] for row in quarantine(store).values()} == {"unknown_label"}
+    assert (len(rows), made.quarantined) == (8, 32)
+
+
 def facts_of(pixels: list[str], codes: list[int], sets: list[str], keys: list[str]) -> pa.Table:
     """What inspection would say of good images."""
     known: dict[str, list[Any]] = {"set": sets, "key": keys, "code": codes, "uri": keys}

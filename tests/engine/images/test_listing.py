@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.errors import ConfigError, DataError
 from engine.images.listing import Listing
+from engine.images.splits import planned_labels
 from engine.spec import RunSpec, validate
-from tests.support.images import mixed_folder, plain_folder
+from engine.spec.models import SplitSpec
+from tests.support.images import mixed_folder, plain_folder, save
 
 
 def spec_of(path: Path, *, seed: int = 0, **source: object) -> RunSpec:
@@ -66,6 +71,52 @@ def test_limit_counts_what_is_refused_early_too(tmp_path: Path) -> None:
     made = mixed_folder(tmp_path / "set", per_class=60, bad=0.3)
     assert len(keys(spec_of(made.path))) == 180
     assert len(keys(spec_of(made.path, limit=90))) == 90
+
+
+def tar(path: Path, labels: list[str]) -> str:
+    image = save(Image.new("RGB", (16, 16)), "PNG")
+    with tarfile.open(path, "w") as file:
+        for i, label in enumerate(labels):
+            for name, data in ((f"{i:03d}.png", image), (f"{i:03d}.cls", label.encode())):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                file.addfile(member, io.BytesIO(data))
+    return str(path)
+
+
+def test_labels_of_a_test_set_are_classes_of_the_main_set(tmp_path: Path) -> None:
+    main = tar(tmp_path / "main.tar", ["grey wolf", "red fox"] * 4)
+
+    def checked(labels: list[str], **more: object) -> Listing:
+        section = {"kind": "webdataset", "path": main, "test_path": tar(tmp_path / "x.tar", labels), **more}
+        listing = Listing(validate({"name": "t", "source": section, "images": {"size": 16}, "split": {"test": 0}}))
+        listing.check(SplitSpec(test=0))
+        return listing
+
+    for labels, near in ((["grey_wolf", "red fox"], "grey wolf"), (["Red Fox"], "red fox"), (["redfox"], "red fox")):
+        with pytest.raises(DataError, match=f"source.test_path: label .* is no class of the main set .*it is '{near}'"):
+            checked(labels)
+    with pytest.raises(DataError, match="take these images out, or add the class"):
+        checked(["red fox", "5"])
+    assert not checked(["red fox"]).bad
+    chosen = checked(["red fox", "grey wolf", "lynx"], class_names=["red fox", "grey wolf"])
+    assert [c.code for group in chosen.groups() for c in group if c.set] == [0, 1]
+    assert [bad.reason for bad in chosen.bad] == ["unknown_label"]
+    with pytest.raises(DataError, match="there it is 'red fox'"):
+        checked(["Red fox", "grey wolf"], class_names=["red fox", "grey wolf"])
+
+
+def test_a_test_set_with_no_image_is_no_reason_to_split_the_main_one(tmp_path: Path) -> None:
+    main = tar(tmp_path / "main.tar", ["a", "b", "c"] * 4)
+    section = {
+        "kind": "webdataset",
+        "path": main,
+        "test_path": tar(tmp_path / "x.tar", ["c"]),
+        "class_names": ["a", "b"],
+    }
+    spec = validate({"name": "t", "source": section, "images": {"size": 16}})
+    with pytest.raises(DataError, match=r"no image of the test set can be used \(unknown_label 1\)"):
+        planned_labels(spec)
 
 
 def test_one_class_or_no_label_is_no_set(tmp_path: Path) -> None:

@@ -98,6 +98,20 @@ def test_an_image_folder_from_the_cache(hub_cache: Path) -> None:
     assert {f"train/{ref.key}": read[i] for i, ref in enumerate(refs)} == files
 
 
+def test_an_image_folder_with_a_metadata_file_from_the_cache(hub_cache: Path) -> None:
+    for part in ("train", "test"):
+        names = [f"{i}.png" for i in range(4)]
+        files = {f"{part}/{name}": save(Image.fromarray(picture(RNG, 12, 12)), "PNG") for name in names}
+        rows = "".join(f"{name},{NAMES[i % 2]}\n" for i, name in enumerate(names))
+        files[f"{part}/metadata.csv"] = f"file_name,label\n{rows}".encode()
+        cache(hub_cache, files, dataset=f"me/{part}")
+    for part in ("train", "test"):
+        made = open_sets(source(dataset=f"me/{part}", split=part), IMAGES)[""]
+        made.check()
+        refs = [ref for group in made.scan() for ref in group]
+        assert {ref.key: ref.label for ref in refs} == {f"{i}.png": NAMES[i % 2] for i in range(4)}
+
+
 def test_what_is_not_cached_is_said(hub_cache: Path) -> None:
     with pytest.raises(NotCached, match="not in the local cache"):
         open_sets(source(), IMAGES)

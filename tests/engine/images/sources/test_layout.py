@@ -13,8 +13,11 @@ from engine.errors import DataError
 from engine.images.listing import Listing
 from engine.images.sources import open_sets
 from engine.images.sources.layout import check_files, role
+from engine.images.splits import planned_labels
 from engine.spec import RunSpec, validate
 from engine.spec.models import FolderSource, ImagesSpec
+from tests.support import s3
+from tests.support.buckets import upload
 from tests.support.images import save
 
 CLASSES = ("lake", "moor", "wood")
@@ -80,6 +83,24 @@ def test_parts_are_refused_and_the_settings_read_them_right(tree: str, tmp_path:
     read = labels(spec_of("folder", found[1], **({"test_path": found[2]} if found[2] else {})))
     assert read[""] == set(CLASSES)
     assert all(own <= set(CLASSES) for own in read.values())
+
+
+def test_a_store_says_the_same(tmp_path: Path, s3_endpoint: str) -> None:
+    root = make(tmp_path / "set", *below("train", "test", "pred"))
+    with s3.environment(s3_endpoint):
+        url = upload(root, f"s3://{s3.make_bucket(s3_endpoint)}/set")
+        messages = []
+        for place in (str(root), url):
+            with pytest.raises(DataError, match="holds parts of a set") as caught:
+                labels(spec_of("folder", place))
+            messages.append(str(caught.value).replace(place, "SET"))
+            read = labels(spec_of("folder", f"{place}/train", test_path=f"{place}/test"))
+            assert read == {"": set(CLASSES), "test": set(CLASSES)}
+            chosen = {"class_names": ["pred", "train"], "test_path": f"{place}/test"}
+            assert labels(spec_of("folder", place, class_names=["pred", "train"])) == {"": {"pred", "train"}}
+            with pytest.raises(DataError, match=r"no class of|holds no|no image of"):
+                planned_labels(spec_of("folder", place, **chosen))
+        assert messages[0] == messages[1]
 
 
 def test_named_classes_are_classes(tmp_path: Path) -> None:

@@ -117,6 +117,15 @@ def test_another_column_and_a_test_set(tmp_path: Path) -> None:
     assert found(made["test"]) == found(made[""]) == dict(zip(NAMES, ["cat", "dog", "dog", "cat"], strict=False))
 
 
+def test_a_test_set_below_the_main_one_is_no_part_of_it(tmp_path: Path) -> None:
+    pictures(tmp_path, [*NAMES[:4], *(f"held/{name}" for name in NAMES[:4])])
+    write(tmp_path, "csv", NAMES[:4], ["cat", "dog", "dog", "cat"])
+    write(tmp_path / "held", "csv", NAMES[:4], ["dog", "dog", "cat", "cat"])
+    made = source(tmp_path, test_path=str(tmp_path / "held"))
+    assert found(made[""]) == dict(zip(NAMES, ["cat", "dog", "dog", "cat"], strict=False))
+    assert found(made["test"]) == dict(zip(NAMES, ["dog", "dog", "cat", "cat"], strict=False))
+
+
 def test_labels_that_contradict_class_folders_are_refused(tmp_path: Path) -> None:
     names = ["cat/0.png", "cat/1.png", "dog/0.png"]
     pictures(tmp_path, names)

@@ -12,8 +12,8 @@ import pytest
 from engine.errors import MimeoError
 from engine.images import catalog as catalogs
 from engine.images.arrangement import SCHEMA
-from engine.images.columns import to_parquet
 from engine.images.catalog import Catalog
+from engine.images.columns import to_parquet
 from engine.spec import RunSpec
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
