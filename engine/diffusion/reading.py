@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +24,23 @@ class Read:
 
 
 class Readers:
-    """The tokenizers of a generator with the lengths that they cut at, start and end of the text included; none for a DiT."""
+    """A generator's tokenizers and the `lengths` that they cut at, start and end of the text included; none for a DiT.
 
-    def __init__(self, tokenizers: Mapping[str, tuple[Any, int]]) -> None:
-        self.lengths = {name: length for name, (_, length) in tokenizers.items()}
-        self._backends = {name: tokenizer.backend_tokenizer for name, (tokenizer, _) in tokenizers.items()}
-        for backend in self._backends.values():
+    `load` gives a tokenizer by its name, where a prompt may be too long for one.
+    """
+
+    def __init__(self, lengths: Mapping[str, int], load: Callable[[str], Any]) -> None:
+        self.lengths = dict(lengths)
+        self._load = load
+        self.lost = lru_cache(REMEMBERED)(lambda prompt: self.read([prompt])[0].lost)
+
+    @cached_property
+    def _backends(self) -> dict[str, Any]:
+        found = {name: self._load(name).backend_tokenizer for name in self.lengths}
+        for backend in found.values():
             backend.no_truncation()
             backend.no_padding()
-        self.lost = lru_cache(REMEMBERED)(lambda prompt: self.read([prompt])[0].lost)
+        return found
 
     def read(self, prompts: Sequence[str]) -> list[Read]:
         """What is read of each prompt."""
@@ -64,24 +72,17 @@ class Readers:
 
 
 def of_folder(folder: Path) -> Readers:
-    """Those of a checked diffusers directory; imports transformers, not torch."""
-    import transformers
-
+    """Those of a checked diffusers directory; transformers is imported at the first long prompt, torch never."""
     index = layout.read_index(folder)
-    names = index.named("tokenizer")
-    lengths = {name: index.family.parts[name].length or _length(folder, name) for name in names}
-    shared = min((lengths[name] for name in names if index.family.parts[name].length is None), default=0)
-    return Readers(
-        {
-            name: (
-                getattr(transformers, index.family.parts[name].classes[0]).from_pretrained(
-                    folder / name, local_files_only=True
-                ),
-                index.family.parts[name].length or shared,
-            )
-            for name in names
-        }
-    )
+    parts = {name: index.family.parts[name] for name in index.named("tokenizer")}
+    positions = min((_length(folder, name) for name, part in parts.items() if part.length is None), default=0)
+
+    def load(name: str) -> Any:
+        import transformers
+
+        return getattr(transformers, parts[name].classes[0]).from_pretrained(folder / name, local_files_only=True)
+
+    return Readers({name: part.length or positions for name, part in parts.items()}, load)
 
 
 def _length(folder: Path, tokenizer: str) -> int:

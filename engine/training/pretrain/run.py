@@ -96,10 +96,10 @@ def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
 def readers(spec: RunSpec, captions: Captions) -> Readers:
     """The tokenizer that the generator will have, learnt from these prompts; none where it is told classes only."""
     if spec.pretrain.denoiser == "dit":
-        return Readers({})
+        return Readers({}, lambda name: None)
     template, length = spec.conditions.prompt, spec.pretrain.text_length
     texts = [*captions.prompts(template), *(fill(template, name, "") for name in captions.class_names)]
-    return Readers({"tokenizer": (train_tokenizer(texts, length), length)})
+    return Readers({"tokenizer": length}, lambda name: train_tokenizer(texts, length))
 
 
 def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:

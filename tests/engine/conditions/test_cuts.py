@@ -22,13 +22,13 @@ TEN = "a thin bold slanted left right a thin bold left"  # one token a word; 14 
 
 @pytest.fixture(scope="module")
 def clip() -> Readers:
-    return Readers({"tokenizer": (make_tokenizer(16), 16)})
+    return Readers({"tokenizer": 16}, lambda name: make_tokenizer(16))
 
 
 @pytest.fixture(scope="module")
 def two() -> Readers:
     """A short reader and a long one, as CLIP and T5 are."""
-    return Readers({"tokenizer": (make_tokenizer(16), 16), "tokenizer_3": (make_tokenizer(64), 40)})
+    return Readers({"tokenizer": 16, "tokenizer_3": 40}, lambda name: make_tokenizer(16))
 
 
 def asking(prompt: str, **generate: Any) -> RunSpec:
@@ -44,7 +44,9 @@ def told(*pairs: tuple[int, str]) -> Captions:
 def test_nothing_is_told_where_nothing_is_cut(clip: Readers) -> None:
     found = cuts.check(clip, asking("photo of {class}, {caption}"), told((0, ""), (1, "thin"), (2, "bold left")))
     assert (found.prompts, found.cut, found.by_tokenizer, found.lines) == (3, 0, {}, [])
-    assert cuts.check(Readers({}), asking(f"{TEN} {TEN} {{class}}"), told((0, ""), (1, ""))).lines == []  # a DiT
+    assert (
+        cuts.check(Readers({}, make_tokenizer), asking(f"{TEN} {TEN} {{class}}"), told((0, ""), (1, ""))).lines == []
+    )  # a DiT
 
 
 def test_images_are_counted_not_prompts_and_by_tokenizer(two: Readers) -> None:

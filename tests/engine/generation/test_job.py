@@ -17,9 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from transformers import CLIPTokenizer
 
-from engine.conditions import table
 from engine.errors import ClusterError, ConfigError, DataError, StorageError
 from engine.generation import job, pool
 from engine.generation.meter import cpu_name
@@ -278,54 +276,6 @@ def test_a_pool_that_never_moves_ends_in_one_line(
     actor(poison.AsleepActor)
     with pytest.raises(ClusterError, match="nothing moves, after 1 new pools"):
         copy("out").generate()
-
-
-def of_prompt(output: Output, template: str) -> Output:
-    """The same with another prompt, which the conditions' captions fill."""
-    spec = changed(output.spec, "conditions", prompt=template)
-    return dataclasses.replace(output, spec=spec, conditions=table.load(output.store, spec))
-
-
-def test_cut_prompts_are_told_and_noted_in_each_sample(copy: Callable[..., Output]) -> None:
-    long = "photo of digit {class} " + "thin " * 20
-    output = of_prompt(copy("out", {"quality_suffix": " bold", "negative_prompt": "left " * 30, "count": 10}), long)
-    said = Quiet()
-    output.generate(said, here="cpu")
-    assert said.notes[0] == "generate: 40 of 40 prompts are too long and are cut: 40 by tokenizer (16 tokens)"
-    assert said.notes[1] == "generate: the negative prompt is too long and is cut: 16 tokens by tokenizer"
-    tokenizer = CLIPTokenizer.from_pretrained(output.checkpoint.path / "tokenizer")
-    for meta in samples(output):
-        whole = len(tokenizer(meta["prompt"], verbose=False)["input_ids"])
-        assert meta["prompt_cut"] == {"tokenizer": whole - 16}
-        assert whole == 16 + 11
-    found = json.loads(output.store.read("results/prompts.json"))
-    assert (found["prompts"], found["cut"], found["negative"]) == (40, 40, {"tokenizer": 16})
-    assert not verify(output.store).faults
-
-
-def test_samples_of_prompts_that_are_read_whole_say_nothing_of_it(copy: Callable[..., Output]) -> None:
-    output, said = copy("out", {"count": 10}), Quiet()
-    output.generate(said, here="cpu")
-    assert not any("prompts" in note for note in said.notes)
-    assert not any("prompt_cut" in meta for meta in samples(output))
-    assert json.loads(output.store.read("results/prompts.json"))["cut"] == 0
-
-
-def test_a_class_behind_what_is_read_is_refused_before_any_worker(copy: Callable[..., Output]) -> None:
-    output = of_prompt(copy("out"), "thin " * 20 + "digit {class}")
-    with pytest.raises(ConfigError, match=r"conditions\.prompt: puts class '0' behind the 16 tokens that are read"):
-        output.generate(here="cpu")
-    assert not output.store.exists("plan.json")
-
-
-def samples(output: Output) -> list[dict[str, Any]]:
-    """The JSON of every sample, as Python's own tarfile reads it."""
-    found = []
-    for entry in output.store.list("data/"):
-        if entry.name.endswith(".tar"):
-            with tarfile.open(fileobj=io.BytesIO(output.store.read(entry.name))) as tar:
-                found += [json.load(tar.extractfile(m)) for m in tar if m.name.endswith(".json")]
-    return found
 
 
 def test_very_long_plans_put_several_shards_in_a_row() -> None:
