@@ -17,6 +17,7 @@ from engine.diffusion.checkpoint import inspect
 from engine.diffusion.hub import locate
 from engine.errors import ConfigError
 from engine.spec.models import FeatureSpec, ModelSpec
+from tests.support import clips
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -111,7 +112,7 @@ def test_the_root_of_a_cached_repository_names_the_snapshot_to_give(cache: Path,
         inspect(ModelSpec(checkpoint=str(root)), 8)
     assert caught.value.fix == f"name {snapshot}"
     assert inspect(ModelSpec(checkpoint=caught.value.fix.removeprefix("name ")), 8)
-    shutil.copytree(folders["digits"] / "clip", cache / "models--owner--clip" / "snapshots" / COMMIT)
+    clips.write_clip(cache / "models--owner--clip" / "snapshots" / COMMIT)
     with pytest.raises(ConfigError) as caught:
         resolve(FeatureSpec(backend="transformers", path=str(cache / "models--owner--clip")), None)
     assert resolve(FeatureSpec(backend="transformers", path=caught.value.fix.removeprefix("name ")), None).dim
@@ -124,6 +125,7 @@ def test_a_pointer_of_git_lfs_says_how_to_fetch_the_file(tmp_path: Path, folders
     (folder / name).write_text(pointer)
     with pytest.raises(ConfigError, match="is a pointer of Git LFS, not the file itself; run `git lfs install`"):
         inspect(ModelSpec(checkpoint=str(folder)), 8)
-    (folder / "clip" / "model.safetensors").write_text(pointer)
+    clips.write_clip(tmp_path / "clip")
+    (tmp_path / "clip" / "model.safetensors").write_text(pointer)
     with pytest.raises(ConfigError, match="is a pointer of Git LFS"):
-        resolve(FeatureSpec(backend="transformers", path=str(folder / "clip")), None)
+        resolve(FeatureSpec(backend="transformers", path=str(tmp_path / "clip")), None)
