@@ -6,6 +6,7 @@ import argparse
 import copy
 import inspect
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -318,8 +319,17 @@ def markdown(found: list[Outcome]) -> str:
         for config in configs(kind):
             row = ["".join(marks.get((config, sampler, steps), OPEN) for steps in STEPS) for sampler in samplers]
             text.append(f"| {config} | {' | '.join(row)} |")
-    lines = Counter(one.line.partition(": ")[2][:200] for one in found if one.line)
-    text += ["", "## Lines", "", *(f"- {count} times: {line}" for line, count in sorted(lines.items()))]
+    reasons = Counter(
+        re.sub(r"^\S+ (does|cannot run \S+ steps)|<class .*|;.*", r"\1", one.line.partition(": ")[2])
+        for one in found
+        if one.line
+    )
+    text += [
+        "",
+        "## Lines",
+        "",
+        *(f"- {count:,} times: `... {reason.strip()}`" for reason, count in sorted(reasons.items())),
+    ]
     return "\n".join(text) + "\n"
 
 
