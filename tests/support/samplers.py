@@ -6,6 +6,7 @@ import argparse
 import copy
 import inspect
 import json
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -76,10 +77,10 @@ FLOW_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "inverted": ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}),
     "own noise": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
-EQUAL, LOST, FAILS, WRONG = "=", "s", "x", "!"
+EQUAL, LOST, FAILS, WRONG, OPEN = "=", "s", "x", "!", "."
 LEGEND = f"""`{EQUAL}` equal to the stock pipeline within 1 of 255; `{LOST}` refused in one line: the sampler does not take a setting
 that the network was trained under; `{FAILS}` refused in one line: the stock pipeline fails too, or draws what is not finite; `{WRONG}`
-anything else."""
+anything else; `{OPEN}` not drawn yet."""
 
 
 @dataclass(frozen=True)
@@ -316,10 +317,19 @@ def markdown(found: list[Outcome]) -> str:
             "| --- |" + " --- |" * len(samplers),
         ]
         for config in configs(kind):
-            row = ["".join(marks.get((config, sampler, steps), " ") for steps in STEPS) for sampler in samplers]
+            row = ["".join(marks.get((config, sampler, steps), OPEN) for steps in STEPS) for sampler in samplers]
             text.append(f"| {config} | {' | '.join(row)} |")
-    lines = Counter(one.line.partition(": ")[2][:200] for one in found if one.line)
-    text += ["", "## Lines", "", *(f"- {count} times: {line}" for line, count in sorted(lines.items()))]
+    reasons = Counter(
+        re.sub(r"^\S+ (does|cannot run \S+ steps)|<class .*|;.*", r"\1", one.line.partition(": ")[2])
+        for one in found
+        if one.line
+    )
+    text += [
+        "",
+        "## Lines",
+        "",
+        *(f"- {count:,} times: `... {reason.strip()}`" for reason, count in sorted(reasons.items())),
+    ]
     return "\n".join(text) + "\n"
 
 
@@ -334,29 +344,38 @@ def main() -> None:
     parser.add_argument("--write", type=Path, default=Path("docs/samplers.md"), help="where the table goes")
     asked = parser.parse_args()
     if asked.join:
-        found = [Outcome(**one) for path in asked.join for one in json.loads(path.read_text())]
+        found = [one for path in asked.join for one in _read(path)]
     else:
-        found = [
-            one for kind in asked.kind for one in _outcomes(kind, tuple(asked.steps), *map(int, asked.part.split("/")))
-        ]
-    if asked.out:
-        asked.out.write_text(json.dumps([asdict(one) for one in found], indent=0))
-    else:
+        part, parts = map(int, asked.part.split("/"))
+        wanted = [(kind, *cell) for kind in asked.kind for cell in cells(kind, tuple(asked.steps))]
+        found = _outcomes([one for one in wanted if _place(one[2]) % parts == part - 1], asked.out)
+    if asked.out is None:
         asked.write.write_text(markdown(found))
 
 
-def _outcomes(kind: str, steps: tuple[int, ...], part: int, parts: int) -> Iterator[Outcome]:
-    """Of a part of a family's cells, those that are wrong printed."""
+def _outcomes(wanted: list[tuple[str, str, str, int]], out: Path | None) -> list[Outcome]:
+    """Of these cells, those that are wrong printed; what `out` holds already is kept, and what is new written there at once."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()
-    samplers = (schedulers.FLOW if kind == "sd3" else schedulers.DIFFUSION)[part - 1 :: parts]
-    for config, sampler, count in cells(kind, steps):
-        if sampler in samplers:
-            found = outcome(kind, config, sampler, count)
-            if found.mark == WRONG:
-                print(found, flush=True)
-            yield found
+    found = _read(out) if out is not None and out.exists() else []
+    done = {(one.kind, one.config, one.sampler, one.steps) for one in found}
+    for cell in wanted:
+        if cell not in done:
+            found.append(outcome(*cell))
+            if found[-1].mark == WRONG:
+                print(found[-1], flush=True)
+            if out is not None:
+                out.write_text(json.dumps([asdict(one) for one in found], indent=0))
+    return found
+
+
+def _read(path: Path) -> list[Outcome]:
+    return [Outcome(**one) for one in json.loads(path.read_text())]
+
+
+def _place(sampler: str) -> int:
+    return (schedulers.FLOW if sampler in schedulers.FLOW else schedulers.DIFFUSION).index(sampler)
 
 
 if __name__ == "__main__":

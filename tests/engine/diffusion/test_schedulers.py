@@ -164,8 +164,8 @@ def test_what_only_says_how_steps_are_taken_is_told() -> None:
     [
         ("ddim", {"steps_offset": 1}, 1000, "index 1000 is out of bounds"),
         ("pndm", {"steps_offset": 1}, 1000, "index 1000 is out of bounds"),
-        ("dpmsolver++", {}, 1000, "index 1001 is out of bounds"),
-        ("dpmsolver++", {"use_beta_sigmas": True}, 1000, "index 1001 is out of bounds"),
+        ("dpmsolver++", {}, 1000, "the numbers become infinite"),
+        ("dpmsolver++", {"timestep_spacing": "leading"}, 1000, "index 1001 is out of bounds"),
         ("euler", {"beta_schedule": "sigmoid"}, 4, "sigmoid is not implemented"),
         ("sasolver", {"algorithm_type": "dpmsolver"}, 4, "dpmsolver is not implemented"),
         ("ddpm", {"variance_type": "learned_range"}, 4, "unsupported operand"),
