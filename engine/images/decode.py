@@ -148,7 +148,7 @@ def _upright_srgb(data: bytes, image: Image.Image, spec: ImagesSpec) -> Decoded:
     orientation = _orientation(image, notes)  # before loading: Pillow turns a TIFF itself, and forgets the tag
     turn = functools.partial(_turned, orientation=1 if stored_format == "TIFF" else orientation)
     icc = image.info.get("icc_profile")
-    samples = deep.read(data, image, raw, turn) if stored_format in ("PNG", "TIFF") else None
+    samples = deep.read(data, image, raw, turn) if "16" in raw or stored_format == "TIFF" else None
     if samples is not None:
         rgb = flatten_deep(samples, icc, spec.background, notes)
     else:

@@ -49,6 +49,7 @@ EXTENSIONS = {
     "GIF": ("gif",),
     "BMP": ("bmp", "dib"),
 }
+KNOWN_EXTENSIONS = frozenset(extension for extensions in EXTENSIONS.values() for extension in extensions)
 
 
 def explain(data: bytes) -> tuple[str, str]:
@@ -100,7 +101,11 @@ def _explain_text(data: bytes) -> tuple[str, str]:
 def misnamed(name: str, format_name: str) -> str | None:
     """A note when the extension of a file name belongs to another format than its content."""
     stem, dot, extension = name.rpartition(".")
-    known = {e for extensions in EXTENSIONS.values() for e in extensions}
-    if not dot or not stem or extension.lower() not in known or extension.lower() in EXTENSIONS.get(format_name, ()):
+    if (
+        not dot
+        or not stem
+        or extension.lower() not in KNOWN_EXTENSIONS
+        or extension.lower() in EXTENSIONS.get(format_name, ())
+    ):
         return None
     return f"{format_name} named .{extension.lower()}"

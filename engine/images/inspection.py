@@ -67,8 +67,12 @@ def places_of(table: pa.Table) -> list[tuple[str, Place]]:
 
 def pixels_digest(pixels: NDArray[np.uint8]) -> str:
     """SHA-256 (hex) of (H, W, 3) uint8 pixels and their shape."""
-    digest = hashlib.sha256(f"{pixels.shape[0]}x{pixels.shape[1]}:".encode())
-    digest.update(np.ascontiguousarray(pixels).data)
+    return _digest(pixels.shape[0], pixels.shape[1], pixels.tobytes())
+
+
+def _digest(height: int, width: int, pixels: bytes) -> str:
+    digest = hashlib.sha256(f"{height}x{width}:".encode())
+    digest.update(pixels)
     return digest.hexdigest()
 
 
@@ -108,15 +112,15 @@ def _facts(key: str, data: bytes | BadImage, images: ImagesSpec) -> dict[str, An
     except BadImage as bad:
         return facts | {"reason": bad.reason, "detail": bad.detail}
     notes = [*decoded.notes, misnamed(key.rpartition("/")[2], decoded.format)]
-    height, width = decoded.pixels.shape[:2]
+    (width, height), pixels = decoded.image.size, decoded.image.tobytes()
     return facts | {
-        "pixels_sha256": pixels_digest(decoded.pixels),
+        "pixels_sha256": _digest(height, width, pixels),
         "width": width,
         "height": height,
         "mode": decoded.mode,
         "format": decoded.format,
         "notes": "; ".join(note for note in notes if note),
-        "thumbnail": thumbnail(decoded.image),
+        "thumbnail": thumbnail(decoded.image, pixels),
         "reason": "",
         "detail": "",
     }

@@ -22,14 +22,11 @@ SIDE, COARSE = 16, 4
 PRINT_BYTES = (
     SIDE * SIDE + COARSE * COARSE * 3
 )  # grey values of the thumbnail, then its colours at a quarter of the side
-RADIUS = 10  # bits of 64 that may differ
+RADIUS = 8  # bits of 64 that may differ
 ROTATIONS, AHEAD = 16, 8
 CORRELATION, COLOUR_CORRELATION = 0.95, 0.5
-DEVIATIONS, SAMPLE, ENOUGH = (
-    5.0,
-    128,
-    8,
-)  # images of a class that are compared to know it, and the least that tell anything
+DEVIATIONS, SAMPLE, ENOUGH = 5.5, 128, 8  # images of a class that are compared to know it, and the least that tell
+FEW = 64 * 64  # pixels
 FLAT = 2.0  # grey levels: the standard deviation of a thumbnail that shows nothing
 BLOCK = 1 << 15
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -37,6 +34,7 @@ SCRAMBLE = np.random.default_rng(0).permutation(64)  # so that each run of bits 
 
 Ints = NDArray[np.int64]
 Prints = NDArray[np.uint8]
+Thumbnail = tuple[tuple[int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,32 @@ class Similar:
     group: Ints
 
 
-def thumbnail(image: Image.Image) -> bytes:
-    """The SIDE x SIDE RGB pixels that stand for an image: means of areas."""
-    return image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
+def thumbnail(image: Image.Image, pixels: bytes) -> Thumbnail:
+    """What stands for an RGB image with these pixels until `fingerprints`: means of areas, or the pixels themselves if they are few."""
+    width, height = image.size
+    if width % SIDE == height % SIDE == 0 and width * height <= FEW:
+        return image.size, pixels
+    return (SIDE, SIDE), image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
 
 
-def fingerprints(thumbnails: Sequence[bytes]) -> tuple[NDArray[np.uint64], Prints]:
+def _areas(thumbnails: Sequence[Thumbnail]) -> NDArray[np.float32]:
+    """(N, SIDE, SIDE, 3) levels, rounded."""
+    out = np.empty((len(thumbnails), SIDE, SIDE, 3), np.float32)
+    sizes = [size for size, _ in thumbnails]
+    for width, height in set(sizes):
+        rows = [i for i, size in enumerate(sizes) if size == (width, height)]
+        flat = np.frombuffer(b"".join(thumbnails[i][1] for i in rows), np.uint8)
+        lines = flat.reshape(-1, SIDE, height // SIDE, width * 3).sum(2, dtype=np.uint16)
+        sums = lines.reshape(-1, SIDE, SIDE, width // SIDE, 3).sum(3, dtype=np.uint16)
+        out[rows] = np.floor(sums / np.float32(width * height / SIDE**2) + np.float32(0.5))
+    return out
+
+
+def fingerprints(thumbnails: Sequence[Thumbnail]) -> tuple[NDArray[np.uint64], Prints]:
     """The hashes (N,) and the prints (N, PRINT_BYTES) of thumbnails."""
     from scipy.fft import dct
 
-    rgb = np.frombuffer(b"".join(thumbnails), np.uint8).reshape(-1, SIDE, SIDE, 3).astype(np.float32)
+    rgb = _areas(thumbnails)
     grey = np.floor(rgb @ GREY + np.float32(0.5)).astype(np.uint8)
     basis = dct(np.eye(SIDE), axis=0)[:8]
     low = (basis @ grey.astype(float) @ basis.T).reshape(-1, 64)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from engine.errors import DataError
 from engine.evaluation.summary import arm_images, arm_label, bracket, percent
-from engine.images.catalog import QUARANTINED
+from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
 from engine.report import card, evaluation, figures, gallery, matching
 from engine.report.advice import advise
 from engine.report.captions import Review, review
@@ -243,6 +243,8 @@ def _quarantines(facts: Facts) -> list[dict[str, Any]]:
     good = facts.catalog.table.num_rows
     samples = f"Given up after redraws: {sealed.quarantined:,} of {sealed.facts.count:,} planned ({QUARANTINE})."
     images = f"Set aside: {facts.bad_images.total():,}; in the catalog: {good:,} ({QUARANTINED})."
+    if facts.catalog.near_duplicates:
+        images += f" {facts.catalog.near_duplicates.words().capitalize()} ({NEAR_DUPLICATES})."
     return [
         {"title": "Synthetic samples", "unit": "samples", "note": samples, "rows": _reasons(facts.quarantined)},
         {"title": "Real images", "unit": "images", "note": images, "rows": _reasons(facts.bad_images)},

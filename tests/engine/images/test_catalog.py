@@ -23,6 +23,7 @@ from PIL import Image
 from engine.cluster.progress import PlainReporter
 from engine.errors import ClusterError, DataError, MimeoError
 from engine.images import arrangement, catalog
+from engine.images.apart import NearDuplicates
 from engine.images.arrangement import SCHEMA
 from engine.images.catalog import Catalog
 from engine.images.inspection import FACTS
@@ -33,7 +34,7 @@ from engine.storage.store import Store, open_store
 from tests.support.images import mixed_folder, picture, plain_folder, save
 from tests.support.tiers import slow
 
-FILES = (catalog.TABLE, catalog.QUARANTINED, catalog.DONE)
+FILES = (catalog.TABLE, catalog.QUARANTINED, catalog.NEAR_DUPLICATES, catalog.DONE)
 
 
 def spec_of(source: dict[str, object], **more: object) -> RunSpec:
@@ -145,6 +146,42 @@ def test_duplicates_never_cross_splits(ray_cluster: None, tmp_path: Path) -> Non
     assert (made.split("train").num_rows, made.split("validation").num_rows) == (7, 4)
     contents = [set(made.split(name)["pixels_sha256"].to_pylist()) for name in catalog.NAMES]
     assert sum(map(len, contents)) == len(set.union(*contents)) == 17
+
+
+def _lighter(path: Path) -> bytes:
+    """Another file of the same picture: brighter by a little, and a JPEG."""
+    return save(Image.fromarray(np.minimum(np.asarray(Image.open(path)), 245) + 10), "JPEG", quality=95)
+
+
+def test_near_duplicates_never_lie_across_splits(ray_cluster: None, tmp_path: Path) -> None:
+    root, tests = plain_folder(tmp_path / "set", per_class=30), plain_folder(tmp_path / "test", per_class=6, seed=9)
+    for i in range(12):
+        (root / f"a/copy{i:02d}.jpg").write_bytes(_lighter(root / f"a/{i:04d}.png"))
+    for name in ("a", "b"):
+        (root / f"{name}/leak.jpg").write_bytes(_lighter(tests / f"{name}/0002.png"))
+    split = {"validation": 0.25, "test": 0.25}
+    made, store = build(spec_of(folder(root), split=split), tmp_path / "random")
+    listed = pq.read_table(store.local(catalog.NEAR_DUPLICATES)).to_pandas()
+    assert listed.groupby("group")["split"].nunique().max() == 1
+    assert listed.groupby("group")["key"].count().tolist() == [2] * 12
+    counted = json.loads(store.read(catalog.DONE))["near_duplicates"]
+    assert counted == {"images": 24, "groups": 12, "set_aside": 0, "across": 0}
+    assert catalog.load(store).near_duplicates == made.near_duplicates
+    allowed, _ = build(spec_of(folder(root), split=split | {"near_duplicates": "allow"}), tmp_path / "allowed")
+    assert allowed.near_duplicates is not None
+    assert allowed.near_duplicates.across > 0
+    sizes = [{name: one.split(name).num_rows for name in catalog.NAMES} for one in (made, allowed)]
+    assert sizes[0] == sizes[1]
+
+    given, store = build(spec_of(folder(root, test_path=str(tests)), split={"validation": 0.25}), tmp_path / "given")
+    assert given.split("test").num_rows == 12
+    assert given.near_duplicates == NearDuplicates(images=28, groups=14, set_aside=2, across=0)
+    told = {key: (row["reason"], row["duplicate_of"]) for key, row in quarantine(store).items()}
+    assert told == {f"{name}/leak.jpg": ("near_duplicate", f"test:{name}/0002.png") for name in ("a", "b")}
+    old = json.loads(store.read(catalog.DONE))
+    del old["near_duplicates"]
+    store.replace(catalog.DONE, json.dumps(old).encode())
+    assert catalog.load(store).near_duplicates is None
 
 
 def test_real_cifar_with_a_limit(ray_cluster: None, shared_data: Path, tmp_path: Path) -> None:

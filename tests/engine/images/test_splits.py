@@ -12,7 +12,7 @@ from engine.images.splits import NAMES, allocate, apportion, assign, counts, pla
 from engine.spec import validate
 from engine.spec.models import SplitSpec
 
-TRAIN, VALIDATION, TEST = (NAMES.index(name) for name in ("train", "validation", "test"))
+UNUSED, TRAIN, VALIDATION, TEST = (NAMES.index(name) for name in ("unused", "train", "validation", "test"))
 
 
 def digests(n: int, salt: int = 0) -> list[str]:
@@ -131,3 +131,27 @@ def test_planned_labels_of_the_digits() -> None:
     labels, names = planned_labels(spec)
     assert names == tuple("0123456789")
     assert np.array_equal(np.bincount(labels), np.full(10, 10))
+
+
+@pytest.mark.parametrize("train", ["rest", 0.4])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_groups_stay_together_and_counts_stay_exact_where_they_can(share: float, train: str | float) -> None:
+    rng = np.random.default_rng(round(share * 10))
+    for trial in range(60):
+        classes = int(rng.integers(2, 5))
+        labels = np.concatenate([np.arange(classes).repeat(3), rng.integers(0, classes, int(rng.integers(20, 150)))])
+        count = len(labels)
+        group = np.where(rng.random(count) < share, rng.integers(0, count // 3, count), -1)
+        contents = [f"{trial}-{i}" for i in range(count)]
+        given = np.zeros(count, bool)
+        split = SplitSpec(test=0.2, validation=0.1, train=train)
+        plain = assign(split, trial, labels, contents, given, classes)
+        made = assign(split, trial, labels, contents, given, classes, group)
+        for number in np.unique(group[group >= 0]):
+            assert len(set(made[group == number].tolist()) - {UNUSED}) <= 1
+        assert (np.bincount(labels[made == TRAIN], minlength=classes) > 0).all()
+        assert train != "rest" or (made != UNUSED).all()
+        if share == 0:
+            assert np.array_equal(made, plain)
+        if share <= 0.1:
+            assert np.array_equal(np.bincount(made, minlength=4), np.bincount(plain, minlength=4))
