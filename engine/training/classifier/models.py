@@ -138,9 +138,7 @@ def _check_arguments(spec: TrainSpec, kind: type) -> None:
     """Let through what the model's own class takes, nothing of timm's loaders, which open files and the network (ConfigError)."""
     import timm
 
-    taken = {
-        name for base in kind.__mro__ for name in inspect.signature(base.__init__).parameters if base is not object
-    }
+    taken = {name for base in kind.__mro__ for name in inspect.signature(base).parameters if base is not object}
     loaders = (timm.create_model, timm.models.build_model_with_cfg)
     refused = {name for loader in loaders for name in inspect.signature(loader).parameters}
     allowed = sorted(taken - refused - {"self", "args", "kwargs", "num_classes"})
