@@ -52,7 +52,7 @@ def thumbnail(image: Image.Image, pixels: bytes) -> Thumbnail:
     width, height = image.size
     if width % SIDE == height % SIDE == 0 and width * height <= FEW:
         return image.size, pixels
-    return (SIDE, SIDE), image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=2.0).tobytes()
+    return (SIDE, SIDE), image.resize((SIDE, SIDE), Image.Resampling.BOX, reducing_gap=4.0).tobytes()
 
 
 def _areas(thumbnails: Sequence[Thumbnail]) -> NDArray[np.float32]:

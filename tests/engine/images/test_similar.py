@@ -77,7 +77,7 @@ def test_pairs_are_those_of_a_brute_force() -> None:
     apart = (bits[:, None] != bits[None]).sum(-1)
     expected = np.argwhere(np.triu((close > 0.95) & (tinted > 0.5) & (apart <= similar.RADIUS), 1))
     found = similar.find(hashes, own, labels)
-    assert list(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected.tolist()
+    assert np.array_equal(np.stack([found.first, found.second], 1), expected)
     assert np.allclose(found.correlation, close[found.first, found.second], atol=1e-5)
 
 
