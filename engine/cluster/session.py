@@ -253,6 +253,7 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
                 -(-(resources.actors or 1) * max(resources.cpus_per_actor, 0.01) // 1) + 1,
                 resources.train_workers + 1,
             )
+            _shorten_errors(private=True)
             with _private_start():
                 ray.init(
                     num_cpus=int(wanted),
@@ -273,13 +274,16 @@ def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Sto
                 os.environ.pop(name, None)
 
 
-def _shorten_errors() -> None:
-    """Of what Ray prints on a driver about lost nodes and workers keep the first line; the rest is in Ray's logs."""
+def _shorten_errors(private: bool = False) -> None:
+    """Of what Ray prints on a driver about lost nodes and workers keep the first line; the rest is in Ray's logs.
+
+    Of a private Ray nothing is kept: its one node is this machine, and `head.lived` says when it dies.
+    """
     from ray._private import worker
 
     def first_line(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
         text = " ".join(str(data["lines"][0]).partition("\n")[0].split())
-        if "has been marked dead" in text:
+        if "has been marked dead" in text and not private:
             note(f"ray: {text.partition(' because')[0]}", sys.stderr)
 
     worker.print_to_stdstream = first_line
