@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("text", "errors", "spec"),
+    ("text", "errors", "regular", "spec"),
     ("storage",),
     ("cluster",),
     ("images",),

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from engine import regular
 from engine.diffusion import plausible
 from engine.diffusion.layout import MAX_JSON_BYTES, snapshot
 from engine.diffusion.weights import FETCH, POINTER, is_pointer, read_headers
 from engine.errors import ConfigError, StorageError
-from engine.storage import origin, regular
+from engine.storage import origin
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy")
 TOKENIZERS = (

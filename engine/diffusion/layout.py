@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine import regular
 from engine.diffusion.families import ALL, FAMILIES
 from engine.diffusion.families.base import Family
 from engine.diffusion.weights import PICKLED, read_header
 from engine.errors import ConfigError
-from engine.storage import regular
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 STEMS = {

@@ -9,8 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from engine import regular
 from engine.errors import ConfigError
-from engine.storage import origin, regular
+from engine.storage import origin
 
 PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 POINTER = "is a pointer of Git LFS, not the file itself"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from engine import regular
 from engine.errors import ConfigError
 
 MAX_BYTES = 1 << 20
@@ -109,7 +107,7 @@ def read(path: Path) -> Any:
     """Read a YAML file of at most 1 MiB; a directory, a device, a pipe or a binary file is refused, not waited for."""
     where = str(path)
     try:
-        text = read_regular(path, MAX_BYTES).decode("utf-8-sig")
+        text = regular.read(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ConfigError(where, "is not UTF-8 text", "give the path of a YAML recipe") from None
     except (FileNotFoundError, NotADirectoryError):
@@ -117,19 +115,6 @@ def read(path: Path) -> Any:
     except (OSError, ValueError) as error:
         raise ConfigError(where, reason(error), "give the path of a YAML recipe") from None
     return parse(text, where)
-
-
-def read_regular(path: Path, limit: int) -> bytes:
-    """The bytes of a file; OSError where it is no regular file (pipes and devices are not waited for) or larger than `limit`."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "is not a regular file", str(path))
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
-        raise OSError(errno.EFBIG, f"is larger than {limit / 2**20:g} MiB", str(path))
-    return data
 
 
 def reason(error: OSError | ValueError) -> str:

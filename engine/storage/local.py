@@ -8,13 +8,13 @@ import os
 import re
 import shutil
 import socket
-import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from engine import regular
 from engine.errors import StorageError
 from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, is_system, translated
 
@@ -27,19 +27,6 @@ _TEMPORARY = re.compile(re.escape(TEMPORARY) + r"(?P<name>.+)-(?P<host>[A-Za-z0-
 def host() -> str:
     """This machine's name, cut to the letters that temporary names use."""
     return re.sub(r"[^A-Za-z0-9.]", ".", socket.gethostname())[:40] or "localhost"
-
-
-class NotRegularError(OSError):
-    """A pipe, device or folder in the place of a file."""
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """A file for reading; NotRegularError for pipes, devices and folders, which are not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise NotRegularError(errno.EINVAL, "no regular file", str(path))
-    return os.fdopen(descriptor, "rb")
 
 
 class LocalStore:
@@ -85,10 +72,10 @@ class LocalStore:
         path = self._path(name)
         with translated(str(path)):
             try:
-                return open_regular(path)
+                return regular.opened(path)
             except NotADirectoryError:
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path)) from None
-            except NotRegularError:
+            except regular.NotRegularError:
                 raise StorageError(str(path), "is not a regular file", "remove it") from None
 
     def exists(self, name: str) -> bool:

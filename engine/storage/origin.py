@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+from engine import regular
 from engine.errors import StorageError
 from engine.storage import notes
 from engine.storage.base import translated
@@ -108,19 +108,19 @@ def _hash(path: Path, expected: Version) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Path) -> Iterator[BufferedReader]:
     """The file for reading, as it is once others' writes are seen (network file systems look again on opening)."""
     with translated(str(path)):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            file = regular.opened(path)
         except FileNotFoundError:
             raise StorageError(str(path), "is missing", _FIX) from None
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StorageError(str(path), "is not a regular file", _FIX)
+        except regular.NotRegularError as error:
+            raise StorageError(str(path), f"is {error.strerror}", _FIX) from None
+        with file:
             yield file
 
 
-def _version(path: Path, file: io.BufferedReader) -> Version:
+def _version(path: Path, file: BufferedReader) -> Version:
     found = os.fstat(file.fileno())
     return Version(str(path), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

@@ -7,10 +7,10 @@ from typing import NoReturn
 
 import yaml
 
+from engine import regular
 from engine.errors import ConfigError, DataError, MimeoError, OutputInUseError
 from engine.spec import RunSpec, differences, identity, plain, validate
 from engine.spec import yaml as strict_yaml
-from engine.storage.local import open_regular
 from engine.storage.store import Store
 
 SPEC = "spec.yaml"
@@ -61,7 +61,7 @@ def read_spec(store: Store) -> RunSpec:
 def is_output(folder: Path) -> bool:
     """Whether a local folder holds a run of mimeo, going by how its recipe begins."""
     try:
-        with open_regular(folder / SPEC) as stream:
+        with regular.opened(folder / SPEC) as stream:
             return stream.read(len(_HEAD)) == _HEAD.encode()
     except OSError:
         return False

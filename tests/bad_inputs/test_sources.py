@@ -188,7 +188,7 @@ SOURCES = [
     row("tar, label nested 200,000 deep", "a.tar", labels("[" * 200_000), (3,), "no image with a label"),
     row("tar, a pipe", "a.tar", pipe, (3,), "set holds no .tar file"),
     row("tar, a device", "a.tar", device, (3,), "set holds no .tar file"),
-    row("tar, a pipe that is named", "a.tar", pipe, (3,), "no regular file", source="set/a.tar"),
+    row("tar, a pipe that is named", "a.tar", pipe, (3,), "regular file", source="set/a.tar"),
     row("tar, braces for 10^12 names", "a.tar", tar(good()), (3,), "over 100,000", source="set/{0..999999999999}.tar"),
     row("tar, braces that do not close", "a.tar", tar(good()), (3,), "do not close", source="set/{0..9.tar"),
     row("glob with 100 stars", "a.tar", tar(good()), (3,), "Invalid pattern", source=f"set/{'*' * 100}/*.tar"),
@@ -196,16 +196,16 @@ SOURCES = [
     row("parquet, many equal labels", "a.parquet", many_rows, (3,), "10,000,000 rows in"),
     row("parquet, gigabytes in a kilobyte", "a.parquet", padded, (3,), "unpacks from"),
     row("parquet, metadata nested 200,000 deep", "a.parquet", nested, (0,)),
-    row("parquet, a pipe", "a.parquet", pipe, (3,), "no regular file", source="set/a.parquet"),
+    row("parquet, a pipe", "a.parquet", pipe, (3,), "regular file", source="set/a.parquet"),
     row("parquet, a device", "a.parquet", device, (3,), "holds no .parquet file"),
     row("npz, 10^12 labels", "a.npz", npz(train_labels=((10**12,), "<i8", b"")), (3,), "does not fit"),
     row("npz, images past int64", "a.npz", npz(train_images=((2**40, 2**20, 2**20), "|u1", b"")), (3,), "does not fit"),
     row("npz, a negative shape", "a.npz", npz(train_images=((-6, 28, -28), "|u1", bytes(4704))), (3,), "does not fit"),
     row("npz, 3 GB of labels in 3 MB", "a.npz", npz(train_labels=((3000 << 20,), "|u1", 3000)), (3,), "unpack to"),
     row("npz, 3 GB of images in 3 MB", "a.npz", npz(val_images=((3000, 1024, 1024), "|u1", 3000)), (3,), "unpack to"),
-    row("npz, a pipe", "a.npz", pipe, (3,), "no regular file"),
+    row("npz, a pipe", "a.npz", pipe, (3,), "regular file"),
     row("mat, a table that is larger than the set", "a.mat", lambda p: savemat(p, {"usps_all": np.zeros((1 << 17, 257), np.uint8)}, do_compression=True), (3,), "has the shape"),
-    row("mat, a pipe", "a.mat", pipe, (3,), "no regular file"),
+    row("mat, a pipe", "a.mat", pipe, (3,), "regular file"),
 ]  # fmt: skip
 
 

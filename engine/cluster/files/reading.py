@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from engine import regular
 from engine.errors import ConfigError
 from engine.spec import yaml as strict
 
@@ -44,7 +45,7 @@ def read(path: Path) -> list[Any]:
     """The documents of a YAML file, empty ones left out; raises ConfigError with one line."""
     where = str(path)
     try:
-        text = strict.read_regular(path, MAX_BYTES).decode()
+        text = regular.read(path, MAX_BYTES).decode()
     except UnicodeDecodeError:
         raise ConfigError(where, "is not UTF-8 text", "save it as UTF-8") from None
     except (OSError, ValueError) as error:

@@ -15,11 +15,11 @@ from urllib.parse import unquote_to_bytes
 import pyarrow as pa
 from braceexpand import braceexpand
 
+from engine import regular
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.formats import EXTENSIONS
 from engine.storage.base import is_system
-from engine.storage.local import open_regular
 from engine.storage.paths import WILD, RemotePath, check_url, split_wild
 from engine.storage.run import is_output
 from engine.storage.urls import is_remote, normalise
@@ -126,7 +126,7 @@ def decode_name(text: str) -> str:
 
 def open_file(path: Root) -> BinaryIO:
     """A file for reading; OSError for pipes, devices and folders, which are not waited for."""
-    return path.open() if isinstance(path, RemotePath) else open_regular(path)
+    return path.open() if isinstance(path, RemotePath) else regular.opened(path)
 
 
 def find_files(path: str, suffix: str, where: str) -> tuple[Root, list[str]]:

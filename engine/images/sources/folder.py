@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from engine import regular
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.sources.base import (
@@ -22,7 +23,6 @@ from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder,
 from engine.images.sources.layout import looks_like_image
 from engine.images.sources.remotefolder import RemoteFolder
 from engine.spec.models import FolderSource, ImagesSpec
-from engine.storage.local import NotRegularError, open_regular
 from engine.storage.paths import RemotePath, place_of
 from engine.storage.run import is_output
 
@@ -139,9 +139,9 @@ class Folder(LabelledFolder):
 def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
     """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than asked."""
     try:
-        with open_regular(path) as file:
+        with regular.opened(path) as file:
             data = file.read(max_bytes + 1)
-    except NotRegularError:
+    except regular.NotRegularError:
         return BadImage("not_a_file", "no regular file")
     except OSError as error:
         return BadImage("unreadable", error.strerror or type(error).__name__)

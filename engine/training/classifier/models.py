@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine import regular
 from engine.diffusion import weights
 from engine.errors import ConfigError, DataError
 from engine.spec.classifier import TrainSpec
-from engine.storage import regular
 from engine.training.judge_model import Judge
 
 SMALL = 64

@@ -40,7 +40,7 @@ LIES: dict[str, tuple[str, Lie, str]] = {
     "config is a directory": ("vae/config.json", instead(Path.mkdir), "not a regular file"),
     "config nested": ("unet/config.json", lambda path: path.write_text(DEEP), "nested too deep"),
     "config nested a little": ("unet/config.json", setting(extra=json.loads("[" * 50 + "]" * 50)), "nested deeper"),
-    "config of many megabytes": ("unet/config.json", lambda path: path.write_bytes(b" " * 17_000_000), "more than the"),
+    "config of many megabytes": ("unet/config.json", lambda path: path.write_bytes(b" " * 17_000_000), "larger than 16 MiB"),
     "config of many entries": ("unet/config.json", setting(block_out_channels=[8] * 60_000), "60000 entries"),
     "many blocks": ("unet/config.json", setting(block_out_channels=[8] * 40_000), "odd values"),
     "index is a pipe": ("model_index.json", instead(os.mkfifo), "not a diffusers directory"),

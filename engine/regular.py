@@ -6,8 +6,25 @@ import errno
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+
+class NotRegularError(OSError):
+    """A pipe, device or folder in the place of a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "not a regular file", str(path))
+
+
+def opened(path: Path) -> BufferedReader:
+    """The file for reading, links followed; NotRegularError where it is none, other OSErrors as `open`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotRegularError(path)
+    return os.fdopen(descriptor, "rb")
 
 
 def check(path: Path, limit: int | None = None) -> os.stat_result:
@@ -16,16 +33,20 @@ def check(path: Path, limit: int | None = None) -> os.stat_result:
         facts = path.stat()
     except ValueError as error:  # a NUL in the name
         raise OSError(errno.EINVAL, str(error), str(path)) from None
-    return _fitting(path, facts, limit)
+    if not stat.S_ISREG(facts.st_mode):
+        raise NotRegularError(path)
+    if limit is not None and facts.st_size > limit:
+        raise _too_large(path, limit)
+    return facts
 
 
 def read(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes; OSError with its reason in `strerror` otherwise."""
-    check(path, limit)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        _fitting(path, os.fstat(descriptor), limit)
-        return file.read(limit + 1)
+    with opened(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise _too_large(path, limit)
+    return data
 
 
 def read_json(path: Path, limit: int) -> Any:
@@ -42,9 +63,5 @@ def irregular(folder: Path) -> Path | None:
     return next((path for path in entries if path.exists() and not (path.is_file() or path.is_dir())), None)
 
 
-def _fitting(path: Path, facts: os.stat_result, limit: int | None) -> os.stat_result:
-    if not stat.S_ISREG(facts.st_mode):
-        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
-    if limit is not None and facts.st_size > limit:
-        raise OSError(errno.EFBIG, f"it has {facts.st_size} bytes, more than the {limit} that it may have", str(path))
-    return facts
+def _too_large(path: Path, limit: int) -> OSError:
+    return OSError(errno.EFBIG, f"larger than {limit / 2**20:g} MiB", str(path))
