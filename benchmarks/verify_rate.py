@@ -22,7 +22,8 @@ from benchmarks import pairs
 from benchmarks.shard_writing import samples
 from engine.shards import manifest, records
 from engine.shards.names import PLAN, PlanFacts, tar_path
-from engine.shards.verify import CHUNK, verify
+from engine.shards.seal import CHUNK
+from engine.shards.verify import verify
 from engine.shards.writer import ShardBuilder
 from engine.spec import canonical_json
 from engine.storage.store import Store, open_store

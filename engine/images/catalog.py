@@ -45,14 +45,11 @@ DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")
 
 
 class Done(TypedDict):
-    """`catalog/_done.json`: what the finished catalog holds."""
+    """What is read of `catalog/_done.json`."""
 
     class_names: list[str]
     digest: str
-    images: int
     quarantined: int
-    reasons: dict[str, int]
-    splits: dict[str, int]
     near_duplicates: NotRequired[dict[str, int]]
 
 

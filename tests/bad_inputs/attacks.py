@@ -7,6 +7,7 @@ The tables beside this file hold the rows by kind. A new kind is a list of `Atta
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -142,6 +143,8 @@ def _command(
     before: Callable[[], object] | None,
 ) -> None:
     """The process of one command: as from a shell, but that Python and its modules are loaded."""
+    for module in PRELOADED:  # an earlier test's server may not have them
+        importlib.import_module(module)
     from pipelines.cli import execute
 
     for number, name in ((1, "out"), (2, "err")):

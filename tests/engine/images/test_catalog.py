@@ -273,7 +273,13 @@ def test_a_catalog_past_the_reach_of_narrow_columns_is_the_same(
         part = catalog.restrict(again, again.split("train")["key"].to_pylist()[:5])
         held = catalog.withheld(part)
         made.append(
-            (whole.digest, [store.read(name) for name in FILES], part.digest, held.digest, table["key"].to_pylist())
+            (
+                whole.digest,
+                [store.read(name) for name in FILES if name != catalog.NEAR_DUPLICATES],
+                part.digest,
+                held.digest,
+                table["key"].to_pylist(),
+            )
         )
         assert table.schema.field("key").type == (pa.string() if most > 1_000 else pa.large_string())
     assert made[0] == made[1]

@@ -8,10 +8,12 @@ from typing import Any
 
 import diffusers
 import pytest
+import torch
 
 from engine.diffusion import checkpoint
 from engine.diffusion.checkpoint import Checkpoint
 from engine.spec.models import ModelSpec
+from engine.storage.origin import owned
 from tests.support.families import SIZE, WRITERS, write_family
 
 
@@ -40,6 +42,9 @@ def stock(family_folders: dict[str, Path]) -> Callable[[str], Any]:
         loader = getattr(diffusers, names.get(kind, "StableDiffusion3Pipeline"))
         pipeline = loader.from_pretrained(family_folders[kind], **more.get(kind, {}))
         pipeline.set_progress_bar_config(disable=True)
+        for part in pipeline.components.values():  # the place of numbers in memory decides their last bits on a CPU
+            if isinstance(part, torch.nn.Module):
+                owned(part)
         return pipeline
 
     return open_pipeline
