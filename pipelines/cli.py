@@ -139,9 +139,9 @@ def execute(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort) as error:
         if isinstance(error.__cause__, EOFError):  # typer takes any end of a file for the end of standard input
             return _unexpected(error.__cause__)
-        return _fail("stopped; the same command goes on from here", 130)
+        return _fail(*STOPPED)
     except Terminated:
-        return _fail("terminated; the same command goes on from here", 143)
+        return _fail(*TERMINATED)
     except Unread:
         return UNREAD
     except SystemExit as error:
@@ -155,8 +155,20 @@ def execute(arguments: Sequence[str] | None = None) -> int:
         return _unexpected(error)
 
 
+STOPPED = "stopped; the same command goes on from here", 130
+TERMINATED = "terminated; the same command goes on from here", 143
+
+
 def _unexpected(error: Exception) -> int:
-    """One line for what no verb expects: a system call, Ray or memory that failed, else a fault with its log file."""
+    """One line for what no verb expects: a system call, Ray or memory that failed, else a fault with its log file.
+
+    What fails while a signal ends the work, such as a lock that was being waited for, is that signal.
+    """
+    before = error.__context__
+    while before is not None:
+        if isinstance(before, KeyboardInterrupt | Terminated):
+            return _fail(*(TERMINATED if isinstance(before, Terminated) else STOPPED))
+        before = before.__context__
     known = as_expected(error, "a file" if settle() else "standard output")
     if known is not None:
         return _refused(known)

@@ -21,11 +21,13 @@ from engine.generation.worker import record_of
 from engine.shards import manifest, records
 from engine.shards.names import PLAN, PlanFacts
 from engine.spec import RunSpec, canonical_json, differences, sample_key, spec_hash
+from engine.storage import notes
 from engine.storage.parallel import mapped
 from engine.storage.store import Store
 
 if TYPE_CHECKING:
     from engine.cluster.progress import Reporter
+    from engine.conditions.cuts import Cuts
     from engine.conditions.table import Conditions
     from engine.diffusion.checkpoint import Checkpoint
     from engine.images.catalog import Catalog
@@ -70,14 +72,14 @@ def generate(
     """
     began = time.monotonic()
     from engine.conditions import cuts
-    from engine.diffusion import classes, reading
+    from engine.diffusion import classes
     from engine.diffusion.checkpoint import check_generate
 
     plan = Plan(spec, conditions.labels, conditions.class_names)
     facts = PlanFacts(spec.name, plan.count, plan.shard_size, spec_hash(spec))
     digest = check(spec, checkpoint, lora)
     numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)
-    read = cuts.check(reading.of_folder(checkpoint.path), spec, conditions)
+    read = _cuts(spec, checkpoint, conditions)
     _begin(store, _plan_json(spec, facts, checkpoint, digest, replace(conditions, class_numbers=numbers), catalog))
     for setting in check_generate(checkpoint, spec.generate):
         reporter.note(f"{spec.generate.scheduler} leaves out {setting}, which the checkpoint's scheduler sets")
@@ -138,6 +140,18 @@ def _make(
                 watch.add(record)
                 budget.add(record.planned, [entry.reason for entry in record.quarantined])
     attempts.clear(store)
+
+
+def _cuts(spec: RunSpec, checkpoint: Checkpoint, conditions: Conditions) -> Cuts:
+    """What is cut of the prompts, as `cuts.check` has it; a node counts the same prompts for the same tokenizers once."""
+    from engine.conditions import cuts
+    from engine.diffusion import reading
+
+    key = {"checkpoint": checkpoint.digest, "conditions": conditions.digest(), "prompt": spec.conditions.prompt}
+    key |= {"suffix": spec.generate.quality_suffix, "negative": spec.generate.negative_prompt, "format": 1}
+    readers = reading.of_folder(checkpoint.path)
+    found = notes.found("prompts", key, lambda: cuts.check(readers, spec, conditions).model_dump(mode="json"))
+    return cuts.Cuts.model_validate(found)
 
 
 def _scorer_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
