@@ -120,10 +120,12 @@ def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:
     family.check_generate(generate)
     config = family.scheduler_config(layout.read_json(layout.config_file(checkpoint.path, "scheduler")))
     settings = {"scheduler": name, "steps": generate.num_inference_steps, "strength": generate.strength}
-    key = {**settings, "config": config, "versions": _versions(), "format": 2}
+    key = {**settings, "config": config, "versions": _versions(), "counts_steps": family.counts_steps, "format": 3}
     noted = notes.read("sampling", key)
     if not isinstance(noted, list):
-        schedulers.check_steps(name, config, generate.num_inference_steps, generate.strength)
+        schedulers.check_steps(
+            name, config, generate.num_inference_steps, generate.strength, counts_steps=family.counts_steps
+        )
         noted = schedulers.left_out(name, config)
         notes.write("sampling", key, noted)
     return [str(setting) for setting in noted]

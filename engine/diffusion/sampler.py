@@ -81,7 +81,13 @@ class Sampler:
     def __init__(self, pipeline: Any, generate: GenerateSpec, how: FastSpec | None = None) -> None:
         self._family, config = families.of(pipeline), pipeline.scheduler.config
         schedulers.check_kind(generate.scheduler, self._family.flow, self._family.name)
-        schedulers.check_steps(generate.scheduler, config, generate.num_inference_steps, generate.strength)
+        schedulers.check_steps(
+            generate.scheduler,
+            config,
+            generate.num_inference_steps,
+            generate.strength,
+            counts_steps=self._family.counts_steps,
+        )
         self._generate = generate
         self._from_image = generate.strength < 1
         scheduler = schedulers.make(generate.scheduler, config)
@@ -228,7 +234,9 @@ class Sampler:
         asked, config = self._generate, self.pipeline.scheduler.config
         for number in range(1, asked.num_inference_steps):
             with suppress(ConfigError):
-                schedulers.check_steps(asked.scheduler, config, number, asked.strength)
+                schedulers.check_steps(
+                    asked.scheduler, config, number, asked.strength, counts_steps=self._family.counts_steps
+                )
                 return number
         return asked.num_inference_steps
 

@@ -161,10 +161,13 @@ def _defaults() -> dict[str, dict[str, Any]]:
     return {kind: {key: p.default for key, p in taken.items() if key != "self"} for kind, taken in kinds.items()}
 
 
-def check_steps(name: str, config: Mapping[str, Any], num_inference_steps: int, strength: float) -> int:
+def check_steps(
+    name: str, config: Mapping[str, Any], num_inference_steps: int, strength: float, *, counts_steps: bool = False
+) -> int:
     """How many steps a sampling of `strength` runs (`int(steps * strength)`); ConfigError where that is none or too many.
 
-    Runs them all on four numbers, so that what the sampler cannot do is known before a GPU is used.
+    Runs them all on four numbers, so that what the sampler cannot do is known before a GPU is used. `counts_steps` is that
+    of the family.
     """
     run = min(int(num_inference_steps * strength), num_inference_steps)
     if run < 1:
@@ -172,7 +175,7 @@ def check_steps(name: str, config: Mapping[str, Any], num_inference_steps: int, 
         raise ConfigError("generate.strength", what, "raise strength or num_inference_steps")
     left_out(name, config)
     try:
-        finite = _rehearse(make(name, config), num_inference_steps, run)
+        finite = _rehearse(make(name, config), num_inference_steps, run, counts_steps)
         why = "" if finite else "the numbers become infinite"
     except Exception as error:  # whatever a sampler does with another one's settings
         why = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
@@ -184,7 +187,7 @@ def check_steps(name: str, config: Mapping[str, Any], num_inference_steps: int, 
     return run
 
 
-def _rehearse(scheduler: Any, num_inference_steps: int, run: int) -> bool:
+def _rehearse(scheduler: Any, num_inference_steps: int, run: int, counts_steps: bool) -> bool:
     """Sample one latent pixel as the stock pipelines do, from the last `run` steps on; whether it stays finite."""
     import torch
 
@@ -192,7 +195,7 @@ def _rehearse(scheduler: Any, num_inference_steps: int, run: int) -> bool:
     takes = inspect.signature(scheduler.set_timesteps).parameters
     scheduler.set_timesteps(num_inference_steps, **{key: value for key, value in options.items() if key in takes})
     first = (num_inference_steps - run) * scheduler.order
-    if first and hasattr(scheduler, "set_begin_index"):  # from noise, samplers find the first step by its time
+    if (first or counts_steps) and hasattr(scheduler, "set_begin_index"):  # else the sampler finds it by its time
         scheduler.set_begin_index(first)
     generator = torch.Generator().manual_seed(0)
     takes = inspect.signature(scheduler.step).parameters

@@ -137,9 +137,10 @@ def _drawn(kind: str, name: str, settings: dict[str, Any], sampler: str, steps: 
 def _compared(kind: str, name: str, plain: dict[str, Any], sampler: str, steps: int) -> tuple[str, int | None, str]:
     guidance = 1.0 if kind == "dit" and sampler in NOISY else 2.0
     generate = GenerateSpec(scheduler=sampler, num_inference_steps=steps, guidance_scale=guidance, visual_token="none")
-    config = families.of(_pipeline(kind, name, plain, steps)).scheduler_config(plain)
+    family = families.of(_pipeline(kind, name, plain, steps))
+    config = family.scheduler_config(plain)
     try:
-        schedulers.check_steps(sampler, config, steps, 1.0)  # as before the run, from the file
+        schedulers.check_steps(sampler, config, steps, 1.0, counts_steps=family.counts_steps)  # as before the run
     except ConfigError as error:
         with suppress(Exception):
             if np.isfinite(_stock(kind, name, plain, sampler, steps, guidance)).all():

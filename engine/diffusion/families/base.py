@@ -45,7 +45,8 @@ class Family(Protocol):
 
     `pipelines`: the classes that an index may name, the stock text-to-image (or class-to-image) one first; `parts`: the
     components by name; `settings`: plain entries of the index that the pipeline's constructor takes; `flow`: trained by flow
-    matching, so that only its samplers apply. Nothing here imports torch before it needs it.
+    matching, so that only its samplers apply; `counts_steps`: from noise too, the stock pipeline tells the sampler its first
+    step, which samplers find by its time otherwise (where steps have equal times, the second). Nothing here imports torch before it needs it.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Family(Protocol):
     parts: Mapping[str, Part]
     settings: tuple[str, ...]
     flow: bool
+    counts_steps: bool
     adapters: Adapters
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:

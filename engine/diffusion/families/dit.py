@@ -56,6 +56,7 @@ class Dit:
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ("id2label",)
     flow = False
+    counts_steps = False
     adapters: Adapters = Plain("transformer")
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:

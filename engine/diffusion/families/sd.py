@@ -56,6 +56,7 @@ class StableDiffusion:
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ()
     flow = False
+    counts_steps = False
     adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:

@@ -99,6 +99,7 @@ class StableDiffusion3(StableDiffusionXl):
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ()
     flow = True
+    counts_steps = False
     adapters: Adapters = Stock("StableDiffusion3Pipeline", ("transformer", "text_encoder", "text_encoder_2"))
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class StableDiffusionXl(StableDiffusion):
     pipelines: tuple[str, ...] = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ("force_zeros_for_empty_prompt",)
+    counts_steps = True
     adapters: Adapters = Stock("StableDiffusionXLPipeline", ("unet", "text_encoder", "text_encoder_2"), blocks=True)
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:

@@ -238,3 +238,11 @@ def test_a_sample_is_the_same_in_any_batch(pipeline: Any, name: str, strength: f
     assert np.abs(together - backwards).max() <= 2
     assert np.abs(together[0] - alone[0]).max() <= 2
     assert np.abs(together[0] - together[2]).max() > 8
+
+
+def test_a_pipeline_that_tells_the_first_step_samples_where_steps_have_equal_times() -> None:
+    """SDXL's stock pipeline does; others leave it to the sampler, which then begins with the second and ends past the last."""
+    cosine = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2"}
+    assert schedulers.check_steps("dpmsolver++_karras", cosine, 1000, 1.0, counts_steps=True) == 1000
+    with pytest.raises(ConfigError, match="cannot run 1000 steps"):
+        schedulers.check_steps("dpmsolver++_karras", cosine, 1000, 1.0)
