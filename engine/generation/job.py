@@ -148,7 +148,7 @@ def _cuts(spec: RunSpec, checkpoint: Checkpoint, conditions: Conditions) -> Cuts
     from engine.diffusion import reading
 
     key = {"checkpoint": checkpoint.digest, "conditions": conditions.digest(), "prompt": spec.conditions.prompt}
-    key |= {"suffix": spec.generate.quality_suffix, "negative": spec.generate.negative_prompt, "format": 1}
+    key |= {"suffix": spec.generate.quality_suffix, "negative": spec.generate.negative_prompt, "format": "1"}
     readers = reading.of_folder(checkpoint.path)
     found = notes.found("prompts", key, lambda: cuts.check(readers, spec, conditions).model_dump(mode="json"))
     return cuts.Cuts.model_validate(found)
