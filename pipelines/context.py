@@ -74,7 +74,9 @@ def check(spec: RunSpec) -> None:
                 "give a diffusers directory or a Hub id" if key.endswith("checkpoint") else "give a .safetensors file",
             )
     if spec.model.checkpoint is None:
-        check_kind(spec.generate.scheduler, False, "the closed-set generator")
+        check_kind(
+            spec.generate.scheduler, "edm" if spec.pretrain.kind == "pixel" else "diffusion", "the closed-set generator"
+        )
     precheck(spec)
     matching.precheck(spec)
 
@@ -130,7 +132,8 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
 
         models.check(spec.pretrain, spec.images.size)
         models.check_generate(spec.pretrain, spec.generate)
-        widths = [spec.pretrain.clip.hidden] if spec.pretrain.denoiser == "unet" else []
+        told = spec.pretrain.kind == "unet" or (spec.pretrain.kind == "pixel" and spec.pretrain.pixel.features)
+        widths = [spec.pretrain.clip.hidden] if told else []
         conditions.precheck(spec, widths=widths)
         if spec.match is not None and not isinstance(spec.match.targets, str):
             from engine.training.matching.run import check_closed_set

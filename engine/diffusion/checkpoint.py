@@ -104,7 +104,8 @@ def size_note(folder: Path, image_size: int) -> str | None:
     """What to tell where images are drawn at another side in pixels than the one that a directory's configuration names."""
     family = layout.read_index(folder).family
     side = layout.read_json(layout.config_file(folder, family.denoiser)).get("sample_size")
-    own = side * scale(layout.read_json(layout.config_file(folder, "vae"))) if isinstance(side, int) else image_size
+    scaled = scale(layout.read_json(layout.config_file(folder, "vae"))) if "vae" in family.parts else 1
+    own = side * scaled if isinstance(side, int) else image_size
     if own == image_size:
         return None
     return f"images.size is {image_size}, the generator's own size is {own}: at other sizes than they learnt, generators draw worse"
@@ -116,17 +117,26 @@ def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:
     Gives the settings `key=value` of that configuration which the sampler leaves out.
     """
     family, name = FAMILIES[checkpoint.family], generate.scheduler
-    schedulers.check_kind(name, family.flow, family.name)
+    schedulers.check_kind(name, family.samplers, family.name)
     family.check_generate(generate)
+    if generate.guidance == "auto" and not any(file.startswith("guide/") for file in checkpoint.files):
+        what = "is auto, but the checkpoint has no weaker model beside it (guide/)"
+        raise ConfigError("generate.guidance", what, "set it to cfg")
     config = family.scheduler_config(layout.read_json(layout.config_file(checkpoint.path, "scheduler")))
     settings = {"scheduler": name, "steps": generate.num_inference_steps, "strength": generate.strength}
-    key = {**settings, "config": config, "versions": _versions(), "counts_steps": family.counts_steps, "format": 3}
+    key = {
+        **settings,
+        "config": config,
+        "versions": _versions(),
+        "counts_steps": family.counts_steps,
+        "kind": family.samplers,
+        "format": 4,
+    }
     noted = notes.read("sampling", key)
     if not isinstance(noted, list):
-        schedulers.check_steps(
-            name, config, generate.num_inference_steps, generate.strength, counts_steps=family.counts_steps
-        )
-        noted = schedulers.left_out(name, config)
+        steps, kind = generate.num_inference_steps, family.samplers
+        schedulers.check_steps(name, config, steps, generate.strength, counts_steps=family.counts_steps, kind=kind)
+        noted = schedulers.left_out(name, config, kind)
         notes.write("sampling", key, noted)
     return [str(setting) for setting in noted]
 
@@ -220,6 +230,10 @@ def _class(folder: Path, component: str) -> Any:
     import transformers
 
     part = layout.read_index(folder).family.parts[component]
+    if part.classes[0] == "ReduxImageEncoder":
+        from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
+
+        return ReduxImageEncoder
     return getattr({"diffusers": diffusers, "transformers": transformers}[part.library], part.classes[0])
 
 

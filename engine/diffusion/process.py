@@ -149,3 +149,65 @@ class Flow:
 
     def _s(self, times: Times, like: torch.Tensor) -> torch.Tensor:
         return (times / self.UNIT).to(like)[(...,) + (None,) * (like.ndim - 1)]
+
+
+class Edm:
+    """EDM (arXiv 2206.00364): noise of standard deviation s is added, and the network F predicts what its preconditioning leaves.
+
+    D(x; s) = c_skip x + c_out F(c_in x; c_noise) is the clean image, with c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2),
+    c_in = 1 / sqrt(s^2 + d^2) and c_noise = ln(s) / 4 (table 1); d is the data's standard deviation. Times are c_noise, float32.
+    """
+
+    MEAN, STD = -1.2, 1.2  # of ln(s) in training (table 1)
+
+    def __init__(self, sigma_data: float = 0.5, mean: float = MEAN, std: float = STD, sign: float = 1.0) -> None:
+        """`sign` -1 turns c_out round, which diffusers calls velocity prediction."""
+        self._d, self._mean, self._std, self._sign = sigma_data, mean, std, sign
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], mean: float = MEAN, std: float = STD) -> Edm:
+        """The process of an EDM scheduler's configuration."""
+        sign = -1.0 if config.get("prediction_type", "epsilon") == "v_prediction" else 1.0
+        return cls(float(config.get("sigma_data", 0.5)), mean, std, sign)
+
+    def times(self, count: int, generator: torch.Generator) -> Times:
+        """ln(s) is normal."""
+        return (self._mean + self._std * torch.randn(count, generator=generator)) / 4
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: Times) -> torch.Tensor:
+        """z + s e."""
+        return latents + self._s(times, latents) * noise
+
+    def scaled(self, noisy: torch.Tensor, times: Times) -> torch.Tensor:
+        """c_in x, what the network is given."""
+        return noisy / self._norm(self._s(times, noisy))
+
+    def aim(self, latents: torch.Tensor, noise: torch.Tensor, times: Times) -> torch.Tensor:
+        """(z - c_skip x) / c_out = (s z - d^2 e) / (d sqrt(s^2 + d^2))."""
+        s = self._s(times, latents)
+        return self._sign * (s * latents - self._d**2 * noise) / (self._d * self._norm(s))
+
+    def clean(self, noisy: torch.Tensor, predicted: torch.Tensor, times: Times) -> torch.Tensor:
+        """c_skip x + c_out F."""
+        s = self._s(times, noisy)
+        skip = self._d**2 / (s**2 + self._d**2)
+        return skip * noisy + self._sign * s * self._d / self._norm(s) * predicted
+
+    def weights(self, times: Times, gamma: float) -> torch.Tensor:
+        """One: the paper's weight (s^2 + d^2) / (s d)^2 of D's error is 1 / c_out^2 (eq. 144). `gamma` is not used."""
+        return torch.ones_like(times)
+
+    def clean_weights(self, times: Times, gamma: float) -> torch.Tensor:
+        """min(d^2 / s^2, gamma)."""
+        return (self._d**2 / (8 * times).exp()).clamp(max=gamma)
+
+    def level(self, times: Times) -> torch.Tensor:
+        """The share of training's noise levels that lie below."""
+        return torch.special.ndtr((4 * times - self._mean) / self._std)
+
+    def _norm(self, s: torch.Tensor) -> torch.Tensor:
+        return (s**2 + self._d**2).sqrt()
+
+    @staticmethod
+    def _s(times: Times, like: torch.Tensor) -> torch.Tensor:
+        return (4 * times).exp().to(like)[(...,) + (None,) * (like.ndim - 1)]

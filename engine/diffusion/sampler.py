@@ -80,17 +80,18 @@ class Sampler:
 
     def __init__(self, pipeline: Any, generate: GenerateSpec, how: FastSpec | None = None) -> None:
         self._family, config = families.of(pipeline), pipeline.scheduler.config
-        schedulers.check_kind(generate.scheduler, self._family.flow, self._family.name)
+        schedulers.check_kind(generate.scheduler, self._family.samplers, self._family.name)
         schedulers.check_steps(
             generate.scheduler,
             config,
             generate.num_inference_steps,
             generate.strength,
             counts_steps=self._family.counts_steps,
+            kind=self._family.samplers,
         )
         self._generate = generate
         self._from_image = generate.strength < 1
-        scheduler = schedulers.make(generate.scheduler, config)
+        scheduler = schedulers.make(generate.scheduler, config, self._family.samplers)
         self.pipeline = _rebuild(self._family, pipeline, scheduler, self._from_image)
         self._vae, self._denoiser = self.pipeline.vae, getattr(self.pipeline, self._family.denoiser)
         taken = self._denoiser.config
@@ -202,7 +203,8 @@ class Sampler:
         condition = tell(
             self._encoder, [r.prompt for r in requests], [r.label for r in requests], [r.token for r in requests]
         )
-        without = self._unconditional(requests) if self._generate.guidance_scale > 1 else None
+        guided = self._generate.guidance_scale > 1 and self._generate.guidance == "cfg"
+        without = self._unconditional(requests) if guided else None
         side = None if self._from_image else self._side
         arguments: dict[str, Any] = {
             **self._family.ask(condition, without, side),
@@ -234,8 +236,14 @@ class Sampler:
         asked, config = self._generate, self.pipeline.scheduler.config
         for number in range(1, asked.num_inference_steps):
             with suppress(ConfigError):
+                family = self._family
                 schedulers.check_steps(
-                    asked.scheduler, config, number, asked.strength, counts_steps=self._family.counts_steps
+                    asked.scheduler,
+                    config,
+                    number,
+                    asked.strength,
+                    counts_steps=family.counts_steps,
+                    kind=family.samplers,
                 )
                 return number
         return asked.num_inference_steps

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.errors import ConfigError
 
@@ -46,13 +46,22 @@ _FLOW: dict[str, tuple[str, dict[str, Any]]] = {
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
-SAMPLERS = _SCHEDULERS | _FLOW
-DIFFUSION = tuple(_SCHEDULERS)
-FLOW = tuple(_FLOW)
+# For what was trained under EDM (arXiv 2206.00364), by the same names.
+_EDM: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpmsolver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "dpmsolver++_sde": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": ("EDMEulerScheduler", {}),
+    "heun": ("EDMHeunScheduler", {}),
+}
+Kind = Literal["diffusion", "flow", "edm"]
+SAMPLERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {"diffusion": _SCHEDULERS, "flow": _FLOW, "edm": _EDM}
+DIFFUSION, FLOW, EDM = (tuple(known) for known in SAMPLERS.values())
 NAMES = DIFFUSION + FLOW
-CLASSES = tuple(sorted({name for name, _ in _SCHEDULERS.values()}))
-FLOW_CLASSES = tuple(name for name, _ in _FLOW.values())
-DEFAULT, DEFAULT_FLOW = "dpmsolver++", "flow_euler"
+CLASSES, FLOW_CLASSES, EDM_CLASSES = (
+    tuple(dict.fromkeys(name for name, _ in known.values())) for known in SAMPLERS.values()
+)
+_TRAINED = {"diffusion": "by diffusion", "flow": "by flow matching", "edm": "under EDM"}
+_DEFAULTS = {"diffusion": "dpmsolver++", "flow": "flow_euler", "edm": "dpmsolver++"}
 # Settings of a scheduler that say how one sampler takes its steps: another may leave them out, and says so. All others say what
 # the network was trained under.
 _OF_STEPS = frozenset(
@@ -105,36 +114,50 @@ def check_name(name: str) -> None:
         raise ConfigError("generate.scheduler", f"unknown scheduler {name!r}", fix)
 
 
-def check_kind(name: str, flow: bool, family: str) -> None:
-    """Refuse a sampler of the other kind of training (ConfigError); `flow`: the family was trained by flow matching."""
+def check_kind(name: str, kind: Kind, family: str) -> None:
+    """Refuse a sampler of another kind of training (ConfigError); `kind`: the family's."""
     check_name(name)
-    if (name in _FLOW) == flow:
+    if name in SAMPLERS[kind]:
         return
-    if flow:
-        what, fix = f"{name} does not run {family}, which was trained by flow matching", f"{DEFAULT_FLOW}"
-    else:
-        what, fix = f"{name} is for checkpoints that were trained by flow matching, not for {family}", f"{DEFAULT}"
-    raise ConfigError("generate.scheduler", what, f"set generate.scheduler to {fix}")
+    own = [other for other, known in SAMPLERS.items() if name in known]
+    what = f"{name} is for checkpoints that were trained {_TRAINED[own[0]]}, {family} was trained {_TRAINED[kind]}"
+    raise ConfigError("generate.scheduler", what, f"set generate.scheduler to {_DEFAULTS[kind]}")
 
 
-def make(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
-    """The scheduler `name` with the noise schedule and prediction type of `config`, a diffusers scheduler config."""
+def make(name: str, config: Mapping[str, Any], kind: Kind = "diffusion") -> SchedulerMixin:
+    """The scheduler `name` with the noise schedule and prediction type of `config`, a diffusers scheduler config.
+
+    `kind` says which of two is meant where a name stands for samplers of several kinds of training.
+    """
+    check_name(name)
+    class_name, changes = _settings(name, kind)
+    return _class(class_name).from_config(dict(config), **changes)  # type: ignore[no-any-return]
+
+
+def _settings(name: str, kind: Kind) -> tuple[str, dict[str, Any]]:
+    return SAMPLERS[kind].get(name) or (_SCHEDULERS | _FLOW)[name]
+
+
+def _class(name: str) -> Any:
+    """Of diffusers, or Heun's method, which it has not for EDM."""
     import diffusers
 
-    check_name(name)
-    class_name, changes = SAMPLERS[name]
-    return getattr(diffusers, class_name).from_config(dict(config), **changes)
+    if name == "EDMHeunScheduler":
+        from engine.diffusion.edmheun import EDMHeunScheduler
+
+        return EDMHeunScheduler
+    return getattr(diffusers, name)
 
 
-def left_out(name: str, config: Mapping[str, Any]) -> list[str]:
+def left_out(name: str, config: Mapping[str, Any], kind: Kind = "diffusion") -> list[str]:
     """The checkpoint's settings `key=value` that `name` leaves out or changes, where they are no sampler's default.
 
     ConfigError for one that says what the network was trained under, such as `rescale_betas_zero_snr` or `shift_terminal`.
     """
     defaults = _defaults()
-    (kind, changes), lost = SAMPLERS[name], {}
+    (own, changes), lost = _settings(name, kind), {}
     for key, value in config.items():
-        ours = changes.get(key, value) if key in defaults[kind] else None
+        ours = changes.get(key, value) if key in defaults[own] else None
         ordinary = [settings[key] for settings in defaults.values() if key in settings]
         if value != ours and value not in (None, *ordinary) and not key.startswith("_"):
             lost[key] = value
@@ -142,7 +165,7 @@ def left_out(name: str, config: Mapping[str, Any]) -> list[str]:
         (key for key in lost if key not in _OF_STEPS and any(key in known for known in defaults.values())), None
     )
     if strange is not None:
-        others = _FLOW if name in _FLOW else _SCHEDULERS
+        others = next(known for known in SAMPLERS.values() if known.get(name) == (own, changes))
         fit = [other for other, (their, _) in others.items() if strange in defaults[their]]
         fix = f"set it to {' or '.join(fit)}" if fit else "use another checkpoint"
         what = f"{name} does not take {strange} ({lost[strange]}), which the checkpoint's scheduler sets"
@@ -153,29 +176,33 @@ def left_out(name: str, config: Mapping[str, Any]) -> list[str]:
 @cache
 def _defaults() -> dict[str, dict[str, Any]]:
     """What each class takes, with its defaults."""
-    import diffusers
-
     kinds = {
-        kind: inspect.signature(getattr(diffusers, kind).__init__).parameters for kind in (*CLASSES, *FLOW_CLASSES)
+        kind: inspect.signature(_class(kind).__init__).parameters for kind in (*CLASSES, *FLOW_CLASSES, *EDM_CLASSES)
     }
     return {kind: {key: p.default for key, p in taken.items() if key != "self"} for kind, taken in kinds.items()}
 
 
 def check_steps(
-    name: str, config: Mapping[str, Any], num_inference_steps: int, strength: float, *, counts_steps: bool = False
+    name: str,
+    config: Mapping[str, Any],
+    num_inference_steps: int,
+    strength: float,
+    *,
+    counts_steps: bool = False,
+    kind: Kind = "diffusion",
 ) -> int:
     """How many steps a sampling of `strength` runs (`int(steps * strength)`); ConfigError where that is none or too many.
 
-    Runs them all on four numbers, so that what the sampler cannot do is known before a GPU is used. `counts_steps` is that
-    of the family.
+    Runs them all on four numbers, so that what the sampler cannot do is known before a GPU is used. `counts_steps` and
+    `kind` are those of the family.
     """
     run = min(int(num_inference_steps * strength), num_inference_steps)
     if run < 1:
         what = f"{num_inference_steps} steps at strength {strength:g} leave nothing to sample"
         raise ConfigError("generate.strength", what, "raise strength or num_inference_steps")
-    left_out(name, config)
+    left_out(name, config, kind)
     try:
-        finite = _rehearse(make(name, config), num_inference_steps, run, counts_steps)
+        finite = _rehearse(make(name, config, kind), num_inference_steps, run, counts_steps)
         why = "" if finite else "the numbers become infinite"
     except Exception as error:  # whatever a sampler does with another one's settings
         why = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

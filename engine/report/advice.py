@@ -83,10 +83,9 @@ def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
     text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(arm)}) although more samples no longer help"
     guidance = facts.spec.generate.guidance_scale
     if facts.spec.model.checkpoint is None:
-        part, pretrain = facts.spec.pretrain.denoiser, facts.spec.pretrain
-        steps = {"unet": pretrain.unet.steps, "dit": pretrain.dit.steps}[part]
+        part, steps = facts.spec.pretrain.kind, facts.spec.pretrain.trained.steps
         command = _run(facts, "longer", **{f"pretrain__{part}__steps": 2 * steps})
-        name = {"unet": "U-Net", "dit": "DiT"}[part]
+        name = {"unet": "U-Net", "dit": "DiT", "pixel": "U-Net in pixels"}[part]
         return Advice("Train the generator longer", f"{text}; its {name} saw {steps:,} steps.", command)
     return Advice(
         "Improve the generator",

@@ -224,7 +224,14 @@ def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dic
 
 
 def _curves(facts: Facts) -> dict[str, Any]:
-    titles = {"clip": "CLIP", "vae": "VAE", "unet": "U-Net", "dit": "DiT", "match": "Matching fine-tune"}
+    titles = {
+        "clip": "CLIP",
+        "vae": "VAE",
+        "unet": "U-Net",
+        "dit": "DiT",
+        "pixel": "U-Net in pixels",
+        "match": "Matching fine-tune",
+    }
     curves = [
         {
             "title": titles.get(name, name),

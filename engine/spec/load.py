@@ -18,7 +18,7 @@ from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
 from engine.spec.models import RunSpec
 from engine.spec.sources import Source
-from engine.spec.training import DitSpec
+from engine.spec.training import DitSpec, PixelSpec, ViewsSpec
 
 NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
@@ -28,12 +28,17 @@ ADDED: dict[str, Any] = {
     "conditions.features.normalise": False,
     "generate.cache_interval": 1,
     "generate.guidance_interval": [0.0, 1.0],
+    "generate.guidance": "cfg",
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
     "judge.mixing": "equal",
     "model.class_ids": {},
     "model.visual_token": False,
     "pretrain.denoiser": "unet",
+    "pretrain.held_out": 0.0,
+    "pretrain.pixel": PixelSpec().model_dump(mode="json"),
+    "pretrain.space": "latent",
+    "pretrain.views": ViewsSpec().model_dump(mode="json"),
     "split.near_duplicates": "together",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }

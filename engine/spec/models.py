@@ -40,6 +40,8 @@ from engine.spec.sources import (
 from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
 from engine.spec.training import MatchSpec, PretrainSpec
 
+LARGEST_PIXELS = 64  # a side, for a generator in pixels
+
 
 class ImagesSpec(Spec):
     """How real images are decoded: every one becomes an RGB square of `size` pixels."""
@@ -177,6 +179,7 @@ class GenerateSpec(Spec):
     num_inference_steps: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 20
     guidance_scale: Annotated[Number, Field(ge=0, le=50)] = 2.0
     guidance_on: Literal["both", "text", "image"] = "both"
+    guidance: Literal["cfg", "auto"] = "cfg"
     negative_prompt: str = ""
     quality_suffix: str = ""
     visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
@@ -194,6 +197,10 @@ class GenerateSpec(Spec):
             raise ValueError("strength below 1 starts from a real image: set pairing to own or class")
         if self.guidance_on == "image" and self.visual_token == "none":
             raise ValueError("guidance_on image drops the visual token, and visual_token is none: use text or both")
+        if self.guidance == "auto" and (self.guidance_on != "both" or self.guidance_interval != (0.0, 1.0)):
+            raise ValueError(
+                "guidance auto leads away from a weaker model: it takes no guidance_on, no guidance_interval"
+            )
         if self.guidance_interval[0] >= self.guidance_interval[1]:
             raise ValueError("guidance_interval must end after it begins, as in [0.2, 0.8]")
         if -(-self.count // self.shard_size) > 10**8:
@@ -293,14 +300,28 @@ class RunSpec(Spec):
 
     @model_validator(mode="after")
     def _classes_only(self) -> RunSpec:
-        asked = self.generate
-        told_text = asked.visual_token != "none" or asked.negative_prompt
-        if self.model.checkpoint is None and self.pretrain.denoiser == "dit" and told_text:
-            what = "pretrain.denoiser dit makes a generator that is told classes only"
-            raise ValueError(f"{what}: set generate.visual_token to none, and no generate.negative_prompt")
-        matched = self.match is not None and self.match.visual_token != "none"
-        if self.model.checkpoint is None and self.pretrain.denoiser == "dit" and matched:
-            raise ValueError(
-                "pretrain.denoiser dit makes a generator that is told classes only: set match.visual_token to none"
-            )
+        asked, pretrain = self.generate, self.pretrain
+        if self.model.checkpoint is not None or pretrain.kind == "unet":
+            return self
+        reads_features = pretrain.kind == "pixel" and pretrain.pixel.features
+        made = "pretrain.space pixel" if pretrain.kind == "pixel" else "pretrain.denoiser dit"
+        what = f"{made} makes a generator that is told classes only"
+        more = ", or pretrain.pixel.features to true" if pretrain.kind == "pixel" else ""
+        if asked.negative_prompt:
+            raise ValueError(f"{what}: no generate.negative_prompt")
+        if asked.visual_token != "none" and not reads_features:
+            raise ValueError(f"{what}: set generate.visual_token to none{more}")
+        if self.match is not None and self.match.visual_token != "none" and not reads_features:
+            raise ValueError(f"{what}: set match.visual_token to none{more}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_generator_trained_here(self) -> RunSpec:
+        if self.model.checkpoint is None:
+            if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
+                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
+                raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
+        elif self.pretrain.views.probability:
+            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
+            raise ValueError(f"{what}: leave views out")
         return self

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from engine.spec.fields import Count, Number, Probability, Spec, _integral
+from engine.spec.fields import Count, Fraction, Number, Probability, Spec, _integral
 
 
 class ClipSpec(Spec):
@@ -69,8 +69,61 @@ class DitSpec(Spec):
     drop_condition: Probability = 0.1
 
 
+class PixelSpec(Spec):
+    """The closed-set U-Net in pixels: sizes and training of `diffusers.UNet2DModel` under EDM (arXiv 2206.00364).
+
+    `attention`: the sides in pixels at which blocks have self-attention; `ema`: the length of the average of the weights, relative
+    to the training (arXiv 2312.02696), where no image is held out to choose it by; `guide`: the share of the training after which
+    the weaker model of autoguidance is kept, 0: none.
+    """
+
+    blocks: tuple[Count, ...] = (32, 64)
+    layers: Count = 1
+    attention: tuple[Count, ...] = ()
+    head_dim: Count = 32
+    dropout: Probability = 0.1
+    steps: Count = 2000
+    batch: Count = 64
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    clip_norm: Annotated[Number, Field(gt=0)] = 1.0
+    ema: Annotated[Number, Field(gt=0, le=0.25)] = 0.1
+    noise_mean: Annotated[Number, Field(ge=-10, le=10)] = -1.2
+    noise_std: Annotated[Number, Field(gt=0, le=10)] = 1.2
+    features: bool = False
+    drop_condition: Probability = 0.1
+    drop_image: Probability = 0.1
+    guide: Fraction = 0.125
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+class ViewsSpec(Spec):
+    """Non-leaking augmentation of what the denoiser (and the VAE) learns from: views with labels, which are zero at sampling.
+
+    Each kind has `probability` on its own: scale, stretch and shift, rotation by up to `degrees`, and where they are switched on
+    the mirror image and colours.
+    """
+
+    probability: Probability = 0.0
+    degrees: Annotated[Number, Field(ge=0, le=180)] = 20.0
+    mirror: bool = False
+    colour: bool = False
+
+    @model_validator(mode="after")
+    def _some(self) -> ViewsSpec:
+        if (self.mirror or self.colour) and not self.probability:
+            raise ValueError("mirror and colour are kinds of views: raise probability")
+        return self
+
+
 class PretrainSpec(Spec):
-    """The closed-set generator: trained from scratch on the training split only; `denoiser` says which of two it has."""
+    """The closed-set generator: trained from scratch on the training split only, in latents of a VAE or in pixels (at most 64 a side).
+
+    `denoiser` says which of two it has in latents. `held_out`: the share of the training split by whose denoising loss the length
+    of the training and of the average of its weights are chosen.
+    """
+
+    space: Literal["latent", "pixel"] = "latent"
 
     clip: ClipSpec = ClipSpec()
     vae: VaeSpec = VaeSpec()
@@ -79,7 +132,29 @@ class PretrainSpec(Spec):
     dit: DitSpec = DitSpec()
     text_length: Annotated[int, BeforeValidator(_integral), Field(ge=4, le=77)] = 16
     augment: Literal["none", "flip", "affine"] = "affine"
+    pixel: PixelSpec = PixelSpec()
+    views: ViewsSpec = ViewsSpec()
+    held_out: Annotated[Number, Field(ge=0, le=0.5)] = 0.0
     checkpoint_every: Count = 200
+
+    @property
+    def kind(self) -> Literal["unet", "dit", "pixel"]:
+        """Which denoiser is trained."""
+        return "pixel" if self.space == "pixel" else self.denoiser
+
+    @property
+    def trained(self) -> UNetSpec | DitSpec | PixelSpec:
+        """The settings of the denoiser."""
+        own: dict[str, UNetSpec | DitSpec | PixelSpec] = {"unet": self.unet, "dit": self.dit, "pixel": self.pixel}
+        return own[self.kind]
+
+    @model_validator(mode="after")
+    def _fits(self) -> PretrainSpec:
+        if self.space == "pixel" and self.denoiser != "unet":
+            raise ValueError(f"denoiser {self.denoiser} works in latents: set space to latent, or leave denoiser out")
+        if self.kind == "dit" and self.views.probability:
+            raise ValueError("views need augmentation labels, which denoiser dit has no place for: leave views out")
+        return self
 
 
 class MatchSpec(Spec):

@@ -57,10 +57,12 @@ def check(spec: RunSpec) -> None:
         what = f"is {asked.visual_token}, and the generator has never learnt to read image features"
         fix = "set it to none, or fine-tune the generator with a match section (its visual_token own)"
         raise ConfigError("generate.visual_token", what, fix)
-    if spec.model.checkpoint is None and spec.pretrain.denoiser == "unet" and asked.guidance_scale > 1:
+    kind = spec.pretrain.kind
+    guided = asked.guidance_scale > 1 and asked.guidance == "cfg"
+    if spec.model.checkpoint is None and kind != "dit" and guided:
         key = "drop_image" if asked.guidance_on == "image" else "drop_condition"
-        if getattr(spec.pretrain.unet, key) == 0:
-            what = f"leads away from a generator without its conditions, and pretrain.unet.{key} 0 trains none"
+        if getattr(spec.pretrain.trained, key) == 0:
+            what = f"leads away from a generator without its conditions, and pretrain.{kind}.{key} 0 trains none"
             raise ConfigError("generate.guidance_scale", what, "raise that, or set guidance_scale to 1")
 
 
@@ -74,7 +76,10 @@ def reads_features(spec: RunSpec) -> bool:
     if model.visual_token or (match is not None and _Training(**match.model_dump()).teaches):
         return True
     if model.checkpoint is None:
-        return pretrain.denoiser == "unet" and _Training(**pretrain.unet.model_dump()).teaches
+        if pretrain.kind == "pixel":
+            own = pretrain.pixel
+            return own.features and max(own.drop_condition, own.drop_image) < 1
+        return pretrain.kind == "unet" and _Training(**pretrain.unet.model_dump()).teaches
     base = model.checkpoint if "://" in model.checkpoint else str(hub.locate(model.checkpoint, model.revision))
     return _carries(base) or (model.lora is not None and _carries(model.lora.rpartition("/")[0]))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from engine.diffusion.families.parts import Part
+from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
 
@@ -44,8 +45,8 @@ class Family(Protocol):
     """One kind of generator; `denoiser` is the pipeline's component that a fine-tune changes.
 
     `pipelines`: the classes that an index may name, the stock text-to-image (or class-to-image) one first; `parts`: the
-    components by name; `settings`: plain entries of the index that the pipeline's constructor takes; `flow`: trained by flow
-    matching, so that only its samplers apply; `counts_steps`: from noise too, the stock pipeline tells the sampler its first
+    components by name; `settings`: plain entries of the index that the pipeline's constructor takes; `samplers`: the kind of
+    training, whose samplers apply; `counts_steps`: from noise too, the stock pipeline tells the sampler its first
     step, which samplers find by its time otherwise (where steps have equal times, the second). Nothing here imports torch before it needs it.
     """
 
@@ -54,7 +55,7 @@ class Family(Protocol):
     pipelines: tuple[str, ...]
     parts: Mapping[str, Part]
     settings: tuple[str, ...]
-    flow: bool
+    samplers: Kind
     counts_steps: bool
     adapters: Adapters
 

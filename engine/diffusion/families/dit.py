@@ -11,6 +11,7 @@ from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Plain
 from engine.diffusion.families.base import Condition, Configs
 from engine.diffusion.families.parts import Part
+from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
 
@@ -55,7 +56,7 @@ class Dit:
     pipelines: tuple[str, ...] = ("DiTPipeline",)
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ("id2label",)
-    flow = False
+    samplers: Kind = "diffusion"
     counts_steps = False
     adapters: Adapters = Plain("transformer")
 

@@ -45,3 +45,4 @@ IMAGE_PROCESSOR = Part(
 )
 DIFFUSION_SCHEDULER = Part("scheduler", ("DDIMScheduler", *schedulers.CLASSES))
 FLOW_SCHEDULER = Part("scheduler", schedulers.FLOW_CLASSES)
+EDM_SCHEDULER = Part("scheduler", tuple(name for name in schedulers.EDM_CLASSES if name != "EDMHeunScheduler"))

@@ -11,6 +11,7 @@ from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Stock
 from engine.diffusion.families.base import Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
+from engine.diffusion.schedulers import Kind
 from engine.spec.models import GenerateSpec
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class StableDiffusion:
     pipelines: tuple[str, ...] = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ()
-    flow = False
+    samplers: Kind = "diffusion"
     counts_steps = False
     adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
 

@@ -12,6 +12,7 @@ from engine.diffusion.families.adapters import Adapters, Stock
 from engine.diffusion.families.base import Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.families.xl import StableDiffusionXl
+from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
 
@@ -98,7 +99,7 @@ class StableDiffusion3(StableDiffusionXl):
     pipelines: tuple[str, ...] = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     parts: Mapping[str, Part] = PARTS
     settings: tuple[str, ...] = ()
-    flow = True
+    samplers: Kind = "flow"
     counts_steps = False
     adapters: Adapters = Stock("StableDiffusion3Pipeline", ("transformer", "text_encoder", "text_encoder_2"))
 

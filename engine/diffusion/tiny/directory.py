@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiTPipeline, StableDiffusionPipeline
+from diffusers import ConsistencyModelPipeline, DiTPipeline, StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from engine.diffusion.families.pixel import GUIDE, PROJECTION
+from engine.diffusion.families.pixelpipeline import Told
+from engine.diffusion.layout import INDEX
 from engine.diffusion.tiny.tokenizer import save_tokenizer
 
 MEAN = STD = [0.5, 0.5, 0.5]
@@ -17,7 +21,8 @@ MEAN = STD = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Stack:
-    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged), scheduler, and the classes by number."""
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor; None in pixels), U-Net or DiT (averaged), scheduler, the classes by
+    number, and a U-Net in pixels' weaker model, if there is one."""
 
     tokenizer: CLIPTokenizer
     clip: Any
@@ -25,11 +30,13 @@ class Stack:
     denoiser: Any
     scheduler: Any
     class_names: tuple[str, ...] = ()
+    guide: Any = None
 
     @property
     def denoiser_name(self) -> str:
-        """`unet` or `dit`, as the recipe says."""
-        return {"UNet2DConditionModel": "unet", "DiTTransformer2DModel": "dit"}[type(self.denoiser).__name__]
+        """`unet`, `dit` or `pixel`, as the recipe says."""
+        names = {"UNet2DConditionModel": "unet", "DiTTransformer2DModel": "dit", "UNet2DModel": "pixel"}
+        return names[type(self.denoiser).__name__]
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:
@@ -46,7 +53,7 @@ def feature_extractor(image_size: int) -> CLIPImageProcessor:
 def save(stack: Stack, folder: Path) -> None:
     """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores."""
     stack.clip.save_pretrained(folder / "clip")
-    {"unet": _save_unet, "dit": _save_dit}[stack.denoiser_name](stack, folder)
+    {"unet": _save_unet, "dit": _save_dit, "pixel": _save_pixel}[stack.denoiser_name](stack, folder)
 
 
 def _save_dit(stack: Stack, folder: Path) -> None:
@@ -56,6 +63,30 @@ def _save_dit(stack: Stack, folder: Path) -> None:
     pipeline.save_pretrained(folder, safe_serialization=True)
     save_tokenizer(stack.tokenizer, folder / "clip")
     feature_extractor(stack.vae.config.sample_size).save_pretrained(folder / "feature_extractor")
+
+
+def _save_pixel(stack: Stack, folder: Path) -> None:
+    """What stock diffusers opens as ConsistencyModelPipeline, which draws by class; beside it the projection of image features and the guide."""
+    unet: Any = stack.denoiser
+    extra: dict[str, Any] = {}
+    told = unet.class_embedding
+    unets = [unet, *([] if stack.guide is None else [stack.guide])]
+    if isinstance(told, Told):
+        projection: Any = told.projection
+        projection.save_pretrained(folder / PROJECTION)
+        extra[PROJECTION] = ["diffusers", "ReduxImageEncoder"]
+        for one in unets:
+            one.class_embedding = one.class_embedding.table
+    pipeline: Any = ConsistencyModelPipeline(unet=unet, scheduler=stack.scheduler)
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    if stack.guide is not None:
+        stack.guide.save_pretrained(folder / GUIDE)
+        extra[GUIDE] = ["diffusers", "UNet2DModel"]
+    extra["id2label"] = {str(number): name for number, name in enumerate(stack.class_names)}
+    index = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(index | extra, indent=2, sort_keys=True) + "\n")
+    save_tokenizer(stack.tokenizer, folder / "clip")
+    feature_extractor(unet.config.sample_size).save_pretrained(folder / "feature_extractor")
 
 
 def _save_unet(stack: Stack, folder: Path) -> None:

@@ -12,15 +12,18 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, C
 from engine.diffusion import schedulers
 from engine.diffusion.families.base import Family
 from engine.diffusion.families.dit import CLASSES, Dit, without_dropout
+from engine.diffusion.families.pixel import Pixel
 from engine.diffusion.families.sd import StableDiffusion
+from engine.diffusion.tiny import pixelmodels
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
-from engine.spec.training import ClipSpec, DitSpec, PretrainSpec, UNetSpec, VaeSpec
+from engine.spec.training import ClipSpec, DitSpec, PixelSpec, PretrainSpec, UNetSpec, VaeSpec
 
 RGB = 3
 MLP_RATIO = 4
 UNET_GROUPS = 32
 TRAIN_TIMESTEPS = 1000
+FAMILY: dict[str, Family] = {"unet": StableDiffusion(), "dit": Dit(), "pixel": Pixel()}
 
 
 def latent_size(spec: VaeSpec, image_size: int) -> int:
@@ -30,10 +33,20 @@ def latent_size(spec: VaeSpec, image_size: int) -> int:
 
 def check(spec: PretrainSpec, image_size: int) -> None:
     """Refuse sizes that do not fit together (ConfigError naming the key), before any data is read."""
-    clip, vae = spec.clip, spec.vae
+    clip = spec.clip
     rules = [
         (clip.hidden % clip.heads == 0, "clip.hidden", f"{clip.hidden} is not a multiple of clip.heads {clip.heads}"),
         (image_size % clip.patch == 0, "clip.patch", f"{clip.patch} does not divide images.size {image_size}"),
+        *(pixelmodels.rules(spec.pixel, image_size) if spec.kind == "pixel" else _latent_rules(spec, image_size)),
+    ]
+    for holds, key, what in rules:
+        if not holds:
+            raise ConfigError(f"pretrain.{key}", what, "correct the recipe or --set")
+
+
+def _latent_rules(spec: PretrainSpec, image_size: int) -> list[tuple[bool, str, str]]:
+    vae = spec.vae
+    return [
         (all(b % vae.groups == 0 for b in vae.blocks), "vae.blocks", f"must be multiples of vae.groups {vae.groups}"),
         (
             image_size % 2 ** (len(vae.blocks) - 1) == 0,
@@ -42,17 +55,20 @@ def check(spec: PretrainSpec, image_size: int) -> None:
         ),
         *{"unet": _unet_rules, "dit": _dit_rules}[spec.denoiser](spec, latent_size(vae, image_size)),
     ]
-    for holds, key, what in rules:
-        if not holds:
-            raise ConfigError(f"pretrain.{key}", what, "correct the recipe or --set")
 
 
 def check_generate(spec: PretrainSpec, generate: GenerateSpec) -> None:
     """Refuse a sampling that the generator will not be able to do once it is trained (ConfigError)."""
-    family: Family = Dit() if spec.denoiser == "dit" else StableDiffusion()
+    family = FAMILY[spec.kind]
+    schedulers.check_kind(generate.scheduler, family.samplers, "the closed-set generator")
     family.check_generate(generate)
-    scheduler: Any = build_scheduler(spec.dit if spec.denoiser == "dit" else spec.unet)
-    schedulers.check_steps(generate.scheduler, scheduler.config, generate.num_inference_steps, generate.strength)
+    if generate.guidance == "auto" and not (spec.kind == "pixel" and spec.pixel.guide):
+        what = "is auto, but the generator has no weaker model: that is what pretrain.pixel.guide keeps"
+        raise ConfigError("generate.guidance", what, "set it to cfg")
+    own = spec.trained
+    scheduler: Any = pixelmodels.build_scheduler() if isinstance(own, PixelSpec) else build_scheduler(own)
+    steps, strength = generate.num_inference_steps, generate.strength
+    schedulers.check_steps(generate.scheduler, scheduler.config, steps, strength, kind=family.samplers)
 
 
 def _unet_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:

@@ -125,17 +125,18 @@ def check_model(spec: RunSpec, checkpoint: Checkpoint) -> None:
 
 def check_closed_set(spec: RunSpec) -> None:
     """Refuse targets of the recipe's own that the generator which `pretrain` will make does not have (ConfigError)."""
+    from engine.diffusion.tiny import pixelmodels
     from engine.diffusion.tiny.models import build_dit, build_unet
 
     pretrain, size = spec.pretrain, spec.images.size
     if spec.match is None or spec.match.adapter != "lora" or isinstance(spec.match.targets, str):
         return
     with torch.device("meta"):
-        denoiser: torch.nn.Module = (
-            build_dit(pretrain.dit, pretrain.vae, size)
-            if pretrain.denoiser == "dit"
-            else build_unet(pretrain.unet, pretrain.vae, size, pretrain.clip.hidden)
-        )
+        denoiser: torch.nn.Module = {
+            "dit": lambda: build_dit(pretrain.dit, pretrain.vae, size),
+            "unet": lambda: build_unet(pretrain.unet, pretrain.vae, size, pretrain.clip.hidden),
+            "pixel": lambda: pixelmodels.build_unet(pretrain.pixel, size, classes=1),
+        }[pretrain.kind]()
     adapter.targets_of(denoiser, spec.match)
 
 

@@ -11,13 +11,15 @@ from engine.diffusion.families.base import Family
 from engine.diffusion.families.dit import CLASSES, Dit
 from engine.diffusion.tiny.models import build_dit
 from engine.training.cache import Cache
-from engine.training.pretrain.denoiser import DenoiserStage, scaled_latents, variants
+from engine.training.pretrain.denoiser import LatentStage, scaled_latents, variants
 from engine.training.pretrain.stage import Setting
 
 
-def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any) -> tuple[Cache, float]:
+def build_cache(
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+) -> tuple[Cache, float]:
     """Latents and classes of the training images, the null class last, and the VAE's scaling factor."""
-    latents, scaling_factor = scaled_latents(variants(setting), vae)
+    latents, scaling_factor = scaled_latents(variants(setting), vae, factor)
     known = torch.arange(len(setting.images.class_prompts), device=latents.device)
     null = torch.tensor([CLASSES], device=latents.device)
     labels = setting.images.labels
@@ -25,13 +27,14 @@ def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any)
     return Cache(labels, None, (-1, 0), latents, told, labels), scaling_factor
 
 
-class DitStage(DenoiserStage):
+class DitStage(LatentStage):
     """The transformer's sizes and settings are the recipe's `pretrain.dit`."""
 
     name = "dit"
     family: Family = Dit()
 
-    def __init__(self, setting: Setting, cache: Cache) -> None:
+    def __init__(self, setting: Setting, cache: Cache, vae: Any = None, factor: float = 1.0) -> None:
         pretrain, size = setting.spec.pretrain, setting.spec.images.size
         model = setting.build(self.name, lambda: build_dit(pretrain.dit, pretrain.vae, size))
         super().__init__(setting, pretrain.dit, cache, model, 0.0)
+        self._under_sd(vae, factor)

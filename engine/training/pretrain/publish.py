@@ -47,6 +47,7 @@ def _create(store: Store, name: str, data: bytes | Path) -> None:
 
 def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[str, str]) -> dict[str, Any]:
     models = {"clip": stack.clip, "vae": stack.vae, stack.denoiser_name: stack.denoiser}
+    models = {name: model for name, model in models.items() if model is not None}
     return {
         "kind": "closed-set generator, trained from scratch on the training split alone",
         "made_from": made_from,
@@ -60,4 +61,5 @@ def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[s
 def _results(finished: dict[str, Any], images: int) -> dict[str, Any]:
     """Loss curves of the stages, each step or the means of up to 1,000 equal stretches of steps."""
     stages = {name: curve(done["losses"].tolist(), done["seconds"]) for name, done in finished.items()}
-    return {"images": images, "stages": stages}
+    held = {name: done["held_out"] for name, done in finished.items() if done.get("held_out")}
+    return {"images": images, "stages": stages, "held_out": held}

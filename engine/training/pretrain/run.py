@@ -21,6 +21,7 @@ from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
+from engine.spec.training import ViewsSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
@@ -72,8 +73,16 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     settings = plain(spec)
     settings["pretrain"].pop("checkpoint_every")
     normalise = {"normalise": True} if spec.conditions.features.normalise else {}
-    for part in {"unet": ("denoiser", "dit"), "dit": ("unet",)}[spec.pretrain.denoiser]:
-        settings["pretrain"].pop(part)  # what is not used; a U-Net's settings are those of before there was a choice
+    unused = {
+        "unet": ("denoiser", "dit", "pixel", "space"),
+        "dit": ("unet", "pixel", "space"),
+        "pixel": ("unet", "dit", "vae"),
+    }
+    for part in unused[spec.pretrain.kind]:
+        settings["pretrain"].pop(part)  # a U-Net's settings are those of before there was a choice
+    for part, none in (("views", ViewsSpec().model_dump(mode="json")), ("held_out", 0.0)):
+        if settings["pretrain"][part] == none:
+            settings["pretrain"].pop(part)
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -95,7 +104,7 @@ def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
 
 def readers(spec: RunSpec, captions: Captions) -> Readers:
     """The tokenizer that the generator will have, learnt from these prompts; none where it is told classes only."""
-    if spec.pretrain.denoiser == "dit":
+    if spec.pretrain.kind != "unet":
         return Readers({}, lambda name: None)
     template, length = spec.conditions.prompt, spec.pretrain.text_length
     texts = [*captions.prompts(template), *(fill(template, name, "") for name in captions.class_names)]
@@ -108,11 +117,15 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         raise DataError("split.train", "holds no image", "raise it")
     if tuple(rows["key"].to_pylist()) != captions.keys:
         raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
-    if spec.pretrain.denoiser == "dit" and len(captions.class_names) > CLASSES:
+    if spec.pretrain.kind == "dit" and len(captions.class_names) > CLASSES:
         what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
         raise ConfigError("pretrain.denoiser", what, "set it to unet")
     most = spec.resources.train_workers
-    parts = ("clip", "vae", spec.pretrain.denoiser)
+    kind, share = spec.pretrain.kind, spec.pretrain.held_out
+    if share and int(rows.num_rows * share) < 1:
+        what = f"{share:g} of {rows.num_rows} training images is none"
+        raise ConfigError("pretrain.held_out", what, "raise it, or set it to 0")
+    parts = ("clip", "pixel") if kind == "pixel" else ("clip", "vae", kind)
     for name, workers in product(parts, range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from engine.spec import RunSpec
 from engine.training import draws
+from engine.training.pretrain.views import Views
 from engine.training.setup import Place
 
 Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
@@ -28,15 +30,23 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def take(self, rows: np.ndarray) -> TrainingSet:
+        """Some of them."""
+        chosen = torch.from_numpy(rows).to(self.labels.device)
+        prompts = tuple(self.prompts[row] for row in rows)
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen], prompts=prompts)
+
 
 @dataclass(frozen=True)
 class Setting:
-    """What all stages share: the recipe, where they run, the images, the augmentation."""
+    """What all stages share: the recipe, where they run, the images, the augmentation, views, and images that no stage is trained on."""
 
     spec: RunSpec
     place: Place
     images: TrainingSet
     augment: Augment
+    views: Views | None = None
+    held: TrainingSet | None = None
 
     @property
     def seed(self) -> int:

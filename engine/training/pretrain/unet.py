@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import CLIPTokenizer
 
 from engine.diffusion.conditioning import PromptEncoder
@@ -13,26 +12,27 @@ from engine.diffusion.families.base import Family
 from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.tiny.models import build_unet
 from engine.training.cache import Cache
-from engine.training.pretrain.denoiser import DenoiserStage, scaled_latents, variants
+from engine.training.pretrain.denoiser import LatentStage, scaled_latents, variants
+from engine.training.pretrain.features import image_features
 from engine.training.pretrain.stage import Setting
-from engine.training.pretrain.vae import ENCODE_BATCH
 
 
-def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any) -> tuple[Cache, float]:
+def build_cache(
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+) -> tuple[Cache, float]:
     """Everything about the training images that the U-Net needs, and the VAE's scaling factor.
 
-    The factor makes the standard deviation of the un-augmented latents 1. Under `augment: flip` each image has its mirror image
-    beside it.
+    The factor makes the standard deviation of the un-augmented latents 1, unless it is given. Under `augment: flip` each image
+    has its mirror image beside it.
     """
     images = variants(setting)
-    latents, scaling_factor = scaled_latents(images, vae)
+    latents, scaling_factor = scaled_latents(images, vae, factor)
     encoder = PromptEncoder(tokenizer, clip.text_model)
     prompts = [*dict.fromkeys(prompt for prompt in setting.images.prompts if prompt), ""]
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    tokens = torch.stack([_features(clip.eval(), variant) for variant in images])
     cache = Cache(
         latents=latents,
-        tokens=nn.functional.normalize(tokens, dim=-1) if setting.spec.conditions.features.normalise else tokens,
+        tokens=image_features(setting, clip, images),
         told={"states": torch.stack([encoder.encode(prompt) for prompt in prompts])},
         told_rows=torch.tensor([numbers[p] for p in setting.images.prompts], device=latents.device),
         labels=setting.images.labels,
@@ -41,19 +41,14 @@ def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any)
     return cache, scaling_factor
 
 
-class UNetStage(DenoiserStage):
+class UNetStage(LatentStage):
     """The U-Net's sizes and settings are the recipe's `pretrain.unet`."""
 
     name = "unet"
     family: Family = StableDiffusion()
 
-    def __init__(self, setting: Setting, cache: Cache) -> None:
+    def __init__(self, setting: Setting, cache: Cache, vae: Any = None, factor: float = 1.0) -> None:
         pretrain, size, width = setting.spec.pretrain, setting.spec.images.size, cache.told["states"].shape[-1]
         model = setting.build(self.name, lambda: build_unet(pretrain.unet, pretrain.vae, size, width))
         super().__init__(setting, pretrain.unet, cache, model, pretrain.unet.drop_image)
-
-
-@torch.no_grad()
-def _features(clip: Any, images: torch.Tensor) -> torch.Tensor:
-    parts = [clip.get_image_features(pixel_values=part).pooler_output for part in images.split(ENCODE_BATCH)]
-    return torch.cat(parts)
+        self._under_sd(vae, factor)

@@ -59,11 +59,25 @@ class VaeStage:
         generator = draws.generator(setting.seed, self.name, step)
         images = normalise(setting.images.pixels[setting.rows(self.name, step, batch)])
         plain = batch // 2
-        images = torch.cat([images[:plain], setting.augment(images[plain:], generator)])
+        if setting.views is None:
+            augmented = setting.augment(images[plain:], generator)
+        else:
+            augmented, _ = setting.views.draw(images[plain:], generator)
+        images = torch.cat([images[:plain], augmented])
         noise = torch.randn(batch, *self._latent_shape, generator=generator)
         part = place.part(batch)
         decoded, mean, logvar = module(images[part], noise[part].to(place.device))
         return functional.mse_loss(decoded, images[part]) + self._spec.kl_weight * kl_per_dimension(mean, logvar)
+
+
+@torch.no_grad()
+def error(vae: Any, images: torch.Tensor) -> float:
+    """Root mean squared error of reconstructed images (N, 3, H, W) in [-1, 1], on the scale of 0 to 255."""
+    total = 0.0
+    for part in images.split(ENCODE_BATCH):
+        rebuilt = vae.decode(vae.encode(part).latent_dist.mode()).sample.clamp(-1, 1)
+        total += float((rebuilt - part).square().sum())
+    return float((total / images.numel()) ** 0.5 * 127.5)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,18 +12,21 @@ import torch
 from engine.cluster.board import Board
 from engine.conditions.prompts import fill
 from engine.conditions.table import Captions
-from engine.diffusion.tiny.directory import Stack
+from engine.diffusion.tiny.directory import Stack, normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.images.reader import Reader
 from engine.spec import RunSpec
 from engine.storage.store import Store
 from engine.training import checkpoint, setup
+from engine.training.cache import Cache
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop, Stage
-from engine.training.pretrain import dit, publish, unet
+from engine.training.pretrain import dit, heldout, pixel, publish, unet
 from engine.training.pretrain.clip import ClipStage
+from engine.training.pretrain.denoiser import DenoiserStage
 from engine.training.pretrain.stage import Setting, TrainingSet
-from engine.training.pretrain.vae import VaeStage
+from engine.training.pretrain.vae import VaeStage, error
+from engine.training.pretrain.views import Views
 from engine.training.resume import resume
 from engine.training.setup import Config, Place
 
@@ -31,6 +34,7 @@ CHECKPOINTS = "checkpoints/pretrain"
 DENOISERS: dict[str, tuple[Any, Any]] = {
     "unet": (unet.build_cache, unet.UNetStage),
     "dit": (dit.build_cache, dit.DitStage),
+    "pixel": (pixel.build_cache, pixel.PixelStage),
 }
 
 
@@ -70,8 +74,16 @@ class Training:
     def __init__(self, job: Job, place: Place, images: TrainingSet) -> None:
         self.job, self.place = job, place
         self.finished: dict[str, Any] = {}
+        self._images = len(images)
+        self._held: Cache | None = None
         self._resumed: dict[str, Any] | None = None
-        self.setting = Setting(job.spec, place, images, AUGMENTATIONS[job.spec.pretrain.augment])
+        pretrain = job.spec.pretrain
+        kept, held = images, None
+        if pretrain.held_out:
+            ours, theirs = heldout.split(images.labels.cpu().numpy(), pretrain.held_out, job.spec.seed)
+            kept, held = images.take(ours), images.take(theirs)
+        views = Views(pretrain.views) if pretrain.views.probability else None
+        self.setting = Setting(job.spec, place, kept, AUGMENTATIONS[pretrain.augment], views, held)
         self.tokenizer = train_tokenizer([*images.prompts, *images.class_prompts], job.spec.pretrain.text_length)
 
     def run(self) -> Config:
@@ -80,19 +92,27 @@ class Training:
         clip = ClipStage(self.setting, self.tokenizer)
         if not self._train(clip):
             return self._stopped(clip)
-        vae = VaeStage(self.setting)
-        if not self._train(vae):
-            return self._stopped(vae)
-        build_cache, make = DENOISERS[self.job.spec.pretrain.denoiser]
-        cache, scaling_factor = build_cache(self.setting, self.tokenizer, clip.model, vae.model)
-        denoiser = make(self.setting, cache)
+        kind, vae = self.job.spec.pretrain.kind, None
+        if kind != "pixel":
+            stage = VaeStage(self.setting)
+            if not self._train(stage):
+                return self._stopped(stage)
+            vae = stage.model
+        build_cache, make = DENOISERS[kind]
+        cache, factor = build_cache(self.setting, self.tokenizer, clip.model, vae)
+        if self.setting.held is not None:
+            held = replace(self.setting, images=self.setting.held)
+            self._held = build_cache(held, self.tokenizer, clip.model, vae, factor)[0]
+        denoiser = make(self.setting, cache, vae, factor)
         if not self._train(denoiser):
             return self._stopped(denoiser)
         if self.place.rank == 0:
-            vae.model.register_to_config(scaling_factor=scaling_factor)
+            if vae is not None:
+                vae.register_to_config(scaling_factor=factor)
             names = self.setting.images.class_names
-            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler, names)
-            publish.publish(self.job.store, stack, self.finished, self.job.made_from, len(self.setting.images))
+            guide = getattr(denoiser, "guide", None)
+            stack = Stack(self.tokenizer, clip.model, vae, denoiser.model, denoiser.scheduler, names, guide)
+            publish.publish(self.job.store, stack, self.finished, self.job.made_from, self._images)
         return {"done": True, "message": "model/ is whole"}
 
     def _train(self, stage: Stage) -> bool:
@@ -107,9 +127,8 @@ class Training:
                 tell=lambda step, loss: self._tell(stage, step, loss),
             ):
                 return False
-            if stage.ema:
-                stage.ema.copy_to(stage.module.parameters())
             self.finished[stage.name] = {
+                "held_out": self._finish(stage),
                 "weights": stage.module.state_dict(),
                 "losses": torch.tensor(loop.losses),
                 "seconds": loop.seconds,
@@ -117,6 +136,15 @@ class Training:
         stage.module.load_state_dict(self.finished[stage.name]["weights"])
         stage.module.eval().requires_grad_(False)
         return True
+
+    def _finish(self, stage: Stage) -> dict[str, Any] | None:
+        """Put a stage's result into its module; gives what held-out images say of it."""
+        if isinstance(stage, DenoiserStage):
+            return stage.finish(self._held)
+        if isinstance(stage, VaeStage) and self.setting.held is not None:
+            seen, unseen = (normalise(images.pixels) for images in (self.setting.images, self.setting.held))
+            return {"train": error(stage.model, seen), "held": error(stage.model, unseen)}
+        return None
 
     def _compiled(self, stage: Stage) -> bool:
         """Only the denoiser is worth the compiler's minutes."""

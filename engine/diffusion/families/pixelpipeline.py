@@ -1,0 +1,146 @@
+"""Sampling of class-conditional EDM U-Nets in pixels: a generator a sample, images to start from, both kinds of guidance."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import ConsistencyModelPipeline, ImagePipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from engine.diffusion.families.base import Condition
+
+
+class Told(nn.Module):
+    """In the place of a U-Net's class embedding: the class's own vector, plus what the projection makes of an image feature."""
+
+    def __init__(self, table: nn.Embedding, projection: nn.Module) -> None:
+        super().__init__()
+        self.table, self.projection = table, projection
+
+    def forward(self, told: Condition) -> torch.Tensor:
+        """`labels` (B,) and `states` (B, 1, D) to (B, E); a feature of zeros is none and adds nothing."""
+        features = told["states"][:, 0]
+        given = features.ne(0).any(1, keepdim=True)
+        return self.table(told["labels"]) + given * self.projection(features)[0]
+
+
+class Pixels(nn.Module):
+    """Where a VAE stands in other pipelines: latents are the images themselves."""
+
+    config = SimpleNamespace(scaling_factor=1.0, shift_factor=None, block_out_channels=(1,), latent_channels=3)
+
+    def __init__(self, unet: Any) -> None:
+        super().__init__()
+        self._like = unet
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The U-Net's."""
+        return self._like.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        """The U-Net's."""
+        return self._like.device  # type: ignore[no-any-return]
+
+    def encode(self, images: torch.Tensor) -> Any:
+        """(N, 3, H, W) as they are."""
+        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: images))
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        """(N, 3, H, W) as they are."""
+        return SimpleNamespace(sample=latents)
+
+
+def join(unet: Any, projection: Any) -> Any:
+    """The U-Net, told image features too; it takes `labels` and `states` then."""
+    if projection is not None and not isinstance(unet.class_embedding, Told):
+        unet.class_embedding = Told(unet.class_embedding, projection)
+    return unet
+
+
+class ClassToPixels(ConsistencyModelPipeline):
+    """ConsistencyModelPipeline's sampling, which with an EDM sampler is EDM's, plus what it lacks.
+
+    Where there is neither guidance, feature nor image the results are equal to the stock pipeline's, but for the layout of the
+    noise: here each sample has its own generator.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, image_projection: Any = None, guide: Any = None, **kept: Any) -> None:
+        super().__init__(unet=unet, scheduler=scheduler)
+        self.register_modules(image_projection=image_projection, guide=guide)
+        join(unet, image_projection)
+        if guide is not None:
+            join(guide, image_projection)
+        self.vae = Pixels(unet)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What the constructor takes."""
+        names = ("unet", "scheduler", "image_projection", "guide")
+        return {name: getattr(self, name) for name in names}
+
+    @torch.no_grad()
+    def __call__(  # type: ignore[override]
+        self,
+        told: Condition,
+        without: Condition | None = None,
+        guidance_scale: float = 1.0,
+        generator: list[torch.Generator] | None = None,
+        num_inference_steps: int = 18,
+        image: torch.Tensor | None = None,
+        strength: float = 1.0,
+        output_type: str = "latent",
+    ) -> ImagePipelineOutput:
+        """`told`: batched; `without`: what classifier-free guidance leads away from; without it the guide's word is, where there is one.
+
+        `image`: (N, 3, H, W) in [-1, 1] for strength below 1. The images (N, 3, H, W), about [-1, 1], are the result.
+        """
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        latents, timesteps = self._start(len(told["labels"]), generator, image, strength)
+        self.num_timesteps = len(timesteps)
+        takes = inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if "generator" in takes else {}
+        for t in timesteps:
+            taken = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+            predicted = self._predict(taken, t, told, without, guidance_scale)
+            latents = self.scheduler.step(predicted.to(latents), t, latents, **options).prev_sample
+        return ImagePipelineOutput(images=latents.to(self.unet.dtype))
+
+    def _predict(
+        self, taken: torch.Tensor, t: torch.Tensor, told: Condition, without: Condition | None, scale: float
+    ) -> torch.Tensor:
+        """The guided output: without + scale (with - without), where `without` is no condition, or the weaker model's output."""
+        if without is not None:
+            both = {name: torch.cat([without[name], value]) for name, value in told.items()}
+            base, given = _run(self.unet, torch.cat([taken, taken]), t, both).chunk(2)
+            return base + scale * (given - base)
+        given = _run(self.unet, taken, t, told)
+        if self.guide is None or scale <= 1:
+            return given
+        base = _run(self.guide, taken, t, told)
+        return base + scale * (given - base)
+
+    def _start(
+        self, count: int, generator: Any, image: torch.Tensor | None, strength: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first image and the time steps that are left, counted as StableDiffusionImg2ImgPipeline counts them."""
+        scheduler, config = self.scheduler, self.unet.config
+        shape = (count, config.in_channels, config.sample_size, config.sample_size)
+        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if image is None:
+            return noise * scheduler.init_noise_sigma, scheduler.timesteps
+        steps = scheduler.num_inference_steps
+        first = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
+        timesteps = scheduler.timesteps[first:]
+        scheduler.set_begin_index(first)
+        return scheduler.add_noise(image.to(noise), noise, timesteps[:1].repeat(count)), timesteps
+
+
+def _run(unet: Any, taken: torch.Tensor, t: torch.Tensor, told: Condition) -> torch.Tensor:
+    given = told if "states" in told else told["labels"]
+    return unet(taken, t.to(taken).expand(len(taken)), class_labels=given, return_dict=False)[0]  # type: ignore[no-any-return]

@@ -1,0 +1,83 @@
+"""The last stage with a U-Net in pixels under EDM: told the class of an image and, if asked for, its feature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CLIPTokenizer
+
+from engine.diffusion.families.base import Family
+from engine.diffusion.families.pixel import Pixel
+from engine.diffusion.families.pixelpipeline import join
+from engine.diffusion.process import Edm
+from engine.diffusion.tiny.directory import normalise
+from engine.diffusion.tiny.pixelmodels import build_projection, build_scheduler, build_unet
+from engine.training.cache import Cache
+from engine.training.pretrain.denoiser import DenoiserStage
+from engine.training.pretrain.features import image_features
+from engine.training.pretrain.stage import Setting
+from engine.training.schedule import learning_rate
+
+WARM_UP = 100  # steps
+
+
+def build_cache(
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+) -> tuple[Cache, float]:
+    """Images and classes, the null class last, and image features where the recipe asks for them; there is nothing to scale."""
+    images = normalise(setting.images.pixels)
+    count = len(setting.images.class_prompts)
+    told = {"labels": torch.arange(count + 1, device=images.device)}
+    tokens = None
+    if setting.spec.pretrain.pixel.features:
+        tokens = image_features(setting, clip, [images])
+        told["states"] = torch.zeros(count + 1, 1, tokens.shape[-1], device=images.device)
+    labels = setting.images.labels
+    return Cache(labels, tokens, (0, 0), images[None], told, labels), 1.0
+
+
+class PixelStage(DenoiserStage):
+    """The U-Net's sizes and settings are the recipe's `pretrain.pixel`."""
+
+    name = "pixel"
+    family: Family = Pixel()
+
+    def __init__(self, setting: Setting, cache: Cache, vae: Any = None, factor: float = 1.0) -> None:
+        spec, size = setting.spec.pretrain.pixel, setting.spec.images.size
+        classes, width = len(setting.images.class_prompts), None if cache.tokens is None else cache.tokens.shape[-1]
+
+        def build() -> Any:
+            unet = build_unet(spec, size, classes)
+            return unet if width is None else join(unet, build_projection(unet, width))
+
+        self.scheduler = build_scheduler()
+        self.process = Edm.of(self.scheduler.config, spec.noise_mean, spec.noise_std)
+        super().__init__(setting, spec, cache, setting.build(self.name, build), spec.drop_image)
+        self.guide: Any = None
+
+    def lr(self, step: int) -> float:
+        """A short warm-up, then a cosine to zero."""
+        spec = self._setting.spec.pretrain.pixel
+        return learning_rate("cosine", step, self.steps, spec.lr, min(WARM_UP, self.steps // 10))
+
+    def latents(self, images: torch.Tensor) -> torch.Tensor:
+        """The images."""
+        return images
+
+    def finish(self, held: Cache | None) -> dict[str, Any] | None:
+        """And keep the weaker model of autoguidance: the average over the training's beginning."""
+        found = super().finish(held)
+        self.guide_weights()
+        return found
+
+    def guide_weights(self) -> None:
+        """The weaker model, as `guide`."""
+        share = self._setting.spec.pretrain.pixel.guide
+        if share:
+            import copy
+
+            end = next(step for step in self.ema.steps if step >= share * self.steps)
+            weak = copy.deepcopy(self.module)
+            self.ema.put(weak.parameters(), end, self.ema.chosen[1])
+            self.guide = getattr(weak, "model", weak)
