@@ -25,9 +25,18 @@ class _Training(BaseModel):
         return self.visual_token != "none" and max(self.drop_condition, self.drop_image) < 1
 
 
+class _Pixel(_Training):
+    features: bool = False
+
+    @property
+    def teaches(self) -> bool:
+        return self.features and super().teaches
+
+
 class _Pretrain(BaseModel):
     model_config = ConfigDict(extra="ignore")
     unet: _Training | None = None
+    pixel: _Pixel | None = None
 
 
 class _MadeFrom(BaseModel):
@@ -45,7 +54,7 @@ class _Marker(BaseModel):
 
     @property
     def reads_features(self) -> bool:
-        trainings = (self.match, self.made_from.pretrain.unet)
+        trainings = (self.match, self.made_from.pretrain.unet, self.made_from.pretrain.pixel)
         found = any(training is not None and training.teaches for training in trainings)
         return found if self.visual_token is None else self.visual_token
 
@@ -77,8 +86,7 @@ def reads_features(spec: RunSpec) -> bool:
         return True
     if model.checkpoint is None:
         if pretrain.kind == "pixel":
-            own = pretrain.pixel
-            return own.features and max(own.drop_condition, own.drop_image) < 1
+            return _Pixel(**pretrain.pixel.model_dump()).teaches
         return pretrain.kind == "unet" and _Training(**pretrain.unet.model_dump()).teaches
     base = model.checkpoint if "://" in model.checkpoint else str(hub.locate(model.checkpoint, model.revision))
     return _carries(base) or (model.lora is not None and _carries(model.lora.rpartition("/")[0]))

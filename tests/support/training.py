@@ -24,6 +24,10 @@ PRETRAIN: dict[str, Any] = {
     "vae": {"blocks": [8, 8], "steps": 8, "batch": 8},
     "unet": {"blocks": [16, 16], "head_dim": 8, "steps": 8, "batch": 8},
 }
+PIXEL: dict[str, Any] = {
+    "space": "pixel",
+    "pixel": {"blocks": [16, 16], "attention": [4], "head_dim": 8, "steps": 8, "batch": 8},
+}
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CPU = torch.device("cpu")
 
@@ -46,6 +50,15 @@ def tiny_spec(**pretrain: Any) -> RunSpec:
             "resources": {"device": "cpu"},
         }
     )
+
+
+def pixel_spec(generate: dict[str, Any] | None = None, **pretrain: Any) -> RunSpec:
+    """The same for a generator in pixels; keywords override the sections of `PIXEL` too."""
+    data = tiny_spec().model_dump(mode="json")
+    own = {key: {**value, **pretrain.pop(key, {})} if isinstance(value, dict) else value for key, value in PIXEL.items()}
+    data["pretrain"] |= {name: data["pretrain"][name] | pretrain.pop(name, {}) for name in ("clip", "views")} | own
+    token = "own" if own["pixel"].get("features") else "none"
+    return validate(data | {"pretrain": data["pretrain"] | pretrain, "generate": {"visual_token": token} | (generate or {})})
 
 
 def digits(count: int = 24) -> TrainingSet:
@@ -74,4 +87,8 @@ def weights(folder: Path) -> dict[str, str]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     steps = int(sys.argv[2])
-    training(Path(sys.argv[1]), tiny_spec(**{name: {"steps": steps} for name in ("clip", "vae", "unet")})).run()
+    if sys.argv[3:] == ["pixel"]:
+        chosen = {"held_out": 0.25, "views": {"probability": 0.5}}
+        training(Path(sys.argv[1]), pixel_spec(clip={"steps": steps}, pixel={"steps": steps}, **chosen)).run()
+    else:
+        training(Path(sys.argv[1]), tiny_spec(**{name: {"steps": steps} for name in ("clip", "vae", "unet")})).run()

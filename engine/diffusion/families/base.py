@@ -98,6 +98,9 @@ class Family(Protocol):
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """Write the adapter that peft has put into the denoiser as the file that stock diffusers loads."""
 
+    def save_whole(self, folder: Path, denoiser: Any) -> tuple[str, ...]:
+        """Write the components that a fine-tune of all weights has changed, and give their names."""
+
 
 def to_latents(vae: Any, images: torch.Tensor) -> torch.Tensor:
     """Scaled latents (N, C, h, w), the posterior's mode, of images (N, 3, H, W) in [-1, 1]."""

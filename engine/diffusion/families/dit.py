@@ -136,6 +136,11 @@ class Dit:
         """With peft's configuration as metadata; diffusers has no loader for it, `engine.diffusion.lora` has."""
         self.adapters.save(folder, name, denoiser)
 
+    def save_whole(self, folder: Path, denoiser: Any) -> tuple[str, ...]:
+        """The transformer alone."""
+        denoiser.save_pretrained(folder / self.denoiser, safe_serialization=True)
+        return (self.denoiser,)
+
 
 def without_dropout(transformer: Any) -> None:
     """Switch off the embedding's own dropping of classes, which draws from the global generator: the null class is asked for instead."""

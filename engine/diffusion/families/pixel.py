@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 RGB = 3
 GUIDE = "guide"
-PROJECTION = "image_projection"
+PROJECTION, GUIDE_PROJECTION = "image_projection", "guide_projection"
+SIGMA_DATA = 0.5  # the standard deviation that images are taken to have
 PARTS = {
     "unet": Part("model", ("UNet2DModel",)),
     "scheduler": known.EDM_SCHEDULER,
     PROJECTION: Part("model", ("ReduxImageEncoder",), required=False),
     GUIDE: Part("model", ("UNet2DModel",), required=False),
+    GUIDE_PROJECTION: Part("model", ("ReduxImageEncoder",), required=False),
 }
 
 
@@ -58,7 +60,7 @@ class Pixel:
     """The family of `ConsistencyModelPipeline` with a U-Net and an EDM sampler, which draws their samples class by class.
 
     The last of the U-Net's classes is none. Beside them may lie `image_projection`, which adds image features to the class, and
-    `guide`, the weaker model of autoguidance (arXiv 2406.02507); stock pipelines leave both out.
+    `guide`, the weaker model of autoguidance (arXiv 2406.02507), with a projection of its own; stock pipelines leave these out.
     """
 
     name = "EDM in pixels"
@@ -82,8 +84,10 @@ class Pixel:
         if image_size % step:
             what = f"{image_size} pixels do not fit the checkpoint, which halves them {step.bit_length() - 1} times"
             raise ConfigError("images.size", what, f"use a multiple of {max(step, 8)}")
-        if GUIDE in configs and configs[GUIDE].get("num_class_embeds") != classes:
-            raise ConfigError(str(folder / GUIDE), f"knows other classes than {where}", "use parts of one model")
+        if configs["scheduler"].get("sigma_data", SIGMA_DATA) != SIGMA_DATA:
+            what = f"is for images of standard deviation {configs['scheduler']['sigma_data']}, not {SIGMA_DATA}"
+            raise ConfigError(str(folder / "scheduler"), what, "use another checkpoint")
+        _check_guide(folder, configs)
         return {
             "latent_channels": RGB,
             "latent_size": image_size,
@@ -133,7 +137,7 @@ class Pixel:
         """The U-Net's output for the scaled input; `denoiser` was given its projection by `pixelpipeline.join`, if it has one."""
         from engine.diffusion.process import Edm
 
-        times = times.to(noisy)
+        times = times.to(noisy.device)
         told = condition if "states" in condition else condition["labels"]
         predicted: torch.Tensor = denoiser(Edm().scaled(noisy, times), times, class_labels=told).sample
         return predicted
@@ -147,6 +151,21 @@ class Pixel:
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """With peft's configuration as metadata; diffusers has no loader for it, `engine.diffusion.lora` has."""
         self.adapters.save(folder, name, denoiser)
+
+    def save_whole(self, folder: Path, denoiser: Any) -> tuple[str, ...]:
+        """The U-Net and its projection."""
+        from engine.diffusion.families.pixelpipeline import save
+
+        return save(denoiser, folder, ("unet", PROJECTION))
+
+
+def _check_guide(folder: Path, configs: Configs) -> None:
+    """Refuse a weaker model that is told other things than the U-Net."""
+    if GUIDE in configs:
+        same = [configs[GUIDE].get(key) == configs["unet"].get(key) for key in ("num_class_embeds", "out_channels")]
+        widths = [configs[name].get("redux_dim") if name in configs else None for name in (PROJECTION, GUIDE_PROJECTION)]
+        if not all(same) or len(set(widths)) > 1:
+            raise ConfigError(str(folder / GUIDE), f"is told other things than {folder / 'unet'}", "use parts of one model")
 
 
 def _no_token(value: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,23 +30,19 @@ class Told(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Where a VAE stands in other pipelines: latents are the images themselves."""
+    """Where a VAE stands in other pipelines: latents are the images themselves, in float32 whatever the U-Net's dtype."""
 
     config = SimpleNamespace(scaling_factor=1.0, shift_factor=None, block_out_channels=(1,), latent_channels=3)
+    dtype = torch.float32  # bfloat16 has steps of half a 255th near white
 
     def __init__(self, unet: Any) -> None:
         super().__init__()
-        self._like = unet
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The U-Net's."""
-        return self._like.dtype  # type: ignore[no-any-return]
+        self._like = [unet]  # in a list: no part of this module, whose dtype and layout are changed by themselves
 
     @property
     def device(self) -> torch.device:
         """The U-Net's."""
-        return self._like.device  # type: ignore[no-any-return]
+        return self._like[0].device  # type: ignore[no-any-return]
 
     def encode(self, images: torch.Tensor) -> Any:
         """(N, 3, H, W) as they are."""
@@ -63,6 +60,22 @@ def join(unet: Any, projection: Any) -> Any:
     return unet
 
 
+def save(unet: Any, folder: Path, names: tuple[str, str]) -> tuple[str, ...]:
+    """Write a U-Net, and its projection if it has one, as the components `names` that stock diffusers opens; gives those written."""
+    told = unet.class_embedding
+    if not isinstance(told, Told):
+        unet.save_pretrained(folder / names[0], safe_serialization=True)
+        return names[:1]
+    projection: Any = told.projection
+    projection.save_pretrained(folder / names[1], safe_serialization=True)
+    unet.class_embedding = told.table
+    try:
+        unet.save_pretrained(folder / names[0], safe_serialization=True)
+    finally:
+        unet.class_embedding = told
+    return names
+
+
 class ClassToPixels(ConsistencyModelPipeline):
     """ConsistencyModelPipeline's sampling, which with an EDM sampler is EDM's, plus what it lacks.
 
@@ -70,18 +83,26 @@ class ClassToPixels(ConsistencyModelPipeline):
     noise: here each sample has its own generator.
     """
 
-    def __init__(self, unet: Any, scheduler: Any, image_projection: Any = None, guide: Any = None, **kept: Any) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        scheduler: Any,
+        image_projection: Any = None,
+        guide: Any = None,
+        guide_projection: Any = None,
+        **kept: Any,
+    ) -> None:
         super().__init__(unet=unet, scheduler=scheduler)
-        self.register_modules(image_projection=image_projection, guide=guide)
+        self.register_modules(image_projection=image_projection, guide=guide, guide_projection=guide_projection)
         join(unet, image_projection)
         if guide is not None:
-            join(guide, image_projection)
+            join(guide, guide_projection)
         self.vae = Pixels(unet)
 
     @property
     def components(self) -> dict[str, Any]:
         """What the constructor takes."""
-        names = ("unet", "scheduler", "image_projection", "guide")
+        names = ("unet", "scheduler", "image_projection", "guide", "guide_projection")
         return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
@@ -98,7 +119,7 @@ class ClassToPixels(ConsistencyModelPipeline):
     ) -> ImagePipelineOutput:
         """`told`: batched; `without`: what classifier-free guidance leads away from; without it the guide's word is, where there is one.
 
-        `image`: (N, 3, H, W) in [-1, 1] for strength below 1. The images (N, 3, H, W), about [-1, 1], are the result.
+        `image`: (N, 3, H, W) in [-1, 1] for strength below 1. The images (N, 3, H, W) float32, about [-1, 1], are the result.
         """
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents, timesteps = self._start(len(told["labels"]), generator, image, strength)
@@ -109,7 +130,7 @@ class ClassToPixels(ConsistencyModelPipeline):
             taken = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
             predicted = self._predict(taken, t, told, without, guidance_scale)
             latents = self.scheduler.step(predicted.to(latents), t, latents, **options).prev_sample
-        return ImagePipelineOutput(images=latents.to(self.unet.dtype))
+        return ImagePipelineOutput(images=latents)
 
     def _predict(
         self, taken: torch.Tensor, t: torch.Tensor, told: Condition, without: Condition | None, scale: float
@@ -143,4 +164,5 @@ class ClassToPixels(ConsistencyModelPipeline):
 
 def _run(unet: Any, taken: torch.Tensor, t: torch.Tensor, told: Condition) -> torch.Tensor:
     given = told if "states" in told else told["labels"]
-    return unet(taken, t.to(taken).expand(len(taken)), class_labels=given, return_dict=False)[0]  # type: ignore[no-any-return]
+    times = t.to(taken.device).expand(len(taken))  # in float32: rounded to bfloat16 they would be other noise levels
+    return unet(taken, times, class_labels=given, return_dict=False)[0]  # type: ignore[no-any-return]

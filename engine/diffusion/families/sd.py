@@ -132,3 +132,8 @@ class StableDiffusion:
     def save_lora(self, folder: Path, name: str, denoiser: Any) -> None:
         """With peft's names and its configuration as metadata."""
         self.adapters.save(folder, name, denoiser)
+
+    def save_whole(self, folder: Path, denoiser: Any) -> tuple[str, ...]:
+        """The denoiser alone."""
+        denoiser.save_pretrained(folder / self.denoiser, safe_serialization=True)
+        return (self.denoiser,)

@@ -11,8 +11,8 @@ import torch
 from diffusers import ConsistencyModelPipeline, DiTPipeline, StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from engine.diffusion.families.pixel import GUIDE, PROJECTION
-from engine.diffusion.families.pixelpipeline import Told
+from engine.diffusion.families import pixelpipeline
+from engine.diffusion.families.pixel import GUIDE, GUIDE_PROJECTION, PARTS, PROJECTION
 from engine.diffusion.layout import INDEX
 from engine.diffusion.tiny.tokenizer import save_tokenizer
 
@@ -67,26 +67,18 @@ def _save_dit(stack: Stack, folder: Path) -> None:
 
 def _save_pixel(stack: Stack, folder: Path) -> None:
     """What stock diffusers opens as ConsistencyModelPipeline, which draws by class; beside it the projection of image features and the guide."""
-    unet: Any = stack.denoiser
-    extra: dict[str, Any] = {}
-    told = unet.class_embedding
-    unets = [unet, *([] if stack.guide is None else [stack.guide])]
-    if isinstance(told, Told):
-        projection: Any = told.projection
-        projection.save_pretrained(folder / PROJECTION)
-        extra[PROJECTION] = ["diffusers", "ReduxImageEncoder"]
-        for one in unets:
-            one.class_embedding = one.class_embedding.table
-    pipeline: Any = ConsistencyModelPipeline(unet=unet, scheduler=stack.scheduler)
-    pipeline.save_pretrained(folder, safe_serialization=True)
+    written = pixelpipeline.save(stack.denoiser, folder, ("unet", PROJECTION))
     if stack.guide is not None:
-        stack.guide.save_pretrained(folder / GUIDE)
-        extra[GUIDE] = ["diffusers", "UNet2DModel"]
-    extra["id2label"] = {str(number): name for number, name in enumerate(stack.class_names)}
+        written += pixelpipeline.save(stack.guide, folder, (GUIDE, GUIDE_PROJECTION))
+    pipeline: Any = ConsistencyModelPipeline(unet=stack.denoiser, scheduler=stack.scheduler)
+    pipeline.scheduler.save_pretrained(folder / "scheduler")
+    pipeline.save_config(folder)
     index = json.loads((folder / INDEX).read_text())
-    (folder / INDEX).write_text(json.dumps(index | extra, indent=2, sort_keys=True) + "\n")
+    index |= {name: ["diffusers", PARTS[name].classes[0]] for name in written}
+    index["id2label"] = {str(number): name for number, name in enumerate(stack.class_names)}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     save_tokenizer(stack.tokenizer, folder / "clip")
-    feature_extractor(unet.config.sample_size).save_pretrained(folder / "feature_extractor")
+    feature_extractor(stack.denoiser.config.sample_size).save_pretrained(folder / "feature_extractor")
 
 
 def _save_unet(stack: Stack, folder: Path) -> None:

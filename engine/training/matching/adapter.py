@@ -84,18 +84,18 @@ def trained(denoiser: nn.Module) -> list[nn.Parameter]:
 
 
 def save(folder: Path, denoiser: Any, match: MatchSpec, checkpoint: Checkpoint, family: Family) -> None:
-    """Write the LoRA as the file that stock diffusers loads, or the checkpoint's used files with the new denoiser."""
+    """Write the LoRA as the file that stock diffusers loads, or the checkpoint's used files with what has changed."""
     if match.adapter == "lora":
         family.save_lora(folder, WEIGHTS, denoiser)
         return
-    for name in _files(checkpoint.path, family.denoiser):
+    changed = family.save_whole(folder, denoiser)
+    for name in _files(checkpoint.path, changed):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint.path / name, folder / name)
-    denoiser.save_pretrained(folder / family.denoiser, safe_serialization=True)
 
 
-def _files(folder: Path, denoiser: str) -> list[str]:
-    """What a directory's own loaders use, but the denoiser: no pickles, no code, nothing that merely lies there."""
+def _files(folder: Path, changed: tuple[str, ...]) -> list[str]:
+    """What a directory's own loaders use, but what has changed: no pickles, no code, nothing that merely lies there."""
     names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
     plain = [name for name in names if not any(part.startswith(".") for part in Path(name).parts)]
-    return [name for name in hub.used(plain) if Path(name).parts[0] != denoiser]
+    return [name for name in hub.used(plain) if Path(name).parts[0] not in changed]

@@ -129,8 +129,9 @@ def check_closed_set(spec: RunSpec) -> None:
     from engine.diffusion.tiny.models import build_dit, build_unet
 
     pretrain, size = spec.pretrain, spec.images.size
-    if spec.match is None or spec.match.adapter != "lora" or isinstance(spec.match.targets, str):
-        return
+    by_name = spec.match is not None and not isinstance(spec.match.targets, str)
+    if spec.match is None or spec.match.adapter != "lora" or not (by_name or pretrain.kind == "pixel"):
+        return  # the others have the layers of every preset
     with torch.device("meta"):
         denoiser: torch.nn.Module = {
             "dit": lambda: build_dit(pretrain.dit, pretrain.vae, size),

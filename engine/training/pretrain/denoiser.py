@@ -105,7 +105,7 @@ class DenoiserStage:
 
     @torch.no_grad()
     def error_on(self, cache: Cache) -> float:
-        """Mean loss of the model as it is on all images of a cache, un-augmented, under fixed noise and spread noise levels."""
+        """Mean loss of the model as it is on the images of a cache, un-augmented, under fixed noise and spread noise levels."""
         count = len(cache.labels)
         pairs = heldout.Pairs(count, cache.latent_shape, self.process, self._setting.seed)
         total, device = 0.0, cache.latents.device
@@ -123,9 +123,8 @@ class DenoiserStage:
         if not isinstance(self.ema, PowerEma) or held is None:
             self.ema.copy_to(self.module.parameters())
             return None
-        found = heldout.choose(
-            self.ema, self.module.parameters, lambda: (self.error_on(self._cache), self.error_on(held))
-        )
+        seen, unseen = (partial(self.error_on, cache) for cache in (self._cache, held))
+        found = heldout.choose(self.ema, self.module.parameters, seen, unseen)
         self.ema.copy_to(self.module.parameters())
         return found
 

@@ -14,7 +14,7 @@ from engine.diffusion.process import Process
 from engine.training import draws
 from engine.training.powerema import PowerEma
 
-PAIRS = 512  # of image and noise, at least, for each reading
+PAIRS, MOST = 512, 2048  # of image and noise for each reading, at least and at most
 BATCH = 128
 LENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2)
 
@@ -30,43 +30,47 @@ def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 class Pairs:
-    """Batches of (rows, noise, times), the same at each reading: every image equally often, noise levels at even quantiles."""
+    """Batches of (rows, noise, times), the same at each reading: noise levels at even quantiles, every image equally often.
+
+    Of more than `MOST` images as many are drawn, each at most once.
+    """
 
     def __init__(self, images: int, shape: tuple[int, ...], process: Process, seed: int) -> None:
-        self._repeats = max(1, math.ceil(PAIRS / images))
-        self.count = self._repeats * images
+        self.count = min(max(1, math.ceil(PAIRS / images)) * images, max(MOST, PAIRS))
         self._images, self._shape, self._process, self._seed = images, shape, process, seed
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         generator = draws.generator(self._seed, "held out", 0)
         drawn = self._process.times(64 * self.count, generator).sort().values  # even quantiles of whatever is drawn
         times = drawn[32::64][torch.randperm(self.count, generator=generator)]
-        rows = torch.arange(self.count) % self._images
+        rows = torch.randperm(self._images, generator=generator)[torch.arange(self.count) % self._images]
         for first in range(0, self.count, BATCH):
             part = rows[first : first + BATCH]
             yield part, torch.randn(len(part), *self._shape, generator=generator), times[first : first + BATCH]
 
 
 def choose(
-    ema: PowerEma, parameters: Callable[[], Iterable[nn.Parameter]], errors: Callable[[], tuple[float, float]]
+    ema: PowerEma,
+    parameters: Callable[[], Iterable[nn.Parameter]],
+    seen: Callable[[], float],
+    unseen: Callable[[], float],
 ) -> dict[str, Any]:
     """Set `ema.chosen` to the step and length of the lowest held-out error: the step at one length, then the length there.
 
-    `errors` gives those of the training and the held-out images for the weights that stand in `parameters`. Gives both curves,
-    and what was chosen.
+    `seen` and `unseen` give the error on training and on held-out images of the weights that stand in `parameters`. Gives both
+    curves, and what was chosen.
     """
     middle = LENGTHS[len(LENGTHS) // 2]
     train, held = [], []
     for step in ema.steps:
         ema.put(parameters(), step, middle)
-        seen, unseen = errors()
-        train.append(seen)
-        held.append(unseen)
+        train.append(seen())
+        held.append(unseen())
     best = ema.steps[int(np.argmin(held))]
     by_length = {}
     for length in LENGTHS:
         ema.put(parameters(), best, length)
-        by_length[length] = errors()[1] if length != middle else min(held)
+        by_length[length] = unseen() if length != middle else min(held)
     ema.chosen = (best, min(by_length, key=lambda length: by_length[length]))
     return {
         "step": list(ema.steps),

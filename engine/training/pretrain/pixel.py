@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -66,18 +67,15 @@ class PixelStage(DenoiserStage):
         return images
 
     def finish(self, held: Cache | None) -> dict[str, Any] | None:
-        """And keep the weaker model of autoguidance: the average over the training's beginning."""
+        """And keep the weaker model of autoguidance: the average over the beginning of the training, counted up to the chosen step."""
         found = super().finish(held)
-        self.guide_weights()
+        self._keep_guide()
         return found
 
-    def guide_weights(self) -> None:
-        """The weaker model, as `guide`."""
-        share = self._setting.spec.pretrain.pixel.guide
+    def _keep_guide(self) -> None:
+        share, (whole, length) = self._setting.spec.pretrain.pixel.guide, self.ema.chosen
         if share:
-            import copy
-
-            end = next(step for step in self.ema.steps if step >= share * self.steps)
+            end = next(step for step in self.ema.steps if step >= share * whole)
             weak = copy.deepcopy(self.module)
-            self.ema.put(weak.parameters(), end, self.ema.chosen[1])
+            self.ema.put(weak.parameters(), end, length)
             self.guide = getattr(weak, "model", weak)
