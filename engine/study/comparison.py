@@ -96,14 +96,14 @@ def arms_and_comparisons(
     """For JSON: each arm's values (shares, one a generator seed) with mean, sd and intervals, and every other arm against `reference`."""
     return {
         "arms": {
-            arm: {"values": list(own), **spread(own), "population": _population(right[arm] if right else None)}
+            arm: {"values": list(own), **spread(own), "population": population(right[arm] if right else None)}
             for arm, own in values.items()
         },
         "comparisons": [found.to_json() for found in compare(values, reference, right=right, effect=effect)],
     }
 
 
-def _population(right: Floats | None) -> list[float | None]:
+def population(right: Floats | None) -> list[float | None]:
     """The interval of an arm's accuracy over seeds and images; no ends where answers are not known, or of one seed."""
     found = None if right is None else pooled(right)
     return [None, None] if found is None else found.interval(LEVEL).clipped(0, 1).as_list()

@@ -15,8 +15,7 @@ def test_readings_are_kept_and_counted_once(tmp_path: Path) -> None:
     first = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     assert len(first) == 1
     assert (
-        readings.sentence(readings.readings(store))
-        == "The test split was read once: by judge (2 arms, 3 classifiers)."
+        readings.sentence(readings.readings(store)) == "The test split was read once: by judge (2 arms, 3 classifiers)."
     )
     readings.note(store, "judge", "judge", ["real"], ["real-1"], 90)  # a command that goes on
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.json")} == first

@@ -50,9 +50,7 @@ def _studies(count: int, g: int, n: int, seeds: float, images: float, both: floa
     rng = np.random.default_rng(3)
     shape = (count, g, n)
     return (
-        seeds * rng.normal(size=(count, g, 1))
-        + images * rng.normal(size=(count, 1, n))
-        + both * rng.normal(size=shape)
+        seeds * rng.normal(size=(count, g, 1)) + images * rng.normal(size=(count, 1, n)) + both * rng.normal(size=shape)
     )
 
 
