@@ -88,7 +88,7 @@ def test_kernel_mmd_is_unbiased_whatever_rows_have_to_do_with_their_partners(cor
     """Batches of 8 of one distribution: the mean is 0 within its error. The V-statistic's would be about 0.1."""
     rng = torch.Generator().manual_seed(0)
     found = []
-    for _ in range(4000):
+    for _ in range(1500):
         real, other = torch.randn(2, 8, 3, generator=rng, dtype=torch.float64)
         fake = correlation * real + math.sqrt(1 - correlation**2) * other
         found.append(float(losses.kernel_mmd(fake, real)))
@@ -103,15 +103,15 @@ def test_kernel_mmd_is_unbiased_whatever_rows_have_to_do_with_their_partners(cor
 def test_the_terms_bias_is_as_stated_the_best_denoiser_is_not_at_its_minimum() -> None:
     """Gaussian latents of variance v: the best prediction shrinks by snr v / (1 + snr v); the term is least without the shrinking."""
     rng, v, snr = torch.Generator().manual_seed(1), 0.5, 2.0
-    clean = v**0.5 * torch.randn(200, 64, 2, generator=rng, dtype=torch.float64)
+    clean = v**0.5 * torch.randn(60, 64, 2, generator=rng, dtype=torch.float64)
     noisy = clean + torch.randn(clean.shape, generator=rng, dtype=torch.float64) / snr**0.5
     best = snr * v / (1 + snr * v)
     assert float((best * noisy).var()) == pytest.approx(v * best, rel=0.05)
-    scales = np.linspace(0.5, 1.6, 45)
+    scales = np.linspace(0.7, 1.6, 19)
     means = [
         np.mean([float(losses.kernel_mmd(s * best * x, z)) for x, z in zip(noisy, clean, strict=True)]) for s in scales
     ]
-    assert scales[int(np.argmin(means))] == pytest.approx(best**-0.5, abs=0.06)  # at the variance of the data
+    assert scales[int(np.argmin(means))] == pytest.approx(best**-0.5, abs=0.1)  # at the variance of the data
 
 
 def test_kernel_mmd_compares_sets_not_pairs() -> None:
