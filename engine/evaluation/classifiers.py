@@ -12,6 +12,7 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import DataError
 from engine.evaluation.ood import Classifier, Pixels
+from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec
@@ -65,10 +66,12 @@ class JudgeClassifier:
         return np.asarray(torch.cat(out).numpy())
 
 
-def judge_spec(spec: RunSpec) -> JudgeSpec:
-    """The judge section with what the evaluate section asks for instead."""
+def judge_spec(spec: RunSpec, store: Store) -> JudgeSpec:
+    """The judge section with what the evaluate section asks for instead, its multiples written out once there is a catalog."""
     asked = spec.evaluate
     assert asked is not None
+    if spec.judge.multiples is None and store.exists(catalogs.DONE):
+        spec = judge.filled(spec, catalogs.load(store).split("train").num_rows)
     update = {"arms": asked.arms, "seeds": asked.seeds}
     return spec.judge.model_copy(update={key: value for key, value in update.items() if value is not None})
 
@@ -81,7 +84,7 @@ def listed(spec: RunSpec, store: Store) -> list[Named]:
     if names:
         facts = {name: saved.facts(store, name) for name in names}
         return [Named(name, facts[name]["arm"], facts[name]["seed"], True) for name in names]
-    own = judge_spec(spec)
+    own = judge_spec(spec, store)
     return [Named(f"{arm.key}-{seed}", arm.key, seed, False) for arm in judge.arms(own) for seed in range(own.seeds)]
 
 
@@ -121,7 +124,7 @@ def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wan
     missing = [named for named in wanted if not named.saved and not store.exists(judge_name(named.name))]
     if not missing:
         return
-    own = judge_spec(spec)
+    own = judge_spec(spec, store)
     arms = {arm.key: arm for arm in judge.arms(own)}
     jobs = [(arms[named.arm], named.seed) for named in missing]
     multiple = max(arm.multiple for arm, _ in jobs)

@@ -74,7 +74,7 @@ def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
         ood.open_set(name, one, spec, catalog.class_names)
     if not any(named.saved for named in listed):
         judge.check(
-            spec.model_copy(update={"judge": sources.judge_spec(spec)}),
+            spec.model_copy(update={"judge": sources.judge_spec(spec, store)}),
             catalog.split("train").num_rows,
             catalog.split("test").num_rows,
         )

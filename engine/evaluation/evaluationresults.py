@@ -9,11 +9,111 @@ from typing_extensions import TypedDict
 
 from engine.study.studyresults import Compared, Interval
 
+ArmKind = Literal["real", "synthetic", "mixed", "duplicated", "photocopy", "reconstructed", "augmented"]
+
+
+class CopyShare(TypedDict):
+    """Images nearer to a training image than `threshold`; `null`: the share of other real images; `p` of as many by chance."""
+
+    images: int
+    share: float
+    interval: tuple[float, float]
+    null: float
+    null_interval: tuple[float, float]
+    threshold: float
+    p: float
+
+
+class SpaceCopies(CopyShare):
+    """A synthetic set in one space: copy share, median distance, and the membership attack."""
+
+    median: float
+    auc: float
+    auc_interval: Interval
+
+
+class SetCopies(TypedDict):
+    """The first `multiple` times n synthetic images."""
+
+    pixels: SpaceCopies
+    features: SpaceCopies
+    verdict: Literal["copies", "not told from real images"]
+
+
+class Pair(TypedDict):
+    """A synthetic image (its index in the plan) and its nearest training image (its row in the training split)."""
+
+    which: Literal["nearest", "middle"]
+    synthetic: int
+    training: int
+    distance: float
+
+
+class HeldOut(TypedDict):
+    """The real images that say how near images lie that nobody copied."""
+
+    split: Literal["validation", "test"]
+    images: int
+
+
+class Photocopy(TypedDict):
+    """Noise (sd, of 255) of the photocopies; their median distance beside that of the synthetic images, and their copy share."""
+
+    noise: float
+    target: float
+    median: float
+    share: CopyShare
+
+
+class Augmentation(TypedDict):
+    """The strong augmentation, and by what it was chosen."""
+
+    kind: str
+    chosen_on: Literal["validation"] | None
+    scores: dict[str, float]
+
+
+class Copies(TypedDict):
+    """`results/copies.json`; `sets` by multiple of the training images."""
+
+    held_out: HeldOut
+    training: int
+    features: str
+    held_out_median: dict[Literal["pixels", "features"], float]
+    sets: dict[str, SetCopies]
+    pairs: list[Pair]
+    photocopy: Photocopy | None
+    augmentation: Augmentation | None
+    covers: str
+    seconds: float
+
+
+class Against(TypedDict):
+    """The best control of an arm: its mean, and control minus arm, paired by seed; `finding` is of the control."""
+
+    best: str
+    mean: float
+    difference: float
+    interval: Interval
+    finding: Literal["better", "worse", "not told apart"]
+
+
+class Measure(TypedDict):
+    """One metric of an arm over its judge seeds."""
+
+    values: list[float]
+    mean: float
+    sd: float | None
+    interval: Interval
+
 
 class JudgedArm(TypedDict):
-    """One training set of `results/judge.json`; accuracies are shares, one a judge seed; the first three numbers count images."""
+    """One training set of `results/judge.json`, a value a judge seed; the first three numbers count images.
 
-    kind: Literal["real", "synthetic", "mixed"]
+    `mean` to `ratio_interval`, but for `test_error`, are of the recipe's metric, whose `values` stand beside `accuracies`.
+    """
+
+    kind: ArmKind
     multiple: int
     real_images: int
     synthetic_images: int
@@ -28,6 +128,10 @@ class JudgedArm(TypedDict):
     confusions: list[tuple[int, int, float]]
     loss: float
     seconds: float
+    values: NotRequired[list[float]]
+    measures: NotRequired[dict[str, Measure]]
+    copies: NotRequired[SetCopies]
+    control: NotRequired[Against]
 
 
 class Judged(TypedDict):
@@ -46,12 +150,15 @@ class Judged(TypedDict):
     parameters: int
     recipe: dict[str, object]
     seconds: float
+    metric: NotRequired[str]
+    copies: NotRequired[Copies | None]
+    left_out: NotRequired[dict[str, str]]
 
 
 class ArmSize(TypedDict):
     """What an arm trains on."""
 
-    kind: Literal["real", "synthetic", "mixed"]
+    kind: ArmKind
     multiple: int
     real_images: int
     synthetic_images: int
@@ -66,6 +173,8 @@ class Summary(TypedDict):
     n_test: int
     judge_seeds: int
     level: float
+    metric: NotRequired[str]
+    left_out: NotRequired[dict[str, str]]
 
 
 class ArmSummary(TypedDict):
@@ -76,6 +185,23 @@ class ArmSummary(TypedDict):
     test_error: float
     ratio: NotRequired[float | None]
     ratio_interval: NotRequired[Interval]
+    balanced_accuracy: NotRequired[float]
+    balanced_accuracy_interval: NotRequired[Interval]
+    macro_f1: NotRequired[float]
+    macro_f1_interval: NotRequired[Interval]
+    auroc: NotRequired[float]
+    auroc_interval: NotRequired[Interval]
+    copy_share: NotRequired[float]
+    copy_share_interval: NotRequired[tuple[float, float]]
+    copy_share_null: NotRequired[float]
+    copy_share_features: NotRequired[float]
+    membership_auc: NotRequired[float]
+    copies: NotRequired[Literal["copies", "not told from real images"]]
+    best_control: NotRequired[str]
+    best_control_mean: NotRequired[float]
+    control_difference: NotRequired[float]
+    control_difference_interval: NotRequired[Interval]
+    control_finding: NotRequired[Literal["better", "worse", "not told apart"]]
 
 
 class ArmValues(TypedDict):

@@ -30,6 +30,8 @@ ADDED: dict[str, Any] = {
     "generate.guidance_interval": [0.0, 1.0],
     "generate.guidance_on": "both",
     "generate.quality_suffix": "",
+    "judge.controls": ["duplicated", "photocopy", "reconstructed", "augmented"],
+    "judge.metric": "accuracy",
     "judge.mixing": "equal",
     "model.class_ids": {},
     "model.visual_token": False,
@@ -231,6 +233,8 @@ def identity(spec: RunSpec) -> dict[str, Any]:
             section = section.get(part) or {}
         if last in section and section[last] == default:
             del section[last]
+    if data["judge"]["multiples"] is None:
+        data["judge"]["multiples"] = [1]  # the default of before: what was begun with it is still the same run
     source = data["source"]
     for key, default in ADDED_TO_SOURCE.get(source["kind"], {}).items():
         if source[key] == default:

@@ -202,10 +202,21 @@ class GenerateSpec(Spec):
 
 
 class JudgeSpec(Spec):
-    """The classifier that says what the data is worth: trained for the same number of steps on every arm."""
+    """The classifier that says what the data is worth: trained for the same number of steps on every arm.
+
+    `multiples` None: 1, and the largest whole one that `generate.count` gives. `controls`: what a synthetic set must beat; made of
+    real training images alone, where there are synthetic ones to compare.
+    """
 
     arms: tuple[Literal["real", "synthetic", "mixed"], ...] = ("real", "synthetic", "mixed")
-    multiples: tuple[Count, ...] = (1,)
+    multiples: tuple[Count, ...] | None = None
+    controls: tuple[Literal["duplicated", "photocopy", "reconstructed", "augmented"], ...] = (
+        "duplicated",
+        "photocopy",
+        "reconstructed",
+        "augmented",
+    )
+    metric: Literal["accuracy", "balanced_accuracy", "macro_f1", "auroc"] = "accuracy"
     width: Count = 16
     steps: Count = 300
     batch: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=65536)] = 64

@@ -1,29 +1,29 @@
-"""Trains the judges: the same small CNN on real, synthetic and mixed data, one Ray Train run over all arms and seeds."""
+"""Trains the judges: the same small CNN on real, synthetic, mixed and control data, one Ray Train run over all arms and seeds."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.errors import ConfigError
+from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec, ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.training.judge_data import Arrays, real_images, synthetic_images
+from engine.training.measures import measured
 from engine.training.setup import place, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from engine.training.judge_model import Judge, Part
@@ -34,7 +34,11 @@ MAX_CONFUSIONS = 200
 
 @dataclass(frozen=True)
 class Arm:
-    """One training set: `real`, `synthetic_10x` (the first 10 n samples of the set) or `mixed_10x` (both)."""
+    """One training set: `real`, `synthetic_10x` (the first 10 n samples of the set), `mixed_10x` (both), or a control.
+
+    Controls hold real images alone: `duplicated_10x`, `photocopy_10x` (with pixel noise), `reconstructed` (through the generator's
+    VAE) and `augmented` (as strongly as is usual).
+    """
 
     kind: str
     multiple: int = 0
@@ -50,7 +54,8 @@ class Outcome:
     """One trained judge: accuracy on the test split, correct answers a class, and its commonest mistakes.
 
     `real_images`, `synthetic_images`: how many different images it could draw; `confusions`: (true, predicted, count) with
-    the largest counts first; `loss`: mean training loss at the end; `seconds`: its training.
+    the largest counts first; `loss`: mean training loss at the end; `seconds`: its training. The measures at the end are None
+    in outputs of before, and `auroc` where the test images are of one class.
     """
 
     arm: str
@@ -64,28 +69,52 @@ class Outcome:
     parameters: int
     seconds: float
     device: str
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    auroc: float | None = None
+
+    def value(self, metric: str) -> float:
+        """One of `engine.training.measures.METRICS`; raises DataError where it is not known."""
+        found = getattr(self, metric)
+        if found is None:
+            what = f"{metric} of {self.arm} with seed {self.seed} is not known"
+            raise DataError("judge.metric", what, "it needs test images of two classes, and judges of this version")
+        return float(found)
 
 
 @dataclass(frozen=True)
 class Data:
-    """What the judges train and test on; multiples count in `n`, the size of the training split."""
+    """What the judges train and test on; multiples count in `n`, the size of the training split.
+
+    `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
+    """
 
     train: Arrays
     test: Arrays
     synthetic: Arrays | None
     n: int
     classes: int
+    controls: Mapping[str, Arrays] = field(default_factory=dict)
+    augmentation: str = "randaugment+cutmix"
 
 
 def arms(spec: JudgeSpec) -> tuple[Arm, ...]:
-    """The training sets that a spec asks for, real first."""
+    """The training sets that a spec asks for, real first; controls, which hang on what was generated, are not among them."""
     kinds = list(dict.fromkeys(spec.arms))
     found = [Arm("real")] if "real" in kinds else []
     return (*found, *(Arm(kind, m) for kind in ("synthetic", "mixed") if kind in kinds for m in _multiples(spec)))
 
 
 def _multiples(spec: JudgeSpec) -> list[int]:
-    return sorted(set(spec.multiples))
+    return sorted(set(spec.multiples or (1,)))
+
+
+def filled(spec: RunSpec, train: int) -> RunSpec:
+    """The spec with `judge.multiples` written out for `train` real images: 1, and the largest whole one of `generate.count`."""
+    if spec.judge.multiples is not None or train < 1:
+        return spec
+    multiples = tuple(sorted({1, max(1, spec.generate.count // train)}))
+    return spec.model_copy(update={"judge": spec.judge.model_copy(update={"multiples": multiples})})
 
 
 def check(spec: RunSpec, train: int, test: int) -> None:
@@ -94,7 +123,7 @@ def check(spec: RunSpec, train: int, test: int) -> None:
         raise ConfigError(
             "judge", "needs a test split, and no real image is in it", "set split.test or source.test_path"
         )
-    largest = max((arm.multiple for arm in arms(spec.judge)), default=0)
+    largest = max((arm.multiple for arm in arms(filled(spec, train).judge)), default=0)
     if largest * train > spec.generate.count:
         raise ConfigError(
             "judge.multiples",
@@ -109,17 +138,30 @@ def outcome_name(arm: str, seed: int) -> str:
     return f"{FOLDER}/{arm}-{seed}.json"
 
 
-def outcomes(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> list[Outcome]:
-    """Train every (arm, seed) that is not on storage yet; returns all of them, arm by arm.
+def outcomes(
+    spec: RunSpec,
+    catalog: Catalog,
+    store: Store,
+    progress: Reporter,
+    controls: Sequence[Arm] = (),
+    prepare: Callable[[Data, set[str]], Data] = lambda data, kinds: data,
+) -> list[Outcome]:
+    """Train every (arm, seed) that is not on storage yet; returns all of them, arm by arm, `controls` last.
 
-    Each result is published on its own as soon as it is there, so an interrupted run goes on with the next judge. The test
-    split is read once by each trained judge, after its last step; nothing is chosen by it. Call inside a Ray session.
+    `prepare(data, kinds)` adds what control arms of these kinds train on. Each result is published on its own as soon as it is
+    there, so an interrupted run goes on with the next judge. The test split is read once by each trained judge, after its last
+    step; nothing is chosen by it. Call inside a Ray session.
     """
-    check(spec, catalog.split("train").num_rows, catalog.split("test").num_rows)
-    jobs = [(arm, seed) for arm in arms(spec.judge) for seed in range(spec.judge.seeds)]
+    n = catalog.split("train").num_rows
+    check(spec, n, catalog.split("test").num_rows)
+    spec = filled(spec, n)
+    wanted = (*arms(spec.judge), *controls)
+    jobs = [(arm, seed) for arm in wanted for seed in range(spec.judge.seeds)]
     pending = [(arm, seed) for arm, seed in jobs if not store.exists(outcome_name(arm.key, seed))]
     if pending:
-        _train_all(spec, catalog, store, progress, pending)
+        data = images(spec, catalog, store, progress, max(arm.multiple for arm in wanted))
+        data = prepare(data, {arm.kind for arm, _ in pending})
+        _train_all(spec, data, store, progress, pending)
     return [_read(store, arm.key, seed) for arm, seed in jobs]
 
 
@@ -127,11 +169,10 @@ def _read(store: Store, arm: str, seed: int) -> Outcome:
     return documents.read(store, outcome_name(arm, seed), Outcome)
 
 
-def _train_all(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, jobs: list[tuple[Arm, int]]) -> None:
+def _train_all(spec: RunSpec, data: Data, store: Store, progress: Reporter, jobs: list[tuple[Arm, int]]) -> None:
     """One Ray Train run: the images go to the object store once, the workers share the jobs."""
     import ray
 
-    data = images(spec, catalog, store, progress, max(arm.multiple for arm, _ in jobs))
     board = Board.create()
     config = {"jobs": jobs, "data": ray.put(data), "spec": spec.judge, "store": store, "board": board}
     with follow(board, progress):
@@ -203,13 +244,14 @@ def judge_one(
     started = time.monotonic()
     model, loss, drawn = fit(arm, seed, spec, data, device, tick)
     seconds = time.monotonic() - started
-    train, test = data.train, data.test
-    predicted = judge_model.predict(model, test.part().pixels, device)
+    test = data.test
+    logits = judge_model.logits(model, test.part().pixels, device)
+    predicted = logits.argmax(1)
     right = predicted == test.labels
     return Outcome(
         arm=arm.key,
         seed=seed,
-        real_images=len(train.labels) if arm.kind != "synthetic" else 0,
+        real_images=_real(arm, data),
         synthetic_images=len(drawn.labels) if drawn is not None else 0,
         accuracy=float(right.mean()),
         correct=np.bincount(test.labels[right], minlength=data.classes).tolist(),
@@ -218,7 +260,14 @@ def judge_one(
         parameters=sum(p.numel() for p in model.parameters()),
         seconds=round(seconds, 3),
         device=str(device),
+        **measured(logits, test.labels),
     )
+
+
+def _real(arm: Arm, data: Data) -> int:
+    """How many different images an arm has that are real ones, or were made of one each."""
+    own = data.controls.get(arm.kind, data.train)
+    return 0 if arm.kind == "synthetic" else len(own.labels)
 
 
 def fit(
@@ -235,17 +284,26 @@ def fit(
     """
     from engine.training import judge_model
 
-    synthetic = data.synthetic
-    drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None and arm.multiple else None
-    parts: list[Part] = []
-    if arm.kind != "synthetic":
-        parts.append(data.train.part())
-    if drawn is not None:
-        parts.append(drawn.part())
-    model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick)
+    parts, drawn = _parts(arm, data)
+    strong = data.augmentation if arm.kind == "augmented" else None
+    model, loss = judge_model.train(parts, spec, data.classes, seed, device, tick, strong=strong)
     if not math.isfinite(loss):
         raise ConfigError("judge.lr", f"{spec.lr:g} is too high: {arm.key} with seed {seed} diverged", "lower it")
     return model, loss, drawn
+
+
+def _parts(arm: Arm, data: Data) -> tuple[list[Part], Arrays | None]:
+    """What an arm trains on, and the synthetic images among it."""
+    if arm.kind in data.controls:
+        return [data.controls[arm.kind].part()], None
+    if arm.kind == "duplicated":
+        own = data.train.part()
+        pixels, labels = own.pixels.repeat(arm.multiple, 1, 1, 1), own.labels.repeat(arm.multiple)
+        return [replace(own, pixels=pixels, labels=labels)], None
+    synthetic = data.synthetic if arm.kind in ("synthetic", "mixed") and arm.multiple else None
+    drawn = synthetic.below(arm.multiple * data.n) if synthetic is not None else None
+    parts = [data.train.part()] if arm.kind != "synthetic" else []
+    return parts + ([drawn.part()] if drawn is not None else []), drawn
 
 
 def _confusions(true: np.ndarray, predicted: np.ndarray, classes: int) -> list[tuple[int, int, int]]:

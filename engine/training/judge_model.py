@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.spec.models import JudgeSpec
+from engine.training.strong import Strong
 
 DROPOUT = 0.2
 WEIGHT_DECAY = 0.05
@@ -117,12 +118,14 @@ def train(
     seed: int,
     device: torch.device | str = "cpu",
     tick: Callable[[int, float], None] = lambda step, loss: None,
+    *,
+    strong: str | None = None,
 ) -> tuple[Judge, float]:
     """Train one judge for `spec.steps` steps; returns it and its mean loss over the last tenth of the steps.
 
     Every part gives an equal share of each batch, or under `mixing: proportional` one in proportion to its size. AdamW under a one-cycle schedule; nothing is selected: the last
     weights are the result. `seed` alone sets the initial weights, the batches, the augmentation and the dropout.
-    `tick(step, loss)` is called about every 50 steps.
+    `tick(step, loss)` is called about every 50 steps. `strong`: one of `engine.training.strong.KINDS`, on top of `spec.augment`.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -131,6 +134,7 @@ def train(
     optimizer = torch.optim.AdamW(model.parameters(), lr=spec.lr, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=spec.lr, total_steps=max(spec.steps, 2))
     augment = AUGMENTATIONS[spec.augment]
+    more = Strong(strong, classes) if strong is not None else None
     parts = [joined(parts)] if spec.mixing == "proportional" else parts
     parts = [Part(part.pixels.to(device), part.labels.to(device)) for part in parts]
     drawn = [
@@ -141,7 +145,9 @@ def train(
         chosen = [next(indices).to(device) for indices in drawn]
         pixels = torch.cat([part.pixels[i] for part, i in zip(parts, chosen, strict=True)])
         labels = torch.cat([part.labels[i] for part, i in zip(parts, chosen, strict=True)])
-        loss = functional.cross_entropy(model(augment(normalise(pixels), generator)), labels)
+        images = augment(normalise(pixels if more is None else more.pixels(pixels)), generator)
+        images, labels = (images, labels) if more is None else more.mixed(images, labels)
+        loss = functional.cross_entropy(model(images), labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -158,6 +164,12 @@ def predict(model: Judge, pixels: Tensor, device: torch.device | str = "cpu") ->
     """The predicted class (N,) int64 of each image of `pixels` (N, size, size, 3) uint8."""
     out = [model(normalise(chunk.to(device))).argmax(1).cpu() for chunk in pixels.split(EVALUATION_BATCH)]
     return torch.cat(out).numpy() if out else np.empty(0, np.int64)
+
+
+@torch.inference_mode()
+def logits(model: Judge, pixels: Tensor, device: torch.device | str = "cpu") -> np.ndarray:
+    """The logits (N, C) float32 of each image of `pixels` (N, size, size, 3) uint8; N > 0."""
+    return torch.cat([model(normalise(chunk.to(device))).cpu() for chunk in pixels.split(EVALUATION_BATCH)]).numpy()
 
 
 @torch.inference_mode()

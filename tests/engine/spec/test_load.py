@@ -94,6 +94,8 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     for asked in ("train", "evaluate", "search", "equivalence", "deliberate", "ablation"):
         assert data.pop(asked) is None
     assert (data["judge"].pop("mixing"), data["split"].pop("near_duplicates")) == ("equal", "together")
+    assert data["judge"].pop("controls") == ["duplicated", "photocopy", "reconstructed", "augmented"]
+    assert data["judge"].pop("metric") == "accuracy"
     assert data.pop("match") is None  # these came later: no part of the identity while they are not used
     assert data["model"].pop("visual_token") is False
     assert data["conditions"]["caption"].pop("instruction") is None
