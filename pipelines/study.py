@@ -28,7 +28,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec), drawn) as run:
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.report.ablation import markdown, table
+        from engine.report.ablation import lines, markdown, table
         from engine.study import ablation as studies
 
         run.reporter.note("starting Ray ...")
@@ -39,6 +39,8 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
+    for line in lines(result):
+        console.print(line, highlight=False)
     console.print(json.dumps({"results": f"{run.store.url}/results/ablation.json"}), soft_wrap=True, highlight=False)
 
 
@@ -50,7 +52,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     with open_run(recipe, set_, output, "study deliberate", lambda spec, _: check(spec)) as run:
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.report.ablation import markdown, table
+        from engine.report.ablation import lines, markdown, table
         from engine.study.deliberate.run import deliberate as study
 
         run.reporter.note("starting Ray ...")
@@ -61,6 +63,8 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
+    for line in lines(result):
+        console.print(line, highlight=False)
     console.print(json.dumps({"results": f"{run.store.url}/results/deliberate.json"}), soft_wrap=True, highlight=False)
 
 

@@ -31,7 +31,13 @@ PHOTONS = (60, 25, 12, 5, 3)  # a full white pixel's mean count
 IMPULSES = (0.03, 0.06, 0.09, 0.17, 0.27)  # share of values that become 0 or 1
 BRIGHTER = (0.1, 0.2, 0.3, 0.4, 0.5)  # added to the value of HSV
 CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)  # what is left of it
-ZOOM = (0.11, 0.16, 0.21, 0.26, 0.33)  # largest enlargement, less one
+ZOOM = (
+    (1.11, 0.01),
+    (1.16, 0.01),
+    (1.21, 0.02),
+    (1.26, 0.02),
+    (1.31, 0.03),
+)  # enlargements from 1: end (left out), step
 COARSE = (0.6, 0.5, 0.4, 0.3, 0.25)  # of the side
 QUALITY = (25, 18, 15, 10, 7)
 # (fraction of the side, least pixels) at each severity
@@ -140,7 +146,8 @@ def _motion_blur(pixels: Pixels, k: int, draws: Draws) -> Pixels:
 
 
 def _zoom_blur(pixels: Pixels, k: int, draws: Draws) -> Pixels:
-    scales = 1.0 / np.linspace(1.0, 1.0 + ZOOM[k], TAPS)
+    """The mean of the image and of its enlargements, as published: the first of these is the image once more."""
+    scales = 1.0 / np.concatenate([[1.0], np.arange(1.0, *ZOOM[k])])
     eye = torch.eye(2, 3, dtype=torch.float64).repeat(len(pixels), 1, 1)
     return _mean_of([_moved(pixels, eye * scale) for scale in scales])
 

@@ -10,22 +10,32 @@ from rich.table import Table
 MANY = "more than 16,384"
 
 
-def rows(result: dict[str, Any], kind: str) -> list[list[str]]:
-    """Arm, accuracy, interval, difference to the reference, its interval, adjusted p, finding, seeds needed; as text."""
-    found = result["training_sets"][kind]
+def rows(found: dict[str, Any]) -> list[list[str]]:
+    """A row an arm of one training set, as text under HEAD."""
     compared = {entry["arm"]: entry for entry in found["comparisons"]}
     return [_row(arm, own, compared.get(arm)) for arm, own in found["arms"].items()]
 
 
-HEAD = ["arm", "accuracy %", "95 % interval", "difference", "95 % interval", "p (Holm)", "finding", "seeds needed"]
+HEAD = [
+    "arm",
+    "accuracy %",
+    "95 % over seeds",
+    "and images",
+    "difference",
+    "95 % over seeds",
+    "and images",
+    "p (Holm)",
+    "finding",
+    "seeds needed",
+]
 
 
 def table(result: dict[str, Any], kind: str) -> Table:
-    """The most of it, in 80 columns for a terminal."""
+    """The most of it, in 80 columns for a terminal; intervals are those over seeds and images."""
     out = Table(title=_title(result, kind), box=box.SIMPLE, title_justify="left", caption=_real(result), padding=(0, 1))
     for name in ("arm", "acc. %", "diff.", "95 % interval", "p", "found"):
         out.add_column(name, justify="left" if name in ("arm", "found") else "right", no_wrap=True)
-    for arm, accuracy, _, difference, interval, p, finding, _ in rows(result, kind):
+    for arm, accuracy, _, _, difference, _, interval, p, finding, _ in rows(result["training_sets"][kind]):
         out.add_row(
             arm,
             accuracy,
@@ -37,34 +47,66 @@ def table(result: dict[str, Any], kind: str) -> Table:
     return out
 
 
+def lines(result: dict[str, Any]) -> list[str]:
+    """The choice, and what the one reading of the test split says of it, a sentence each."""
+    test, reference = result["test"], result["reference"]
+    found = [f"best on {result['validation_images']:,} validation images: {result['chosen']}"]
+    if test is None:
+        return [*found, "there is no test split to read"]
+    chosen = test["choice"]
+    for kind, own in test["training_sets"].items():
+        said = (
+            f"test split, read once, {len(test['seeds'])} fresh generator seeds, trained on {kind.replace('_', ' ')}: "
+        )
+        said += f"{reference} {100 * own['arms'][reference]['mean']:.2f} %"
+        for entry in own["comparisons"]:
+            said += f", {chosen} {100 * own['arms'][chosen]['mean']:.2f} %, {100 * entry['difference']:+.2f} points "
+            said += f"{_interval(entry['population'])}: {entry['finding']}"
+        found.append(said)
+    if not test["of_this_choice"]:
+        found.append(
+            f"that reading is of {chosen}, chosen earlier; it is not repeated for the new choice: use another output"
+        )
+    return found
+
+
 def markdown(result: dict[str, Any]) -> str:
     """The same as a page."""
     parts = [f"# {'Deliberate generation' if 'rounds' in result else 'Ablation'}: {result['name']}\n"]
-    for kind in result["training_sets"]:
-        lines = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(result, kind)]]
-        parts.append(f"## {_title(result, kind)}\n\n" + "\n".join(lines) + "\n")
-    return "\n".join([*parts, _real(result) + "\n", result["covers"] + "\n"])
+    parts += [_section(f"## {_title(result, kind)}", found) for kind, found in result["training_sets"].items()]
+    parts += ["\n".join(f"- {line}" for line in lines(result)) + "\n"]
+    if result["test"] is not None:
+        sets = result["test"]["training_sets"].items()
+        parts += [_section(f"## Test split, trained on {kind.replace('_', ' ')}", found) for kind, found in sets]
+    effect = f"Seeds needed: to show {100 * result['effect']:g} points, stated beforehand, with 80 % power under the correction.\n"
+    return "\n".join([*parts, _real(result) + "\n", effect, result["covers"] + "\n"])
+
+
+def _section(title: str, found: dict[str, Any]) -> str:
+    grid = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(found)]]
+    return f"{title}\n\n" + "\n".join(grid) + "\n"
 
 
 def _title(result: dict[str, Any], kind: str) -> str:
-    return f"trained on {kind.replace('_', ' ')}: {len(result['seeds'])} generator seeds, against {result['reference']}"
+    return f"validation images, trained on {kind.replace('_', ' ')}: {len(result['seeds'])} generator seeds, against {result['reference']}"
 
 
 def _real(result: dict[str, Any]) -> str:
     if "real" not in result:
         return f"{result['images']:,} synthetic images in every arm, {result['rounds']} rounds"
     real = result["real"]
-    return f"real images alone: {100 * real['mean']:.1f} % {_interval(real['interval'])}, over judge seeds"
+    return f"real images alone: {100 * real['mean']:.1f} % {_interval(real['interval'])}, over generator seeds' judges"
 
 
 def _row(arm: str, own: dict[str, Any], compared: dict[str, Any] | None) -> list[str]:
-    first = [arm, f"{100 * own['mean']:.2f}", _interval(own["interval"])]
+    first = [arm, f"{100 * own['mean']:.2f}", _interval(own["interval"]), _interval(own["population"])]
     if compared is None:
-        return [*first, "reference", "", "", "", ""]
+        return [*first, "reference", "", "", "", "", ""]
     return [
         *first,
         f"{100 * compared['difference']:+.2f}",
         _interval(compared["interval"]),
+        _interval(compared["population"]),
         "" if compared["p_adjusted"] is None else f"{compared['p_adjusted']:.3f}",
         compared["finding"],
         MANY if compared["needed"] is None else f"{compared['needed']:,}",

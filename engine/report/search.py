@@ -10,6 +10,8 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from engine.study.nested import NO_VERDICT
+
 HEAD = ["setting", "synthetic images", "accuracy %", "95 % interval", "gain", "95 % interval", "p (Holm)", "finding"]
 REAL, LINES = "#8a8f98", ("#2f6fde", "#d9822b", "#3a9d5d", "#b0489b", "#7a6ff0", "#4aa3b5")
 INK, PALE = "#22252a", "#d8dbe0"
@@ -36,7 +38,14 @@ def lines(result: dict[str, Any]) -> list[str]:
     best, plain = points[result["chosen"]], points[result["one_standard_error"]]
     compared = sum(point["whole"] for point in result["points"]) - 1
     found = [f"best on validation: {best['label']}, {_percent(best['mean'])} % {_interval(best['interval'])}"]
-    if best["gain"] is None:
+    if len(best["units"]) == 1:
+        spread = (
+            ""
+            if best.get("judges") is None
+            else f"; its classifiers differ by {_percent(best['judges'])} points (standard deviation)"
+        )
+        found.append(f"{NO_VERDICT}{spread}")
+    elif best["gain"] is None:
         found.append("no setting with synthetic images did better than the real ones alone")
     else:
         beats = "beyond noise" if result["beats_zero"] else "which noise can explain"
@@ -134,7 +143,9 @@ def _test(test: dict[str, Any] | None) -> list[str]:
         f"real alone {_percent(test['zero']['mean'])} % {_interval(test['zero']['interval'])}"
     )
     if test["gain"] is not None:
-        read += f", gain {_gain(test['gain'])}, p {_p(test['gain'])}"
+        gain = test["gain"]
+        read += f", gain {_gain(gain)}, over seeds and images {_signed(gain.get('population', [None, None]))}"
+        read += f", p {_p(gain)}: {gain['finding']}"
     if test["of_this_choice"]:
         return [read]
     return [

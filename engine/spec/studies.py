@@ -10,6 +10,9 @@ from engine.spec.fields import Count, Fraction, Name, Number, Spec, _integral
 
 Repeats = Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)]
 Ratio = Annotated[Number, Field(ge=0, le=1000)]
+Effect = Annotated[
+    Number, Field(gt=0, lt=1)
+]  # a difference in accuracy that one cares about, stated before it is looked for
 
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -39,6 +42,7 @@ class AblationSpec(Spec):
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
     reference: Name = "lora"
     arms: dict[Name, dict[str, Any]] = ARMS
+    effect: Effect = 0.01
 
     @model_validator(mode="after")
     def _reference_is_an_arm(self) -> AblationSpec:
@@ -60,6 +64,7 @@ class SearchSpec(Spec):
     trials: Count | None = None
     generator_seeds: Repeats = 1
     judge_seeds: Repeats = 5
+    effect: Effect = 0.01
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> SearchSpec:
@@ -99,11 +104,14 @@ class EquivalenceSpec(Spec):
 class DeliberateSpec(Spec):
     """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv 2502.15588).
 
-    `share` of the training images are a round's anchors; the harder half of them is drawn with `hard_guidance`.
+    `share` of the training images are a round's anchors; the harder half of them is drawn with `hard_guidance`. An image is
+    judged by classifiers that were trained without it: `folds` parts of the training images are left out in turn.
     """
 
     rounds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=100)] = 4
     by: Annotated[tuple[Literal["entropy", "class_error"], ...], Field(min_length=1)] = ("entropy", "class_error")
     share: Annotated[Fraction, Field(gt=0)] = 0.5
     hard_guidance: Annotated[Number, Field(ge=0, le=50)] | None = None
+    folds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=100)] = 5
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
+    effect: Effect = 0.01

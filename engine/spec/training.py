@@ -191,6 +191,8 @@ class MatchSpec(Spec):
     def _consistent(self) -> MatchSpec:
         if self.mmd != "none" and self.batch < 2:
             raise ValueError(f"batch {self.batch} is no distribution: mmd {self.mmd} needs at least 2 images")
+        if self.mmd == "residual_per_class" and self.batch % 2:
+            raise ValueError(f"batch {self.batch} is odd: mmd residual_per_class draws images in pairs of one class")
         if not self.targets:
             raise ValueError("targets must name at least one kind of module")
         return self

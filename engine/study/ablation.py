@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
-from engine.images.catalog import Catalog
+from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study.arms import TRIALS, Trial, section, trials
-from engine.study.comparison import arms_and_comparisons
+from engine.study import choice
+from engine.study.arms import TRIALS, Trial, final_trials, section, trials
+from engine.study.nested import generator_seeds
+from engine.study.reading import TEST, VALIDATION, need_validation, note_test
 from engine.study.statistics import spread
-from engine.study.studyresults import AblationTrial
+from engine.study.studyresults import AblationTrial, RealJudges
 from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
 from engine.study.tuning import one_worker
 from engine.training.judge import arms as judged
@@ -26,77 +28,114 @@ from engine.training.judge_data import real_images
 from engine.training.setup import await_room
 
 RESULT = "results/ablation.json"
-COVERS = (
-    "Values are accuracies on the test split, a generator seed each (the mean over its judges). Intervals are 95 % Student-t "
-    "intervals over generator seeds; comparisons are paired by seed, p by paired t-tests, adjusted by Holm over all arms. One "
-    "split of one data set: another draw of training or test images is not covered."
-)
 
 
 def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
-    """Run every trial that has no scores yet, then write and return results/ablation.json. Call it inside a Ray session.
+    """Run every trial that has no scores yet, choose, read the test split once; writes and returns results/ablation.json.
 
-    Each trial publishes its scores on its own, so a study that was cut short goes on, and one with more seeds or arms adds them.
+    Call it inside a Ray session. Each trial publishes its scores on its own, so a study that was cut short goes on, and one with
+    more seeds or arms adds them. Once the test split was read for a choice it is never read for another.
     """
-    check_judge(spec, catalog.split("train").num_rows, catalog.split("test").num_rows)
+    held = catalog.split(VALIDATION).num_rows
+    need_validation(held, "an ablation")
+    check_judge(spec, catalog.split("train").num_rows, held)
     plan = trials(spec)
-    for trial in plan:
-        _check_scores(store, trial)
-    pending = [trial for trial in plan if not store.exists(trial.name)]
-    if pending or not store.exists(_real_name(spec)):
-        _run(spec, catalog, store, reporter, pending)
-    result = summary(
-        spec, {trial.name: documents.read(store, trial.name, AblationTrial) for trial in plan}, _real(spec, store)
-    )
+    found = _measured(spec, catalog, store, reporter, plan, VALIDATION)
+    result = summary(spec, found, {seed: _real(store, VALIDATION, seed) for seed in _seeds(spec, VALIDATION)})
+    asked = section(spec)
+    images = catalog.split(TEST).num_rows
+    result |= {"validation_images": held, "test": None}
+    if images:
+
+        def measure(arms: Sequence[str]) -> choice.Found:
+            plan = final_trials(spec, arms)
+            names = [f"{trial.name}-{number}" for trial in plan for number in range(spec.judge.seeds)]
+            note_test(store, "study ablation", [*arms, "real"], names, images)
+            return _measured(spec, catalog, store, reporter, plan, TEST)
+
+        read = choice.final_reading(store, TRIALS, result["chosen"], asked.reference, asked.effect, measure)
+        real = [float(np.mean(_real(store, TEST, seed))) for seed in read["seeds"]]
+        result["test"] = read | {"real": {"values": real, **spread(real)}}
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
 
-def summary(spec: RunSpec, scores: Mapping[str, Any], real: list[float]) -> dict[str, Any]:
-    """The study's results from its trials' scores: values and intervals of each arm, and comparisons, by training set."""
-    asked, plan = section(spec), trials(spec)
-    kinds = [arm.key for arm in judged(spec.judge) if arm.key in next(iter(scores.values()))["scores"]]
-    sets = {}
-    for kind in kinds:
-        values: dict[str, list[float]] = {arm: [] for arm in asked.arms}
-        for trial in plan:
-            values[trial.arm].append(float(np.mean(scores[trial.name]["scores"][kind])))
-        sets[kind] = arms_and_comparisons(values, asked.reference)
+def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+    """The study's results on validation images from its trials' scores: values and intervals of each arm, comparisons, the choice.
+
+    `real`: accuracies of the judges of real images alone, by generator seed.
+    """
+    asked = section(spec)
+    sets = choice.compared(found, list(asked.arms), asked.reference, asked.effect)
+    kinds = [arm.key for arm in judged(spec.judge) if arm.key in sets]
+    values = [float(np.mean(own)) for own in real.values()]
+    ordered = {kind: sets[kind] for kind in kinds}
     return {
         "name": spec.name,
         "reference": asked.reference,
-        "seeds": [spec.seed + number for number in range(asked.seeds)],
+        "seeds": _seeds(spec, VALIDATION),
         "judge_seeds": spec.judge.seeds,
         "arms": {arm: dict(changes) for arm, changes in asked.arms.items()},
-        "real": {"values": real, **spread(real)},
-        "training_sets": sets,
-        "covers": COVERS,
+        "real": {"values": values, **spread(values)},
+        "training_sets": ordered,
+        "chosen": choice.best(ordered),
+        "effect": asked.effect,
+        "covers": choice.COVERS,
         "recipe": identity(spec),
     }
 
 
-def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: list[Trial]) -> None:
+def _seeds(spec: RunSpec, split: str) -> list[int]:
+    return generator_seeds(spec.seed, section(spec).seeds, fresh=split == TEST)
+
+
+def _measured(
+    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, plan: Sequence[Trial], split: str
+) -> choice.Found:
+    """What every trial read, run where it is not published yet."""
+    for trial in plan:
+        _check_scores(store, trial)
+    pending = [trial for trial in plan if not store.exists(trial.name)]
+    real = [seed for seed in _seeds(spec, split) if not store.exists(_real_name(split, seed))]
+    if pending or real:
+        _run(spec, catalog, store, reporter, pending, real, split)
+    return {(trial.seed, trial.arm): documents.read(store, trial.name, AblationTrial) for trial in plan}
+
+
+def _run(
+    spec: RunSpec,
+    catalog: Catalog,
+    store: Store,
+    reporter: Reporter,
+    pending: Sequence[Trial],
+    real: Sequence[int],
+    split: str,
+) -> None:
     import ray
 
     with reporter.task("judge: real images", catalog.table.num_rows) as task:
-        train, test = catalog.split("train"), catalog.split("test")
-        images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
-    shared = ray.put(Shared(store.url, catalog, *images))
-    with reporter.task("ablation", len(pending), "trials") as task:
+        train, held = catalog.split("train"), catalog.split(split)
+        images = real_images(spec, train, task, same_codec=True), real_images(spec, held, task, same_codec=False)
+    shared = ray.put(Shared(store.url, withheld(catalog), *images))
+    name = "ablation" if split == VALIDATION else "ablation: test"
+    with reporter.task(name, len(pending), "trials") as task:
         task.update(0)
         done = 0
-        for trial, scores in _scores(spec, shared, store, pending):
-            if trial is None:
-                store.create(_real_name(spec), json.dumps(scores).encode())
+        for key, read in _scores(spec, shared, pending, real):
+            if isinstance(key, int):
+                alone = {"accuracies": [one.accuracy for one in read]}
+                store.create(_real_name(split, key), json.dumps(alone).encode())
                 continue
             done += 1
-            facts = {"identity": identity(trial.spec), "scores": scores}
-            store.create(trial.name, json.dumps(facts, sort_keys=True).encode())
-            task.update(done, arm=trial.arm, seed=trial.seed)
+            facts = {"identity": identity(key.spec), **choice.told(read, held.num_rows)}
+            store.create(key.name, json.dumps(facts, sort_keys=True).encode())
+            task.update(done, arm=key.arm, seed=key.seed)
 
 
-def _scores(spec: RunSpec, shared: Any, store: Store, pending: list[Trial]) -> Iterator[tuple[Trial | None, Any]]:
-    """Scores as they come; (None, ...) for the judges of real images alone. A generator is trained once for all its arms."""
+def _scores(
+    spec: RunSpec, shared: Any, pending: Sequence[Trial], real: Sequence[int]
+) -> Iterator[tuple[Trial | int, Any]]:
+    """Readings as they come, by trial, or by seed for the judges of real images alone. A generator is trained once for all its arms."""
     import ray
 
     from engine.cluster.session import device
@@ -105,11 +144,9 @@ def _scores(spec: RunSpec, shared: Any, store: Store, pending: list[Trial]) -> I
     await_room(one_worker(spec.resources), where)
     slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
     slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
-    train, run, real = (ray.remote(function).options(**slots) for function in (train_generator, run_trial, judge_real))
+    train, run, alone = (ray.remote(function).options(**slots) for function in (train_generator, run_trial, judge_real))
     generators: dict[str, Any] = {}
-    refs: dict[Any, Trial | None] = {}
-    if not store.exists(_real_name(spec)):
-        refs[real.remote(spec, shared, where)] = None
+    refs: dict[Any, Trial | int] = {alone.remote(spec, seed, shared, where): seed for seed in real}
     for trial in pending:
         key = generator_key(trial.spec)
         if trial.spec.model.checkpoint is None and key not in generators:
@@ -141,9 +178,9 @@ def _check_scores(store: Store, trial: Trial) -> None:
         raise ConfigError(f"ablation.arms.{trial.arm}", what, "give the arm another name, or use another output")
 
 
-def _real_name(spec: RunSpec) -> str:
-    return f"{TRIALS}/real.json"
+def _real_name(split: str, seed: int) -> str:
+    return f"{TRIALS}/{split}/real-{seed}.json"
 
 
-def _real(spec: RunSpec, store: Store) -> list[float]:
-    return documents.read(store, _real_name(spec), list[float])
+def _real(store: Store, split: str, seed: int) -> list[float]:
+    return documents.read(store, _real_name(split, seed), RealJudges)["accuracies"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ConfigError
 from engine.spec import RunSpec, plain, validate
 from engine.spec.studies import AblationSpec
+from engine.study.nested import generator_seeds
 
 TRIALS = "results/ablation"
 STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation")
@@ -33,16 +34,17 @@ def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
 
 @dataclass(frozen=True)
 class Trial:
-    """One arm under one seed: its recipe with the arm's changes made."""
+    """One arm under one generator seed: its recipe with the arm's changes made, scored on the images of `split`."""
 
     arm: str
     seed: int
     spec: RunSpec
+    split: str = "validation"
 
     @property
     def name(self) -> str:
         """Where its scores lie."""
-        return f"{TRIALS}/seed-{self.seed}-{self.arm}.json"
+        return f"{TRIALS}/{self.split}/seed-{self.seed}-{self.arm}.json"
 
 
 def section(spec: RunSpec) -> AblationSpec:
@@ -51,12 +53,21 @@ def section(spec: RunSpec) -> AblationSpec:
 
 
 def trials(spec: RunSpec) -> list[Trial]:
-    """All trials, seed by seed; ConfigError, in one line, for an arm that makes no valid recipe."""
+    """All trials of the comparison on validation images, seed by seed; ConfigError, in one line, for an arm that makes no valid recipe."""
+    return _trials(spec, list(section(spec).arms), "validation")
+
+
+def final_trials(spec: RunSpec, arms: Sequence[str]) -> list[Trial]:
+    """Those of some arms that read the test split: as many generator seeds, and others."""
+    return _trials(spec, arms, "test")
+
+
+def _trials(spec: RunSpec, arms: Sequence[str], split: str) -> list[Trial]:
     found = []
-    for number in range(section(spec).seeds):
-        for arm, changes in section(spec).arms.items():
+    for seed in generator_seeds(spec.seed, section(spec).seeds, fresh=split == "test"):
+        for arm in arms:
             try:
-                found.append(Trial(arm, spec.seed + number, changed(spec, changes, spec.seed + number)))
+                found.append(Trial(arm, seed, changed(spec, section(spec).arms[arm], seed), split))
             except ConfigError as error:
                 raise ConfigError(f"ablation.arms.{arm}", error.what, error.fix) from None
     return found
@@ -69,7 +80,10 @@ def drawn(spec: RunSpec) -> dict[str, RunSpec]:
 
 def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, arms that cannot work (ConfigError)."""
+    from engine.study.reading import need_validation
     from engine.training.matching.precheck import precheck
 
-    for trial in trials(spec):
+    plan = trials(spec)
+    need_validation(spec.split.validation, "an ablation")
+    for trial in plan:
         precheck(trial.spec)

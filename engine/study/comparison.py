@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from engine.study.statistics import mean_interval, spread, standard_deviation
+from engine.study.nested import NO_VERDICT
+from engine.study.population import Floats, pooled
+from engine.study.statistics import Interval, mean_interval, spread, standard_deviation
 
 LEVEL = 0.95
 POWER = 0.8
@@ -19,10 +21,13 @@ MOST = 1 << 14
 
 @dataclass(frozen=True)
 class Comparison:
-    """Arm minus reference over n pairs: mean difference, its Student-t interval, p of the paired t-test (Holm-adjusted too).
+    """Arm minus reference over n pairs, a generator seed each: mean difference and its Student-t interval over these.
 
-    `needed`: pairs that would show a true difference of the observed size with 80 % power; None where there is no spread or no
-    difference. `finding`: higher, lower or no difference found, by the adjusted p.
+    `population`: the interval over seeds and test images together, where each image's answers are known. `p`: of a difference
+    of zero, by the population's error where it is known, else by the paired t-test over seeds; `p_adjusted` by Holm over the
+    arms. `needed`: generator seeds that would show a true difference of `effect`, stated beforehand, with 80 % power at 5 % over
+    the number of comparisons (what Holm asks of the smallest p); None where there is no spread. `finding`: higher, lower, no difference found, or, with one
+    generator seed, no verdict.
     """
 
     arm: str
@@ -30,8 +35,10 @@ class Comparison:
     pairs: int
     difference: float
     interval: list[float | None]
+    population: list[float | None]
     p: float | None
     p_adjusted: float | None
+    effect: float | None
     needed: int | None
     finding: str
 
@@ -40,10 +47,25 @@ class Comparison:
         return asdict(self)
 
 
-def compare(values: Mapping[str, Sequence[float]], reference: str) -> list[Comparison]:
-    """Every other arm against `reference`; `values[arm][i]` are paired by i. Holm's step-down holds over the arms together."""
-    differences = {arm: np.subtract(own, values[reference]) for arm, own in values.items() if arm != reference}
-    raw = {arm: _p(found) for arm, found in differences.items()}
+def compare(
+    values: Mapping[str, Sequence[float]],
+    reference: str,
+    *,
+    right: Mapping[str, Floats] | None = None,
+    effect: float | None = None,
+    one_generator: bool = False,
+) -> list[Comparison]:
+    """Every other arm against `reference`; `values[arm][i]` are paired by i. Holm's step-down holds over the arms together.
+
+    `right[arm]` (G, N): the share of a generator seed's judges that have each test image right. `one_generator`: pairs are
+    classifiers of one and the same generator seed, whose spread is shown and gives no verdict.
+    """
+    others = [arm for arm in values if arm != reference]
+    differences = {arm: np.subtract(values[arm], values[reference]) for arm in others}
+    over_images = {arm: pooled(right[arm] - right[reference]) for arm in others} if right else {}
+    raw = {arm: found.p if (found := over_images.get(arm)) else _p(differences[arm]) for arm in others}
+    if one_generator:
+        raw = dict.fromkeys(others)
     adjusted = holm({arm: p for arm, p in raw.items() if p is not None})
     return [
         Comparison(
@@ -52,21 +74,39 @@ def compare(values: Mapping[str, Sequence[float]], reference: str) -> list[Compa
             pairs=len(found),
             difference=float(found.mean()),
             interval=mean_interval(found.tolist(), LEVEL).as_list(),
+            population=(pool.interval(LEVEL) if (pool := over_images.get(arm)) else Interval(None, None)).as_list(),
             p=raw[arm],
             p_adjusted=adjusted.get(arm),
-            needed=pairs_needed(float(found.mean()), standard_deviation(found.tolist())),
-            finding=_finding(float(found.mean()), adjusted.get(arm)),
+            effect=effect,
+            needed=None
+            if one_generator or not effect
+            else pairs_needed(effect, standard_deviation(found.tolist()), len(others)),
+            finding=NO_VERDICT if one_generator or len(found) < 2 else _finding(float(found.mean()), adjusted.get(arm)),
         )
         for arm, found in differences.items()
     ]
 
 
-def arms_and_comparisons(values: Mapping[str, Sequence[float]], reference: str) -> dict[str, Any]:
-    """For JSON: each arm's values (shares, one a repeat) with mean, sd and interval, and every other arm against `reference`."""
+def arms_and_comparisons(
+    values: Mapping[str, Sequence[float]],
+    reference: str,
+    right: Mapping[str, Floats] | None = None,
+    effect: float | None = None,
+) -> dict[str, Any]:
+    """For JSON: each arm's values (shares, one a generator seed) with mean, sd and intervals, and every other arm against `reference`."""
     return {
-        "arms": {arm: {"values": list(own), **spread(own)} for arm, own in values.items()},
-        "comparisons": [found.to_json() for found in compare(values, reference)],
+        "arms": {
+            arm: {"values": list(own), **spread(own), "population": population(right[arm] if right else None)}
+            for arm, own in values.items()
+        },
+        "comparisons": [found.to_json() for found in compare(values, reference, right=right, effect=effect)],
     }
+
+
+def population(right: Floats | None) -> list[float | None]:
+    """The interval of an arm's accuracy over seeds and images; no ends where answers are not known, or of one seed."""
+    found = None if right is None else pooled(right)
+    return [None, None] if found is None else found.interval(LEVEL).clipped(0, 1).as_list()
 
 
 def holm(values: Mapping[str, float]) -> dict[str, float]:
@@ -79,23 +119,24 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
     return out
 
 
-def pairs_needed(difference: float, deviation: float | None) -> int | None:
-    """Smallest n with which the two-sided paired t-test at 5 % shows `difference` at standard deviation `deviation` with 80 % power.
+def pairs_needed(difference: float, deviation: float | None, comparisons: int = 1) -> int | None:
+    """Smallest n with which the two-sided paired t-test shows `difference` at standard deviation `deviation` with 80 % power.
 
-    By the noncentral t distribution.
+    At 5 % over the number of `comparisons`: Holm's first step, Bonferroni's. By the noncentral t distribution.
     """
     if not deviation or not difference:
         return None
+    alpha = (1 - LEVEL) / max(comparisons, 1)
     effect, low, high = abs(difference) / deviation, 2, 2
-    while _power(effect, high) < POWER:
+    while _power(effect, high, alpha) < POWER:
         low, high = high, 2 * high
         if high > MOST:
             return None
-    return next(n for n in range(low, high + 1) if _power(effect, n) >= POWER)
+    return next(n for n in range(low, high + 1) if _power(effect, n, alpha) >= POWER)
 
 
-def _power(effect: float, n: int) -> float:
-    critical = stats.t.ppf(1 - (1 - LEVEL) / 2, n - 1)
+def _power(effect: float, n: int, alpha: float) -> float:
+    critical = stats.t.ppf(1 - alpha / 2, n - 1)
     shift = effect * math.sqrt(n)
     above, below = stats.nct.sf(critical, n - 1, shift), stats.nct.cdf(-critical, n - 1, shift)
     return float(np.nan_to_num(above, nan=1.0) + np.nan_to_num(below, nan=0.0))  # NaN where the shift is very large

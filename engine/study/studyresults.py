@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NotRequired
+
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
@@ -16,17 +18,47 @@ class Compared(TypedDict):
     pairs: int
     difference: float
     interval: Interval
+    population: NotRequired[Interval]
     p: float | None
     p_adjusted: float | None
+    effect: NotRequired[float | None]
     needed: int | None
     finding: str
 
 
-class AblationTrial(TypedDict):
-    """Accuracies of one arm and generator seed, by training set."""
+class ArmTrial(TypedDict):
+    """One arm and generator seed, by training set: accuracies, a judge each, and which of the `images` were right (`reading.packed`)."""
+
+    scores: dict[str, list[float]]
+    right: dict[str, list[str]]
+    images: int
+
+
+class AblationTrial(ArmTrial):
+    """That of an ablation, with the recipe that made it."""
 
     identity: dict[str, object]
-    scores: dict[str, list[float]]
+
+
+class RealJudges(TypedDict):
+    """Judges of the real images alone, of one generator seed."""
+
+    accuracies: list[float]
+
+
+class Choice(TypedDict):
+    """The arm that was chosen on validation images, written down before the test split is read."""
+
+    arm: str
+
+
+class ArmReading(TypedDict):
+    """The one reading of the test split for the arm that was chosen and the reference, with fresh generators and judges."""
+
+    choice: str
+    images: int
+    seeds: list[int]
+    training_sets: dict[str, dict[str, object]]
 
 
 class Round(TypedDict):
@@ -37,11 +69,10 @@ class Round(TypedDict):
     classes: list[int]
 
 
-class DeliberateTrial(TypedDict):
-    """Accuracies of one arm and generator seed, by training set, and what each round chose."""
+class DeliberateTrial(ArmTrial):
+    """That of deliberate generation, with its settings and what each round chose."""
 
     settings: dict[str, object]
-    scores: dict[str, list[float]]
     rounds: list[Round]
 
 
@@ -53,9 +84,10 @@ class EquivalenceCell(TypedDict):
 
 
 class SearchOutcome(TypedDict):
-    """One classifier of a search."""
+    """One classifier of a search; which images were right as `reading.packed` writes it."""
 
     accuracy: float
+    right: str
 
 
 class SearchChoice(TypedDict):
@@ -72,6 +104,8 @@ class SearchMean(TypedDict):
     mean: float
     sd: float | None
     interval: Interval
+    population: NotRequired[Interval]
+    judges: NotRequired[float | None]
 
 
 class SearchPoint(SearchMean):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,21 +15,23 @@ from engine.spec import RunSpec, digest, plain
 from engine.spec.models import ModelSpec
 from engine.storage.run import claim
 from engine.storage.store import Store, address, open_store
+from engine.study.nested import judge_seeds
+from engine.study.reading import Reading, read
 from engine.training.judge import Arm, Data
 from engine.training.judge_data import Arrays
 
 MODEL_MARKER = "model/mimeo.json"
-Scores = dict[str, list[float]]
+Readings = dict[str, list[Reading]]
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a study have in common: its output, the real images, and what the judges see of them."""
+    """What all trials of a study have in common: its output, the real images, what the judges see of them, and what they are scored on."""
 
     url: str
     catalog: Catalog
     train: Arrays
-    test: Arrays
+    held: Arrays
 
 
 def generator_key(spec: RunSpec) -> str:
@@ -56,8 +57,8 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     return address(store, "model")
 
 
-def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Scores:
-    """Everything after the generator's training, in the trial's own output; accuracies of its judges by training set."""
+def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Readings:
+    """Everything after the generator's training, in the trial's own output; what its judges read by training set."""
     return _judge(spec, synthetic_set(spec, name, generator, shared, device), shared, device)
 
 
@@ -99,12 +100,12 @@ def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, 
     return store
 
 
-def judge_real(spec: RunSpec, shared: Shared, device: str) -> list[float]:
-    """Accuracies of the judges that are trained on the real images alone."""
-    return _accuracies(spec, Arm("real"), _data(shared, None), device)
+def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Reading]:
+    """What the judges of a generator seed read that are trained on the real images alone."""
+    return _readings(spec, seed, Arm("real"), _data(shared, None), device)
 
 
-def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Scores:
+def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Readings:
     from engine.training.judge import arms
     from engine.training.judge_data import synthetic_images
 
@@ -113,19 +114,15 @@ def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Scores:
     with quiet().task("judge: images", spec.generate.count) as task:
         synthetic = synthetic_images(spec, store, spec.generate.count, task)
     data = _data(shared, synthetic)
-    return {arm.key: _accuracies(spec, arm, data, device) for arm in wanted}
+    return {arm.key: _readings(spec, spec.seed, arm, data, device) for arm in wanted}
 
 
-def _accuracies(spec: RunSpec, arm: Arm, data: Data, device: str) -> list[float]:
-    from engine.training.judge import judge_one
-
-    outcomes = [judge_one(arm, seed, spec.judge, data, device) for seed in range(spec.judge.seeds)]
-    assert all(math.isfinite(outcome.accuracy) for outcome in outcomes)
-    return [outcome.accuracy for outcome in outcomes]
+def _readings(spec: RunSpec, generator: int, arm: Arm, data: Data, device: str) -> list[Reading]:
+    return [read(arm, seed, spec.judge, data, device) for seed in judge_seeds(generator, spec.judge.seeds)]
 
 
 def _data(shared: Shared, synthetic: Arrays | None) -> Data:
-    return Data(shared.train, shared.test, synthetic, len(shared.train.labels), len(shared.catalog.class_names))
+    return Data(shared.train, shared.held, synthetic, len(shared.train.labels), len(shared.catalog.class_names))
 
 
 def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:

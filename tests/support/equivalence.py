@@ -46,3 +46,25 @@ def simulate(
             rows.append([repeat(float(n), common + rng.normal() * spread / np.sqrt(2)) for n in worth])
         synthetic.append(rows)
     return Measured(SIZES, BASES, MULTIPLES, np.array(real), np.array(synthetic))
+
+
+def peaked(
+    rng: np.random.Generator,
+    height: float,
+    end: float,
+    generators: int = 5,
+    judges: int = 5,
+    spread: float = 0.004,
+    judge_spread: float = 0.006,
+) -> Measured:
+    """A study whose synthetic images are worth `height` of the base at 5x, half as much at 1x, and `end` at 20x (log-linear between)."""
+    real = simulate(rng, [2.0, 3.0, 5.0], 2.5, generators, judges, spread, judge_spread)
+    worth = np.interp(np.log(MULTIPLES), np.log([1, 5, 20]), [height / 2, height, end])
+    synthetic = []
+    for _ in range(generators):
+        rows = []
+        for base in BASES:
+            noise = rng.normal() * spread + rng.normal(size=(len(MULTIPLES), judges)) * judge_spread
+            rows.append(accuracy(angles(true_accuracy(base * (1 + worth)))[:, None] + noise))
+        synthetic.append(rows)
+    return Measured(SIZES, BASES, MULTIPLES, real.real, np.array(synthetic))

@@ -74,11 +74,14 @@ def patch_latent_size(transformer: Config, vae: Config, image_size: int) -> int:
 
 
 def prediction_type(folder: Path, scheduler: Config, name: str) -> str:
-    """Noise or velocity."""
+    """Noise or velocity; noise with zero terminal SNR is refused (arXiv 2305.08891, section 3.2)."""
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in PREDICTION_TYPES:
         what = f"predicts {prediction!r}, which is neither of {', '.join(PREDICTION_TYPES)}"
         raise ConfigError(str(folder / "scheduler"), what, f"use a {name} checkpoint")
+    if prediction == "epsilon" and scheduler.get("rescale_betas_zero_snr"):
+        what = "predicts noise at a last step that is noise alone (rescale_betas_zero_snr), where that says nothing of the image"
+        raise ConfigError(str(folder / "scheduler"), what, "use a checkpoint of v_prediction, or set it to false")
     return str(prediction)
 
 

@@ -22,10 +22,23 @@ def entropy_weights(probabilities: Floats) -> Floats:
     return np.maximum(found, FLOOR * max(float(found.max()), 1e-12))
 
 
-def class_error_weights(errors: Ints, images: Ints, labels: Ints) -> Floats:
-    """(N,) weights of anchors: the error rate of their class on validation images, (errors + 1) / (images + 2) (Laplace)."""
-    rate = (errors + 1) / (images + 2)
+def class_error_weights(wrong: Floats, labels: Ints, classes: int) -> Floats:
+    """(N,) weights of anchors: the error rate of their class, (errors + 1) / (images + 2) (Laplace).
+
+    `wrong` (N,): the share of its classifiers that have a training image wrong.
+    """
+    errors = np.bincount(labels, weights=wrong, minlength=classes)
+    rate = (errors + 1) / (np.bincount(labels, minlength=classes) + 2)
     return rate[labels]
+
+
+def folds(labels: Ints, count: int, rng: np.random.Generator) -> Ints:
+    """(N,) the fold, from 0, in which each image is left out: each class is dealt out evenly, in random order."""
+    found = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        found[rows] = (np.arange(len(rows)) + rng.integers(count)) % count
+    return found
 
 
 def anchors(weights: Floats, labels: Ints, count: int, rng: np.random.Generator) -> Ints:

@@ -16,9 +16,12 @@ from engine.spec.studies import DeliberateSpec
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
 from engine.study.arms import changed
-from engine.study.deliberate.choice import anchors, class_error_weights, entropy_weights, halves, parts
+from engine.study.choice import told
+from engine.study.deliberate.choice import anchors, class_error_weights, entropy_weights, folds, halves, parts
+from engine.study.nested import judge_seeds
+from engine.study.reading import VALIDATION, read
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
-from engine.training.judge import Arm, Data, judge_one
+from engine.training.judge import Arm, Data
 from engine.training.judge_data import Arrays, synthetic_images
 
 RESULTS = "results/deliberate"
@@ -28,11 +31,12 @@ SETS = ("synthetic", "mixed")
 
 @dataclass(frozen=True)
 class Study:
-    """What all trials have in common; `validation` decides class errors and is never trained on."""
+    """What all trials have in common; `shared.held` are the images of `split`, on which `arms` are scored and nothing else."""
 
     spec: RunSpec
     shared: Shared
-    validation: Arrays | None
+    split: str
+    arms: tuple[str, ...]
 
     @property
     def asked(self) -> DeliberateSpec:
@@ -45,9 +49,9 @@ def section(spec: RunSpec) -> DeliberateSpec:
     return spec.deliberate or DeliberateSpec()
 
 
-def name_of(seed: int, arm: str) -> str:
-    """Where an arm's accuracies of one seed lie."""
-    return f"{RESULTS}/seed-{seed}-{arm}.json"
+def name_of(seed: int, arm: str, split: str = VALIDATION) -> str:
+    """Where an arm's accuracies of one seed on a split lie."""
+    return f"{RESULTS}/{split}/seed-{seed}-{arm}.json"
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -66,15 +70,15 @@ def loop(config: dict[str, Any]) -> None:
 def run_seed(study: Study, seed: int, device: str, board: Board | None = None) -> None:
     """Everything of one seed that is not published yet."""
     store = open_store(study.shared.url)
-    arms = [STATIC, *study.asked.by]
-    for done, arm in enumerate(arms):
+    for done, arm in enumerate(study.arms):
         if board is not None:
-            board.update(f"deliberate, seed {seed}", done, len(arms), "arms", arm=arm)
-        if not store.exists(name_of(seed, arm)):
+            board.update(f"deliberate, seed {seed}", done, len(study.arms), "arms", arm=arm)
+        name = name_of(seed, arm, study.split)
+        if not store.exists(name):
             spec = changed(study.spec, {}, seed)
             drawn, history = _drawn(study, spec, arm, device)
-            facts = {"settings": settings(study.spec), "scores": _scores(study, spec, drawn, device), "rounds": history}
-            store.create(name_of(seed, arm), json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+            facts = {"settings": settings(study.spec), **_scores(study, spec, drawn, device), "rounds": history}
+            store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
 
 
 def settings(spec: RunSpec) -> dict[str, Any]:
@@ -83,7 +87,11 @@ def settings(spec: RunSpec) -> dict[str, Any]:
 
     asked = section(spec).model_dump(mode="json")
     mixing = {} if spec.judge.mixing == "equal" else {"mixing": spec.judge.mixing}  # rounds once paid no heed to it
-    return {"recipe": identity(spec), **{key: asked[key] for key in ("rounds", "share", "hard_guidance")}, **mixing}
+    return {
+        "recipe": identity(spec),
+        **{key: asked[key] for key in ("rounds", "share", "hard_guidance", "folds")},
+        **mixing,
+    }
 
 
 def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[dict[str, Any]]]:
@@ -147,23 +155,31 @@ def _round(
 
 
 def _weights(study: Study, spec: RunSpec, arm: str, synthetic: Arrays, device: str) -> np.ndarray:
-    """How likely each training image is an anchor, from classifiers trained on real and synthetic images so far."""
+    """How likely each training image is an anchor, from classifiers trained on the OTHER real images and the synthetic ones so far.
+
+    Folds of training images are left out in turn, `judge.seeds` classifiers a fold: one that was trained on an image is sure of
+    it. Synthetic images that were drawn after an image are not left out with it.
+    """
     from engine.training import judge_model
 
     train, classes = study.shared.train, len(study.shared.catalog.class_names)
-    models = [
-        judge_model.train([train.part(), synthetic.part()], spec.judge, classes, seed, device)[0]
-        for seed in range(spec.judge.seeds)
-    ]
+    fold = folds(train.labels, study.asked.folds, np.random.default_rng([spec.seed, len(synthetic.labels)]))
+    seeds = judge_seeds(spec.seed, spec.judge.seeds)
+    found = np.zeros((len(seeds), len(train.labels), classes))
+    for k in np.unique(fold):
+        out = fold == k
+        kept, left = _taken(train, ~out), _taken(train, out).part().pixels
+        for j, seed in enumerate(seeds):
+            model, _ = judge_model.train([kept.part(), synthetic.part()], spec.judge, classes, seed, device)
+            found[j, out] = judge_model.probabilities(model, left, device)
     if arm == "entropy":
-        pixels = train.part().pixels
-        return entropy_weights(np.stack([judge_model.probabilities(m, pixels, device) for m in models]))
-    held = study.validation
-    assert held is not None
-    wrong = np.stack([judge_model.predict(m, held.part().pixels, device) != held.labels for m in models])
-    errors = np.bincount(np.tile(held.labels, len(models)), weights=wrong.ravel(), minlength=classes)
-    images = np.bincount(held.labels, minlength=classes)
-    return class_error_weights(np.round(errors / len(models)).astype(np.int64), images, train.labels)
+        return entropy_weights(found)
+    wrong = (found.argmax(2) != train.labels).mean(0)
+    return class_error_weights(wrong, train.labels, classes)
+
+
+def _taken(images: Arrays, rows: np.ndarray) -> Arrays:
+    return Arrays(images.pixels[rows], images.labels[rows], np.arange(int(rows.sum()), dtype=np.int64))
 
 
 def _images(spec: RunSpec, store: Store) -> Arrays:
@@ -176,10 +192,10 @@ def _joined(sets: list[Arrays]) -> Arrays:
     return Arrays(pixels, labels, np.arange(len(labels), dtype=np.int64))
 
 
-def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> dict[str, list[float]]:
-    """Accuracies on the test split, a judge seed each: trained on the drawn images alone, and on real ones too."""
-    data = Data(study.shared.train, study.shared.test, drawn, len(drawn.labels), len(study.shared.catalog.class_names))
-    return {
-        kind: [judge_one(Arm(kind, 1), seed, spec.judge, data, device).accuracy for seed in range(spec.judge.seeds)]
-        for kind in SETS
-    }
+def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> dict[str, Any]:
+    """What judges read on the images of the split: trained on the drawn images alone, and on real ones too."""
+    shared = study.shared
+    data = Data(shared.train, shared.held, drawn, len(drawn.labels), len(shared.catalog.class_names))
+    seeds = judge_seeds(spec.seed, spec.judge.seeds)
+    found = {kind: [read(Arm(kind, 1), seed, spec.judge, data, device) for seed in seeds] for kind in SETS}
+    return told(found, len(shared.held.labels))

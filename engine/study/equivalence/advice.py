@@ -22,7 +22,8 @@ def _advice(base: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
         text = "stop: further real images do not raise the accuracy measurably, so none of either kind has a price"
         return _entry(n, "stop", text)
     if base["verdict"] != "identifiable":
-        hope = "" if base["verdict"].startswith("no value") else "; more repeats would narrow it"
+        settled = base["verdict"].startswith(("no value", "not of this form"))
+        hope = "" if settled else "; more repeats would narrow it"
         return _entry(n, "label", f"label more: {base['verdict']}{hope}")
     worth = worth_words(last)
     if last["at_least"]:

@@ -64,7 +64,12 @@ def settings(spec: RunSpec, cell: Cell) -> dict[str, Any]:
     from engine.spec import identity
 
     asked = section(spec)
-    common = {"judge": spec.judge.model_dump(mode="json"), "judge_seeds": asked.judge_seeds, "seed": spec.seed}
+    common = {
+        "judge": spec.judge.model_dump(mode="json"),
+        "judge_seeds": asked.judge_seeds,
+        "seed": spec.seed,
+        "nested": True,
+    }
     if not cell.base:
         return common | {"real": list(asked.real)}
     made = identity(cell_spec(spec, cell)) if asked.synthetic == "generator" else None

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.spec.studies import EquivalenceSpec
+from engine.study import nested
 from engine.study.arms import changed
 
 CELLS = "results/equivalence"
@@ -87,10 +88,9 @@ def cell_spec(spec: RunSpec, cell: Cell) -> RunSpec:
     return changed(spec, changes, spec.seed + cell.repeat)
 
 
-def judge_seeds(spec: RunSpec, repeat: int) -> range:
+def judge_seeds(spec: RunSpec, repeat: int) -> list[int]:
     """The seeds of a repeat's classifiers: the same in all its cells, others in other repeats."""
-    count = section(spec).judge_seeds
-    return range(repeat * count, (repeat + 1) * count)
+    return nested.judge_seeds(spec.seed + repeat, section(spec).judge_seeds)
 
 
 def check(spec: RunSpec) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.study.equivalence.curve import Bools, Curve, Floats, accuracy, angles, repeats
 from engine.study.equivalence.fit import Fit, fit, gained, paper_form
+from engine.study.equivalence.lackoffit import Lack, lack_of_fit
 from engine.study.statistics import mean_interval
 
 LEVEL = 0.95
@@ -20,6 +21,8 @@ COVERS = (
     "data set: another draw of test images is not covered."
 )
 
+NOT_OF_FORM = "not of this form: accuracy does not rise with the amount as the fitted curve does"
+MOST_DRAWS = 499  # of the lack-of-fit test, whose p is compared with 5 %
 SATURATED = 0.25  # in the logarithm of the errors: all real images remove at most a fifth of the base's errors
 
 
@@ -63,6 +66,7 @@ class Analysis:
         self.weights = self._weights(x[0])
         self.x, self.above = x, above
         self.fit: Fit = fit(x, above, self.y, self.weights)  # row 0 is the estimate, the others are draws
+        self._draws, self._seed = min(resamples, MOST_DRAWS), seed
 
     def _gains(self, units: Floats) -> tuple[Floats, Bools]:
         """n_real+ / n_base (D, B, K) of each draw, read off its own real curve, and which are lower bounds."""
@@ -100,8 +104,15 @@ class Analysis:
             out.append((float(np.mean(found)), mean_interval(found, LEVEL).as_list()))
         return out
 
+    @cached_property
+    def lack(self) -> Lack | None:
+        """Whether the accuracies have the form that is fitted."""
+        real, synthetic = angles(self.measured.real).mean(2), angles(self.measured.synthetic).mean(3)
+        sizes = np.array(self.measured.sizes, float)
+        return lack_of_fit(sizes, real, self.base, self.y, synthetic, self._draws, self._seed)
+
     def verdict(self, b: int) -> str:
-        """Whether base `b` has a price: "identifiable", or why it has none.
+        """Whether base `b` has a price: "identifiable", or why it has none. Bases share c2, so one that is not of the form spoils all.
 
         Accuracies are compared, repeat by repeat, by the logarithm of the ratio of their errors: learning curves are about power
         laws of the error, so that its spread is about the same for easy and for hard orders of the real images.
@@ -115,6 +126,8 @@ class Analysis:
         found = mean_interval(_fewer_errors(held, self.measured.synthetic[:, b].mean((1, 2))).tolist(), LEVEL)
         if found.low is None or found.high is None or found.high < 0:
             return "no value: synthetic images lower the accuracy"
+        if self.lack is not None and self.lack.rejected:
+            return NOT_OF_FORM
         if found.low <= 0:
             return "not identifiable: the gain is within noise"
         if self.interval(self.fit.marginal[:, b])[1] is None:
@@ -132,6 +145,7 @@ class Analysis:
             "bases": [self._base(b, verdict) for b, verdict in enumerate(verdicts)],
             "c2": {"value": float(self.fit.c2[0]), "interval": self.interval(self.fit.c2)} if found else None,
             "paper_form": {"ln_c1_over_k": a, "c2": float(np.exp(c)), "rms": self._rms_paper(a, c)} if found else None,
+            "lack_of_fit": {"F": self.lack.statistic, "p": self.lack.p} if self.lack else None,
             "repeats": len(self.measured.real),
             "classifiers": self.measured.real.shape[2],
             "resamples": len(self.x) - 1,

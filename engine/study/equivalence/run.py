@@ -10,7 +10,7 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
-from engine.storage import documents
+from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.equivalence.cell import Study, loop, settings
@@ -56,6 +56,10 @@ def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -
         _check_settings(spec, store, cell)
     pending = [cell for cell in plan if not store.exists(cell.name)]
     if pending:
+        count = range(section(spec).judge_seeds)
+        names = [f"{cell.name}-{number}" for cell in pending for number in count]
+        arms = ["real" if not cell.base else f"base {cell.base}" for cell in pending]
+        readings.note(store, "equivalence", "every cell", arms, names, catalog.split("test").num_rows)
         _run(spec, catalog, store, reporter, pending)
     return {cell.key: documents.read(store, cell.name, EquivalenceCell)["accuracies"] for cell in plan}
 

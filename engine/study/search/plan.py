@@ -22,7 +22,6 @@ from engine.study.studyresults import SearchResult
 RESULT = "results/search.json"
 TRIALS = "results/search/trials"
 TESTS = "results/search/test"
-JUDGES = 1000  # classifier seeds that a generator seed may have
 
 Values = tuple[tuple[str, Any], ...]
 Seeds = tuple[tuple[int, int], ...]  # (generator seed, judge seed), both from 0
@@ -130,11 +129,6 @@ def by_generator(spec: RunSpec) -> list[Seeds]:
     return [tuple(group) for _, group in itertools.groupby(seeds(spec), key=lambda seed: seed[0])]
 
 
-def judge_seed(seed: tuple[int, int]) -> int:
-    """The seed of a classifier: the same for all settings, never the same for two generator seeds."""
-    return seed[0] * JUDGES + seed[1]
-
-
 def outcome(folder: str, point: Point, seed: tuple[int, int]) -> str:
     """Where the accuracy of one classifier lies."""
     return f"{folder}/{point.key}/{seed[0]}-{seed[1]}.json"
@@ -146,8 +140,8 @@ def stopped(point: Point) -> str:
 
 
 def set_spec(spec: RunSpec, point: Point, generator: int, count: int) -> RunSpec:
-    """The recipe of a synthetic set of `count` images: a generator seed's own, with the point's values."""
-    return changed(spec, {**point.changes(), "generate.count": count}, spec.seed + generator)
+    """The recipe of a synthetic set of `count` images of the generator seed `generator`, with the point's values."""
+    return changed(spec, {**point.changes(), "generate.count": count}, generator)
 
 
 def largest(spec: RunSpec, n: int) -> int:
@@ -164,10 +158,10 @@ def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
 def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, splits, and settings that cannot work (ConfigError)."""
     from engine.images.splits import planned_labels
+    from engine.study.reading import need_validation
     from engine.training.matching.precheck import precheck
 
-    if not spec.split.validation:
-        raise ConfigError("split.validation", "is 0, and a search judges on validation images alone", "set it")
+    need_validation(spec.split.validation, "a search")
     if "model.lora_scale" in section(spec).space and spec.match is None and spec.model.lora is None:
         raise ConfigError(
             "search.space.model.lora_scale", "there is no LoRA", "name one in model.lora, or leave it out"

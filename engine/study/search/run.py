@@ -12,12 +12,14 @@ import numpy as np
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
+from engine.study.nested import generator_seeds
+from engine.study.population import Floats
+from engine.study.reading import TEST, VALIDATION, need_validation, note_test, shares
 from engine.study.search import plan, rungs, summary
 from engine.study.search.plan import Point, Work
 from engine.study.search.suggest import searcher
@@ -27,7 +29,7 @@ from engine.study.studyresults import SearchChoice, SearchOutcome, TestReading
 from engine.training.judge_data import real_images
 
 CHOICE = "results/search/choice.json"
-TEST = "results/search/test.json"
+FINAL = "results/search/test.json"
 
 
 def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
@@ -36,16 +38,17 @@ def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) ->
     Call it inside a Ray session. Each classifier's accuracy is published on its own, so a search that was cut short goes on,
     and one with more ratios, values or seeds adds them. Once the test split was read for a choice it is never read for another.
     """
-    n, images = catalog.split("train").num_rows, catalog.split("validation").num_rows
-    if not images:
-        raise ConfigError("split.validation", "no image is in it, and a search judges on these alone", "raise it")
+    n, images = catalog.split("train").num_rows, catalog.split(VALIDATION).num_rows
+    need_validation(images, "a search")
     plan.check_ratios(spec, n)
     session = _Session(spec, catalog, store, reporter)
     points = _search(session)
     values = {point: _accuracies(spec, store, plan.TRIALS, point) for point in points}
-    found = summary.curve(values, len(plan.seeds(spec)), n)
-    best = summary.choose(found)
     asked = plan.section(spec)
+    whole = len(plan.seeds(spec))
+    right = {p: _right(spec, store, plan.TRIALS, p, images) for p in points if len(values[p]) == whole}
+    found = summary.curve(values, whole, n, right, asked.effect)
+    best = summary.choose(found)
     result = {
         "name": spec.name,
         "training_images": n,
@@ -57,7 +60,7 @@ def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) ->
         "chosen": best["key"],
         "beats_zero": best["gain"] is not None and best["gain"]["finding"] == "higher",
         "one_standard_error": summary.plainer(found, best)["key"],
-        "test": _test(session, best) if catalog.split("test").num_rows else None,
+        "test": _test(session, best) if catalog.split(TEST).num_rows else None,
         "covers": summary.covers(asked.generator_seeds, asked.judge_seeds, images),
         "asked": asked.model_dump(mode="json"),
         "recipe": identity(spec),
@@ -72,7 +75,7 @@ def _search(session: _Session) -> list[Point]:
     asked, points = plan.section(spec), plan.tried(spec)
     grid = points if asked.method == "grid" else []
     works = [Work(point, (seeds,)) for point in (ZERO, *grid) for seeds in plan.by_generator(spec)]
-    session.run("validation", plan.TRIALS, works)
+    session.run(VALIDATION, plan.TRIALS, works)
     if asked.method == "asha":
         _asha(session, points)
     elif asked.method == "optuna":
@@ -95,7 +98,7 @@ def _asha(session: _Session, points: Sequence[Point]) -> None:
             store.create(plan.stopped(point), json.dumps({"accuracies": accuracies}).encode())
 
     left = [work for work in works if work not in ended]
-    session.run("validation", plan.TRIALS, left, scheduler=rungs.scheduler(known, len(seeds)), ended=note)
+    session.run(VALIDATION, plan.TRIALS, left, scheduler=rungs.scheduler(known, len(seeds)), ended=note)
 
 
 def _optuna(session: _Session) -> list[Point]:
@@ -115,18 +118,25 @@ def _optuna(session: _Session) -> list[Point]:
 
 
 def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
-    """Write the choice down, then read the test split for it and for ratio 0; an earlier choice's reading is the only one."""
+    """Write the choice down, then read the test split for it and for ratio 0, with generators and judges of other seeds.
+
+    An earlier choice's reading is the only one.
+    """
     spec, store = session.spec, session.store
     store.create(CHOICE, json.dumps({"ratio": best["ratio"], "values": best["values"]}, sort_keys=True).encode())
     written = documents.read(store, CHOICE, SearchChoice)
     choice = Point(written["ratio"], tuple(sorted(written["values"].items())))
-    if not store.exists(TEST):
+    if not store.exists(FINAL):
         points = list(dict.fromkeys((ZERO, choice)))
-        session.run("test", plan.TESTS, [Work(point, (plan.seeds(spec),)) for point in points])
+        images = session.catalog.split(TEST).num_rows
+        names = [plan.outcome(plan.TESTS, point, seed) for point in points for seed in plan.seeds(spec)]
+        note_test(store, "search", [point.key for point in points], names, images)
+        session.run(TEST, plan.TESTS, [Work(point, (plan.seeds(spec),)) for point in points])
         values = {point: _accuracies(spec, store, plan.TESTS, point) for point in points}
-        read = summary.reading(choice, values, session.catalog.split("test").num_rows)
-        store.create(TEST, json.dumps(read, indent=1, allow_nan=False).encode())
-    return {**documents.read(store, TEST, TestReading), "of_this_choice": choice.key == best["key"]}
+        right = {point: _right(spec, store, plan.TESTS, point, images) for point in points}
+        read = summary.reading(choice, values, images, right, plan.section(spec).effect)
+        store.create(FINAL, json.dumps(read, indent=1, allow_nan=False).encode())
+    return {**documents.read(store, FINAL, TestReading), "of_this_choice": choice.key == best["key"]}
 
 
 def _accuracies(spec: RunSpec, store: Store, folder: str, point: Point) -> dict[tuple[int, int], float]:
@@ -138,6 +148,15 @@ def _accuracies(spec: RunSpec, store: Store, folder: str, point: Point) -> dict[
             break
         found[seed] = documents.read(store, name, SearchOutcome)["accuracy"]
     return found
+
+
+def _right(spec: RunSpec, store: Store, folder: str, point: Point, images: int) -> Floats:
+    """(G, N) share of each generator seed's classifiers that have each image right."""
+
+    def texts(own: Sequence[tuple[int, int]]) -> list[str]:
+        return [documents.read(store, plan.outcome(folder, point, seed), SearchOutcome)["right"] for seed in own]
+
+    return np.stack([shares(texts(own), images) for own in plan.by_generator(spec)])
 
 
 def _whole(spec: RunSpec, store: Store, point: Point) -> bool:
@@ -171,7 +190,7 @@ class _Session:
     def suggest(self, space: plan.Space, stretches: Sequence[plan.Seeds], chosen: Any, count: int) -> None:
         """`count` trials that the searcher suggests, each with all its seeds."""
         parameters = {"space": space, "stretches": tuple(stretches)}
-        self._tune("validation", plan.TRIALS, {}, parameters, count, searcher=chosen, samples=count)
+        self._tune(VALIDATION, plan.TRIALS, {}, parameters, count, searcher=chosen, samples=count)
 
     def _done(self, folder: str, work: Work) -> bool:
         return all(self.store.exists(plan.outcome(folder, work.point, seed)) for seed in work.seeds)
@@ -202,7 +221,9 @@ class _Session:
         with self.reporter.task("search: real images", train.num_rows + rows.num_rows) as task:
             seen = real_images(spec, train, task, same_codec=True)
             held = real_images(spec, rows, task, same_codec=False)
-        study = ray.put(Study(spec, self.store.url, withheld(self.catalog), seen, held, folder))
+        count = plan.section(spec).generator_seeds
+        generators = tuple(generator_seeds(spec.seed, count, fresh=split == TEST))
+        study = ray.put(Study(spec, self.store.url, withheld(self.catalog), seen, held, folder, generators))
         board = Board.create()
         with follow(board, self.reporter):
             yield study, board

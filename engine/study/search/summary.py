@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.study.comparison import compare
+from engine.study.comparison import compare, population
+from engine.study.nested import NO_VERDICT, judge_spread
+from engine.study.population import Floats
 from engine.study.search.plan import Point
 from engine.study.statistics import spread
 
@@ -16,24 +18,33 @@ ZERO = Point(0.0)
 Accuracies = Mapping[tuple[int, int], float]  # by (generator seed, judge seed)
 
 
-def curve(values: Mapping[Point, Accuracies], whole: int, n: int) -> list[dict[str, Any]]:
-    """Every setting with its accuracies, mean, interval and gain over ratio 0, in order of the ratio.
+def curve(
+    values: Mapping[Point, Accuracies],
+    whole: int,
+    n: int,
+    right: Mapping[Point, Floats] | None = None,
+    effect: float | None = None,
+) -> list[dict[str, Any]]:
+    """Every setting with its accuracies, mean, intervals and gain over ratio 0, in order of the ratio.
 
     A setting with fewer than `whole` accuracies was stopped early: it is shown, and neither compared nor chosen. Gains are
-    paired by seed; their p are Holm-adjusted over all that are compared. `n`: real training images.
+    paired by generator seed and by image, where `right` (G, N) says which were right; their p are Holm-adjusted over all that are
+    compared. `n`: real training images.
     """
     order = sorted(values, key=lambda point: (point.ratio, point.label))
     known = {point.key: units(values[point]) for point in order if len(values[point]) == whole}
-    gains = {found.arm: found.to_json() for found in compare(known, ZERO.key)}
-    return [_entry(point, values[point], n, point.key in known, gains.get(point.key)) for point in order]
+    answers = {point.key: own for point, own in right.items()} if right else None
+    gains = {found.arm: found.to_json() for found in compare(known, ZERO.key, right=answers, effect=effect)}
+    answers = answers or {}
+    return [
+        _entry(point, values[point], n, point.key in known, gains.get(point.key), answers.get(point.key))
+        for point in order
+    ]
 
 
 def units(values: Accuracies) -> list[float]:
-    """What an interval is over: the mean of each generator seed, or the classifiers where there is one generator seed."""
-    generators = sorted({generator for generator, _ in values})
-    if len(generators) == 1:
-        return [values[seed] for seed in sorted(values)]
-    return [float(np.mean([values[seed] for seed in values if seed[0] == generator])) for generator in generators]
+    """What an interval is over: the mean of each generator seed."""
+    return [float(np.mean(row)) for row in _table(values)]
 
 
 def choose(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -49,15 +60,23 @@ def plainer(points: Sequence[dict[str, Any]], best: dict[str, Any]) -> dict[str,
     return min(near, key=lambda point: (point["ratio"], -point["mean"]))
 
 
-def reading(chosen: Point, values: Mapping[Point, Accuracies], images: int) -> dict[str, Any]:
-    """The test split read for a choice and for ratio 0: their means and the gain with its interval, unadjusted: it is one."""
-    own, zero = units(values[chosen]), units(values[ZERO])
-    gain = compare({chosen.key: own, ZERO.key: zero}, ZERO.key) if chosen != ZERO else []
+def reading(
+    chosen: Point,
+    values: Mapping[Point, Accuracies],
+    images: int,
+    right: Mapping[Point, Floats] | None = None,
+    effect: float | None = None,
+) -> dict[str, Any]:
+    """The test split read for a choice and for ratio 0: their means and the gain with its intervals, unadjusted: it is one."""
+    known = {point.key: units(values[point]) for point in dict.fromkeys((ZERO, chosen))}
+    answers = {point.key: own for point, own in right.items()} if right else None
+    gain = compare(known, ZERO.key, right=answers, effect=effect)
+    answers = answers or {}
     return {
         "choice": _named(chosen),
         "images": images,
-        "chosen": _units(own),
-        "zero": _units(zero),
+        "chosen": _units(values[chosen], answers.get(chosen.key)),
+        "zero": _units(values[ZERO], answers.get(ZERO.key)),
         "gain": gain[0].to_json() if gain else None,
         "accuracies": {point.key: _table(found) for point, found in values.items()},
     }
@@ -66,27 +85,32 @@ def reading(chosen: Point, values: Mapping[Point, Accuracies], images: int) -> d
 def covers(generators: int, judges: int, images: int) -> str:
     """What the intervals of a search say and what they leave out."""
     over = (
-        f"Each value is a generator seed's, the mean of {judges} classifiers; intervals are 95 % Student-t intervals over the "
-        f"{generators} generator seeds, so they cover the generator's training, its images and the classifiers' training"
+        f"Each value is a generator seed's, the mean of {judges} classifiers, whose seeds no other generator seed has; intervals "
+        f"are 95 % Student-t intervals over the {generators} generator seeds, so they cover the generator's training, its images "
+        "and the classifiers' training; those of the population hold the sampling of the images that were scored on too, and p "
+        "are of these. Gains over ratio 0 are paired by seed and image; p are adjusted by Holm over all settings that ran to the "
+        "end."
         if generators > 1
-        else f"Each value is a classifier's; intervals are 95 % Student-t intervals over the {judges} classifier seeds of one "
-        "generator, so they cover the classifiers' training alone: another generator may give another curve"
+        else f"There is {NO_VERDICT}. The {judges} classifiers of that one generator differ among themselves by the deviation that "
+        "is shown: another generator may give another curve."
     )
     return (
-        f"{over}. Gains over ratio 0 are paired by seed; p is by paired t-tests, adjusted by Holm over all settings that ran to "
-        f"the end. All accuracies are on the same {images:,} validation images: another draw of these, or of the training "
-        "images, is not covered. The chosen setting is the best of several on these very images, so its validation gain is "
-        "optimistic; the test split was not looked at before the choice was written down."
+        f"{over} All accuracies are on the same {images:,} validation images; another draw of the training images is not "
+        "covered. The chosen setting is the best of several on these very images, so its validation gain is "
+        "optimistic; the test split was not looked at before the choice was written down, and was read with generators and "
+        "classifiers of other seeds."
     )
 
 
-def _entry(point: Point, values: Accuracies, n: int, whole: bool, gain: dict[str, Any] | None) -> dict[str, Any]:
+def _entry(
+    point: Point, values: Accuracies, n: int, whole: bool, gain: dict[str, Any] | None, right: Floats | None
+) -> dict[str, Any]:
     return {
         **_named(point),
         "synthetic_images": point.count(n),
         "whole": whole,
         "accuracies": _table(values),
-        **_units(units(values)),
+        **_units(values, right),
         "gain": gain,
     }
 
@@ -95,8 +119,15 @@ def _named(point: Point) -> dict[str, Any]:
     return {"key": point.key, "label": point.label, "ratio": point.ratio, "values": point.changes()}
 
 
-def _units(found: list[float]) -> dict[str, Any]:
-    return {"units": found, **spread(found)}
+def _units(values: Accuracies, right: Floats | None) -> dict[str, Any]:
+    """Mean and intervals over generator seeds, and `judges`, the standard deviation of classifiers within one."""
+    found = units(values)
+    return {
+        "units": found,
+        **spread(found),
+        "population": population(right),
+        "judges": judge_spread(_table(values)),
+    }
 
 
 def _table(values: Accuracies) -> list[list[float]]:

@@ -16,9 +16,11 @@ from engine.spec import RunSpec
 from engine.storage.lock import hold
 from engine.storage.run import claim
 from engine.storage.store import Store, open_store
-from engine.study.search.plan import Point, Seeds, Work, judge_seed, largest, name_of, outcome, set_spec
+from engine.study.nested import judge_seed
+from engine.study.reading import read
+from engine.study.search.plan import Point, Seeds, Work, largest, name_of, outcome, set_spec
 from engine.study.trial import Shared, fine_tuned, output, quiet, synthetic_set, train_generator
-from engine.training.judge import Arm, Data, judge_one
+from engine.training.judge import Arm, Data
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.matching.precheck import MARKER
 
@@ -27,8 +29,8 @@ from engine.training.matching.precheck import MARKER
 class Study:
     """What all trials have in common: the recipe, the output, the catalog, the real training images, and what to score on.
 
-    `held` are the validation images while settings are compared; `catalog` then names no test image. `folder`: where
-    accuracies go.
+    `held` are the validation images while settings are compared; `catalog` then names no test image. `generators`: the
+    generator seeds by their numbers; `folder`: where accuracies go.
     """
 
     spec: RunSpec
@@ -37,6 +39,7 @@ class Study:
     train: Arrays
     held: Arrays
     folder: str
+    generators: tuple[int, ...]
 
     @property
     def n(self) -> int:
@@ -68,14 +71,8 @@ def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | No
         if data is None or data[0] != generator:
             data = generator, _data(study, point, generator, device)
         arm = Arm("mixed", math.ceil(point.ratio)) if point.ratio else Arm("real")
-        found = judge_one(arm, judge_seed(seed), study.spec.judge, data[1], device)
-        facts = {
-            "ratio": point.ratio,
-            "values": point.changes(),
-            "accuracy": found.accuracy,
-            "real_images": found.real_images,
-            "synthetic_images": found.synthetic_images,
-        }
+        found = read(arm, judge_seed(study.generators[generator], seed[1]), study.spec.judge, data[1], device)
+        facts = {"ratio": point.ratio, "values": point.changes(), **found.to_json()}
         store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
         if board is not None:
             board.update(f"search {work.key}", done + 1, len(seeds), "classifiers")
@@ -89,14 +86,15 @@ def _data(study: Study, point: Point, generator: int, device: str) -> Data:
 def _synthetic(study: Study, point: Point, generator: int, device: str) -> Arrays:
     """The first samples of the set of this generator seed and these values; whoever comes first makes it, others wait."""
     needed = max(largest(study.spec, study.n), point.count(study.n))
-    spec = set_spec(study.spec, point, generator, needed)
+    own = study.generators[generator]
+    spec = set_spec(study.spec, point, own, needed)
     shared = Shared(study.url, study.catalog, study.train, study.held)
     name = f"search-{name_of(point.values)}-{spec.generate.count}"
     with _alone(output(shared, f"seed-{spec.seed}/search-shared")):
         model = train_generator(spec, shared, device, "search-generator") if spec.model.checkpoint is None else None
         tuned = None
         if spec.match is not None:
-            tuned = fine_tuned(set_spec(study.spec, Point(0.0), generator, 1), "search-tuned", model, shared, device)
+            tuned = fine_tuned(set_spec(study.spec, Point(0.0), own, 1), "search-tuned", model, shared, device)
     store = output(shared, f"seed-{spec.seed}/{name}")
     with _alone(store):
         if tuned is not None:

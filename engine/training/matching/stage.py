@@ -74,7 +74,7 @@ class MatchStage:
         """This rank's part of the global batch of a step: noisy latents, what the network is told, the rest."""
         match, inputs, process = self.match, self._inputs, self._tools.process
         device, part = self._place.device, self._place.part(match.batch)
-        rows = draws.batch_indices(self._seed, self.name, step, match.batch, len(inputs.labels))[part]
+        rows = self._rows(step)[part]
         generator = draws.generator(self._seed, self.name, step)
         noise = torch.randn(match.batch, *inputs.latent_shape, generator=generator)[part].to(device)
         times = process.times(match.batch, generator)[part].to(device)
@@ -85,6 +85,13 @@ class MatchStage:
         noisy, aim = process.noisy(latents, noise, times), process.aim(latents, noise, times)
         on_device = {name: values.to(device) for name, values in told.items()}
         return noisy, on_device, Batch(latents, noisy, times, aim, aim, inputs.labels[rows].to(device))
+
+    def _rows(self, step: int) -> torch.Tensor:
+        """Rows of the global batch; in pairs of one class where the term compares classes by themselves."""
+        labels = self._inputs.labels
+        if self.match.mmd == "residual_per_class":
+            return draws.class_batch_indices(self._seed, self.name, step, self.match.batch, labels)
+        return draws.batch_indices(self._seed, self.name, step, self.match.batch, len(labels))
 
     def _whole(self, batch: Batch, noisy: torch.Tensor, predicted: torch.Tensor) -> Batch:
         """The batch of all ranks, in rank order."""

@@ -164,6 +164,10 @@ BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
     "odd config": (setting("unet/config.json", block_out_channels=7), "odd values"),
     "hostile config": (setting("unet/config.json", norm_num_groups=0), "unet: cannot be loaded"),
     "x0 prediction": (setting("scheduler/scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
+    "noise at zero SNR": (
+        setting("scheduler/scheduler_config.json", prediction_type="epsilon", rescale_betas_zero_snr=True),
+        "use a checkpoint of v_prediction",
+    ),
     "remote code": (setting("text_encoder/config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
     "code file": (lambda folder: (folder / "unet/mine.py").write_text("1"), "is code in a checkpoint"),
     "vocabulary too large": (

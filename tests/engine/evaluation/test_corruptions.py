@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from torchvision.io import decode_jpeg, encode_jpeg
 
@@ -167,3 +168,27 @@ def test_what_does_not_exist_is_refused() -> None:
         with pytest.raises(IndexError):
             corrupt(grey(1), "jpeg", severity)
     assert corrupt(grey(1, n=0), "elastic", 1).shape == (0, 32, 32, 3)
+
+
+# as numpy makes them of the published arange(1, 1.11, 0.01): rounding lets the end in at severity 1
+PUBLISHED_ZOOMS = {
+    1: [1 + 0.01 * k for k in range(12)],
+    2: [1 + 0.01 * k for k in range(16)],
+    5: [1 + 0.03 * k for k in range(11)],
+}
+
+
+@pytest.mark.parametrize("severity", PUBLISHED_ZOOMS)
+def test_zoom_blur_averages_the_published_enlargements(severity: int) -> None:
+    """(x + sum of clipped zooms) / (n + 1), as arXiv 1903.12261's code; zooms by Pillow's bilinear filter, compared inside."""
+    images, factors = textured(96, 2), PUBLISHED_ZOOMS[severity]
+    made = corrupt(images, "zoom_blur", severity).astype(float)
+    for image, own in zip(images, made, strict=True):
+        picture, zooms = Image.fromarray(image), []
+        for factor in factors:
+            half = 48 / factor
+            box = (48 - half, 48 - half, 48 + half, 48 + half)
+            zooms.append(np.asarray(picture.resize((96, 96), Image.Resampling.BILINEAR, box=box), float))
+        expected = (image + np.sum(zooms, axis=0)) / (len(factors) + 1)
+        assert np.abs(own - expected)[8:-8, 8:-8].max() <= 2.0
+        assert np.abs(image - expected)[8:-8, 8:-8].max() > 4

@@ -14,12 +14,16 @@ from scipy import stats
 
 from engine.cluster.progress import PlainReporter, Task
 from engine.errors import ClusterError, ConfigError
+from engine.images import catalog as catalogs
 from engine.report import ablation as pages
 from engine.shards.verify import verify
 from engine.spec import RunSpec, spec_hash, validate
+from engine.storage import readings
 from engine.storage.store import open_store
 from engine.study import ablation as studies
-from engine.study.arms import changed, trials
+from engine.study.arms import changed, check, trials
+from engine.study.population import pooled
+from engine.study.reading import packed, unpacked
 from engine.study.trial import generator_key
 from tests.support import outputs
 from tests.support.matching import MATCH
@@ -56,24 +60,39 @@ class Counting(PlainReporter):
 def _spec(ready: Output, arms: dict[str, dict[str, Any]], seeds: int = 2) -> RunSpec:
     data = ready.spec.model_dump(mode="json")
     data |= {"match": MATCH | {"steps": 2}, "ablation": {"seeds": seeds, "arms": arms}}
+    data["split"] = {"train": 20, "validation": 30, "test": 25}
+    data["generate"] |= {"count": 20}
     data["judge"] = {"arms": ["real", "synthetic"], "multiples": [1], "steps": 10, "seeds": 2, "width": 8}
     data["resources"] |= {"labels": {"ray.io/node-id": ray.nodes()[0]["NodeID"]}}  # which every node has
     return validate(data)
 
 
-def test_an_ablation_runs_resumes_and_grows(ready: Output, tmp_path: Path) -> None:
+def test_an_ablation_runs_resumes_grows_and_reads_the_test_split_once(ready: Output, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
-    for entry in list(ready.store.list("catalog/")):
-        store.create(entry.name, ready.store.read(entry.name))
     two = _spec(ready, {name: ARMS[name] for name in ("base", "lora")})
+    catalog = catalogs.build(two, store, Quiet())
     reporter = Counting()
-    studies.ablation(two, ready.catalog, store, reporter)
+    begun = studies.ablation(two, catalog, store, reporter)
     assert reporter.done == [0, 1, 2, 3, 4]  # trials alone: the judges of real images are none
     first = {entry.name: store.read(entry.name) for entry in store.list("results/ablation/")}
-    assert len(first) == 5
-    store.remove("results/ablation/seed-1-lora.json")
-    result = studies.ablation(_spec(ready, ARMS), ready.catalog, store, PlainReporter())
+    final = [name for name in first if name.startswith("results/ablation/test/")]
+    assert len(final) == (4 if begun["chosen"] == "lora" else 6)  # two seeds of the reference, the choice, real judges
+    assert all("-100" in name for name in final)  # fresh generators
+    assert len(first) == 6 + len(final) + 2  # choice.json and test.json
+    (noted,) = readings.readings(store)
+    assert noted["images"] == 25
+    assert set(noted["arms"]) == {"lora", "real", begun["chosen"]}
+    one = json.loads(first["results/ablation/validation/seed-0-lora.json"])
+    right = np.stack([unpacked(text, 30) for text in one["right"]["synthetic_1x"]])
+    assert right.mean(1).tolist() == pytest.approx(one["scores"]["synthetic_1x"])
+    store.remove("results/ablation/validation/seed-1-lora.json")
+    result = studies.ablation(_spec(ready, ARMS), catalog, store, PlainReporter())
     assert {name: store.read(name) for name in first} == first  # the lost trial's output was there: it scores the same
+    assert {k: v for k, v in result["test"].items() if k != "of_this_choice"} == {
+        k: v for k, v in begun["test"].items() if k != "of_this_choice"
+    }
+    assert result["test"]["of_this_choice"] == (result["chosen"] == begun["chosen"])
+    assert readings.readings(store) == [noted]
     found = result["training_sets"]["synthetic_1x"]
     assert set(found["arms"]) == set(ARMS)
     assert [entry["arm"] for entry in found["comparisons"]] == ["base", "prior"]
@@ -87,15 +106,16 @@ def test_an_ablation_runs_resumes_and_grows(ready: Output, tmp_path: Path) -> No
     assert all(arm in text for arm in ARMS)
     other = _spec(ready, ARMS | {"lora": {"match.rank": 3}})
     with pytest.raises(ConfigError, match="another name"):
-        studies.ablation(other, ready.catalog, store, PlainReporter())
+        studies.ablation(other, catalog, store, PlainReporter())
 
 
 def test_trials_run_where_the_labels_say(ready: Output, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     spec = _spec(ready, {"lora": {}})
     resources = spec.resources.model_copy(update={"labels": {"mimeo/group": "h100"}})
+    catalog = catalogs.build(spec, store, Quiet())
     with pytest.raises(ClusterError, match="1 workers of one CPU each are asked for, the cluster has 0"):
-        studies.ablation(spec.model_copy(update={"resources": resources}), ready.catalog, store, Quiet())
+        studies.ablation(spec.model_copy(update={"resources": resources}), catalog, store, Quiet())
     assert not list(store.list("trials/"))
 
 
@@ -103,19 +123,38 @@ def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:
     spec = _spec(ready, ARMS, seeds=4)
     rng = np.random.default_rng(0)
     plan = trials(spec)
-    scores = {t.name: {"scores": {"synthetic_1x": rng.uniform(0.5, 0.9, 2).tolist()}} for t in plan}
-    result = studies.summary(spec, scores, [0.9, 0.95])
-    means = {
-        arm: np.array([np.mean(scores[t.name]["scores"]["synthetic_1x"]) for t in plan if t.arm == arm]) for arm in ARMS
+    right = {(t.seed, t.arm): rng.random((2, 30)) < rng.uniform(0.5, 0.9) for t in plan}
+    scores = {
+        key: {
+            "scores": {"synthetic_1x": own.mean(1).tolist()},
+            "right": {"synthetic_1x": [packed(one) for one in own]},
+            "images": 30,
+        }
+        for key, own in right.items()
     }
+    result = studies.summary(spec, scores, {seed: [0.9, 0.95] for seed in range(4)})
+    means = {arm: np.array([right[seed, arm].mean() for seed in range(4)]) for arm in ARMS}
     found = result["training_sets"]["synthetic_1x"]
     for arm, values in means.items():
         assert found["arms"][arm]["values"] == pytest.approx(values.tolist())
     by_arm = {entry["arm"]: entry for entry in found["comparisons"]}
     for arm in ("base", "prior"):
         assert by_arm[arm]["difference"] == pytest.approx((means[arm] - means["lora"]).mean())
-        assert by_arm[arm]["p"] == pytest.approx(stats.ttest_rel(means[arm], means["lora"]).pvalue)
+        interval = stats.ttest_rel(means[arm], means["lora"]).confidence_interval(0.95)
+        assert by_arm[arm]["interval"] == pytest.approx(list(interval))
+        images = np.stack([right[seed, arm].mean(0) - right[seed, "lora"].mean(0) for seed in range(4)])
+        expected = pooled(images)
+        assert expected is not None
+        assert by_arm[arm]["p"] == expected.p
     assert result["seeds"] == [0, 1, 2, 3]
+    assert result["chosen"] == max(means, key=lambda arm: means[arm].mean())
+
+
+def test_without_validation_images_it_is_refused_in_one_line(ready: Output) -> None:
+    data = _spec(ready, ARMS).model_dump(mode="json")
+    with pytest.raises(ConfigError, match=r"^split\.validation: is 0, .*: set it") as caught:
+        check(validate(data | {"split": {"train": 40, "validation": 0, "test": 50}}))
+    assert "\n" not in str(caught.value)
 
 
 def test_arms_change_what_they_say_and_nothing_else(ready: Output) -> None:

@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from engine.study.comparison import compare, holm, pairs_needed
+from engine.study.nested import NO_VERDICT
 
 
 def test_differences_are_paired() -> None:
@@ -27,7 +28,7 @@ def test_differences_are_paired() -> None:
 
 def test_one_pair_says_nothing() -> None:
     only = compare({"a": [0.5], "b": [0.9]}, "a")[0]
-    assert (only.finding, only.p, only.interval, only.needed) == ("no difference found", None, [None, None], None)
+    assert (only.finding, only.p, only.interval, only.needed) == (NO_VERDICT, None, [None, None], None)
 
 
 def test_holm_by_hand() -> None:

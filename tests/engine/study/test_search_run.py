@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.cluster.progress import PlainReporter
@@ -14,8 +15,10 @@ from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog, withheld
 from engine.report import search as pages
 from engine.spec import RunSpec, validate
+from engine.storage import readings
 from engine.storage.run import read_spec
 from engine.storage.store import Store, open_store
+from engine.study.reading import packed
 from engine.study.search import plan
 from engine.study.search import run as searches
 from engine.study.search import trial as trials
@@ -52,7 +55,8 @@ def _published(store: Store) -> dict[str, bytes]:
 
 def _publish(store: Store, spec: RunSpec, point: Point, accuracies: list[float], folder: str = plan.TRIALS) -> None:
     for seed, accuracy in zip(plan.seeds(spec), accuracies, strict=False):
-        store.create(plan.outcome(folder, point, seed), json.dumps({"accuracy": accuracy}).encode())
+        facts = {"accuracy": accuracy, "right": packed(np.arange(30) < 30 * accuracy)}
+        store.create(plan.outcome(folder, point, seed), json.dumps(facts).encode())
 
 
 def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output, tmp_path: Path) -> None:
@@ -67,6 +71,8 @@ def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output
     assert (half["real_images"], half["synthetic_images"]) == (20, 10)
     assert result["test"]["of_this_choice"]
     assert result["test"]["images"] == 25
+    (noted,) = readings.readings(store)
+    assert (noted["command"], len(noted["classifiers"])) == ("search", len(tests))
     assert plan.finished(two, store) == result
     kept = json.loads(store.read("results/search/choice.json"))["ratio"]
     other = Point(0.0 if kept else 0.5)
@@ -80,7 +86,7 @@ def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output
     grown = search(three, catalog, store, QUIET())
     assert grown["chosen"] == "1x"
     assert not grown["test"]["of_this_choice"]
-    assert {k: v for k, v in grown["test"].items() if k != "of_this_choice"} == json.loads(store.read(searches.TEST))
+    assert {k: v for k, v in grown["test"].items() if k != "of_this_choice"} == json.loads(store.read(searches.FINAL))
     assert any("not repeated for the new choice" in line for line in pages.lines(grown))
     assert {name: data for name, data in _published(store).items() if name in first} == first
 

@@ -45,12 +45,14 @@ def test_intervals_and_gains_are_over_generator_seeds() -> None:
     assert found[0.0]["gain"] is None
 
 
-def test_with_one_generator_the_unit_is_the_classifier() -> None:
-    values = _values(1, 6, dict.fromkeys(RATIOS, 0.0))
+def test_with_one_generator_there_is_no_verdict_and_the_spread_over_judges_is_shown_as_such() -> None:
+    values = _values(1, 6, {0.0: 0, 1.0: 0.5, 2.0: 0.5, 5.0: 0.5})
     for entry, own in zip(summary.curve(values, 6, 50), values.values(), strict=True):
-        low, high = stats.t.interval(0.95, 5, np.mean(list(own.values())), stats.sem(list(own.values())))
-        assert entry["interval"] == pytest.approx([low, high])
-    assert "classifier seeds of one generator" in summary.covers(1, 6, 10)
+        assert entry["interval"] == [None, None]
+        assert entry["judges"] == pytest.approx(np.std(list(own.values()), ddof=1))
+        if entry["ratio"]:
+            assert (entry["gain"]["finding"], entry["gain"]["p"]) == ("no verdict: one generator seed", None)
+    assert "no verdict: one generator seed" in summary.covers(1, 6, 10)
     assert "3 generator seeds" in summary.covers(3, 6, 10)
 
 

@@ -42,3 +42,16 @@ def test_the_global_state_of_torch_is_not_touched() -> None:
     draws.batch_indices(1, "clip", 0, 4, 9)
     draws.generator(1, "clip", 0)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_class_batches_hold_pairs_of_a_class_and_see_every_image_equally_often() -> None:
+    labels = torch.tensor([0] * 6 + [1] * 5 + [2])
+    steps = [draws.class_batch_indices(3, "match", step, 4, labels) for step in range(14)]  # 7 pairs a round: 4 rounds
+    for rows in steps:
+        assert (torch.bincount(labels[rows]) % 2 == 0).all()
+    counts = torch.bincount(torch.cat(steps), minlength=12)
+    assert (counts[:6] == 4).all()  # once a round
+    assert counts[6:11].sum() == 6 * 4  # the class of five pairs one of them twice
+    assert (counts[6:11] >= 4).all()
+    assert counts[11] == 2 * 4
+    assert draws.class_batch_indices(3, "match", 5, 4, labels).tolist() == steps[5].tolist()

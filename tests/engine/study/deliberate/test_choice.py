@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.study.deliberate.choice import anchors, class_error_weights, entropy, entropy_weights, halves, parts
+from engine.study.deliberate.choice import anchors, class_error_weights, entropy, entropy_weights, folds, halves, parts
 
 
 def test_entropy_is_scipys_and_zero_for_a_sure_classifier() -> None:
@@ -26,8 +26,18 @@ def test_weights_are_the_entropy_of_the_mean_classifier_above_a_floor() -> None:
 
 
 def test_class_errors_are_smoothed_rates() -> None:
-    weights = class_error_weights(np.array([0, 4]), np.array([8, 8]), np.array([0, 1, 1]))
-    assert weights == pytest.approx([0.1, 0.5, 0.5])
+    labels = np.repeat([0, 1], 8)
+    weights = class_error_weights(np.r_[np.zeros(8), np.full(8, 0.5)], labels, 2)
+    assert weights == pytest.approx(np.repeat([0.1, 0.5], 8))
+
+
+def test_folds_leave_every_image_out_once_and_deal_classes_evenly() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [20, 13, 3]))
+    found = folds(labels, 5, np.random.default_rng(1))
+    assert set(found.tolist()) == {0, 1, 2, 3, 4}
+    for label in range(3):
+        counts = np.bincount(found[labels == label], minlength=5)
+        assert counts.max() - counts.min() <= 1
 
 
 def test_anchors_are_distinct_cover_the_classes_and_follow_their_weights() -> None:

@@ -58,9 +58,11 @@ def _mmd_by_hand(fake: np.ndarray, real: np.ndarray, weights: np.ndarray) -> flo
         d = float(((a - b) ** 2).sum())
         return sum(math.exp(-d / (width * scale)) for width in (0.25, 0.5, 1.0, 2.0, 4.0)) / 5
 
-    total = 0.0
+    total, pairs_weight = 0.0, 0.0
     for i in range(n):
         for j in range(n):
+            if i == j:
+                continue
             both = (
                 kernel(fake[i], fake[j])
                 + kernel(real[i], real[j])
@@ -68,10 +70,11 @@ def _mmd_by_hand(fake: np.ndarray, real: np.ndarray, weights: np.ndarray) -> flo
                 - kernel(real[i], fake[j])
             )
             total += share[i] * share[j] * both
-    return total
+            pairs_weight += share[i] * share[j]
+    return total / pairs_weight
 
 
-def test_kernel_mmd_is_the_double_sum() -> None:
+def test_kernel_mmd_is_the_double_sum_over_different_pairs() -> None:
     fake, real, weights = _values(3, (5, 4)), _values(4, (5, 4)) + 0.5, torch.tensor([1.0, 0.2, 0.0, 3.0, 1.0]).double()
     assert float(losses.kernel_mmd(fake, real, weights)) == pytest.approx(
         _mmd_by_hand(fake.numpy(), real.numpy(), weights.numpy()), rel=1e-10
@@ -80,11 +83,43 @@ def test_kernel_mmd_is_the_double_sum() -> None:
     assert float(equal) == pytest.approx(_mmd_by_hand(fake.numpy(), real.numpy(), np.ones(5)), rel=1e-10)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_kernel_mmd_is_unbiased_whatever_rows_have_to_do_with_their_partners(correlation: float) -> None:
+    """Batches of 8 of one distribution: the mean is 0 within its error. The V-statistic's would be about 0.1."""
+    rng = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(1500):
+        real, other = torch.randn(2, 8, 3, generator=rng, dtype=torch.float64)
+        fake = correlation * real + math.sqrt(1 - correlation**2) * other
+        found.append(float(losses.kernel_mmd(fake, real)))
+    assert abs(np.mean(found)) < 4 * np.std(found) / math.sqrt(len(found))
+    apart = [
+        float(losses.kernel_mmd(*torch.randn(2, 8, 3, generator=rng) * torch.tensor([[[1.0]], [[0.6]]])))
+        for _ in range(1000)
+    ]
+    assert np.mean(apart) > 8 * np.std(apart) / math.sqrt(len(apart))
+
+
+def test_the_terms_bias_is_as_stated_the_best_denoiser_is_not_at_its_minimum() -> None:
+    """Gaussian latents of variance v: the best prediction shrinks by snr v / (1 + snr v); the term is least without the shrinking."""
+    rng, v, snr = torch.Generator().manual_seed(1), 0.5, 2.0
+    clean = v**0.5 * torch.randn(60, 64, 2, generator=rng, dtype=torch.float64)
+    noisy = clean + torch.randn(clean.shape, generator=rng, dtype=torch.float64) / snr**0.5
+    best = snr * v / (1 + snr * v)
+    assert float((best * noisy).var()) == pytest.approx(v * best, rel=0.05)
+    scales = np.linspace(0.7, 1.6, 19)
+    means = [
+        np.mean([float(losses.kernel_mmd(s * best * x, z)) for x, z in zip(noisy, clean, strict=True)]) for s in scales
+    ]
+    assert scales[int(np.argmin(means))] == pytest.approx(best**-0.5, abs=0.1)  # at the variance of the data
+
+
 def test_kernel_mmd_compares_sets_not_pairs() -> None:
-    real = _values(5, (7, 3))
-    assert float(losses.kernel_mmd(real.flip(0), real)) == pytest.approx(0, abs=1e-12)
-    near, far = losses.kernel_mmd(real + 0.1, real), losses.kernel_mmd(real + 2, real)
-    assert 0 < float(near) < float(far)
+    real, other = _values(5, (400, 3)), _values(6, (400, 3))
+    turned = losses.kernel_mmd(other.flip(0), real)
+    assert float(turned) == pytest.approx(float(losses.kernel_mmd(other, real)), abs=2e-3)
+    near, far = losses.kernel_mmd(other + 0.3, real), losses.kernel_mmd(other + 2, real)
+    assert float(turned) < float(near) < float(far)
 
 
 def test_one_image_and_equal_images_stay_finite() -> None:

@@ -1,0 +1,72 @@
+"""Intervals that speak about the population of images: the error of the seeds and of the test images that were drawn, together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student_t
+
+from engine.study.statistics import Interval
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """A mean with its standard error over seeds and images, and the degrees of freedom of that (Satterthwaite 1946)."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Student-t interval."""
+        half = float(student_t.ppf((1 + level) / 2, self.freedom)) * self.error
+        return Interval(self.mean - half, self.mean + half)
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p of a mean of 0; None where nothing varies."""
+        return float(2 * student_t.sf(abs(self.mean) / self.error, self.freedom)) if self.error else None
+
+
+def pooled(values: Floats) -> Pooled | None:
+    """Of `values` (G, N), a row a generator seed (the mean over its judges), a column a test image; None for one row or column.
+
+    Right or wrong (1 or 0) for an accuracy, the difference of two arms' for a paired comparison (McNemar's, over several
+    classifiers). Seeds and images are crossed random effects: the variance of the mean is that over rows / G plus that over
+    columns / N less that of the rest / (G N), which both hold (Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29).
+    The images' part is not let below zero, so the error is never below that over seeds.
+    """
+    g, n = values.shape
+    if g < 2 or n < 2:
+        return None
+    rows, columns, mean = values.mean(1), values.mean(0), float(values.mean())
+    rest = values - rows[:, None] - columns + mean
+    of_rows, of_columns = float(rows.var(ddof=1)) / g, float(columns.var(ddof=1)) / n
+    of_rest = float((rest**2).sum()) / ((g - 1) * (n - 1)) / (g * n)
+    images = of_columns - of_rest
+    if images <= 0:
+        return Pooled(mean, math.sqrt(of_rows), g - 1)
+    total = of_rows + images
+    parts = of_rows**2 / (g - 1) + of_columns**2 / (n - 1) + of_rest**2 / ((g - 1) * (n - 1))
+    return Pooled(mean, math.sqrt(total), total**2 / parts)
+
+
+def pooled_accuracy(accuracies: Sequence[float], images: int) -> Pooled | None:
+    """The same where only each generator seed's accuracy on the same `images` is known: binomial variance added to that over seeds.
+
+    Too wide rather than too narrow: p (1 - p) / N holds the part that differs between seeds, which is in their variance too.
+    """
+    g = len(accuracies)
+    if g < 2 or images < 1:
+        return None
+    mean, of_rows = float(np.mean(accuracies)), float(np.var(accuracies, ddof=1)) / g
+    binomial = mean * (1 - mean) / images
+    total = of_rows + binomial
+    parts = of_rows**2 / (g - 1) + binomial**2 / max(images - 1, 1)
+    return Pooled(mean, math.sqrt(total), total**2 / parts if parts else g - 1)
