@@ -34,6 +34,7 @@ ADDED: dict[str, Any] = {
     "model.class_ids": {},
     "model.visual_token": False,
     "pretrain.denoiser": "unet",
+    "pretrain.encoder": None,
     "split.near_duplicates": "together",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }

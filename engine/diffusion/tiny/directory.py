@@ -17,7 +17,9 @@ MEAN = STD = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Stack:
-    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged), scheduler, and the classes by number."""
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor), U-Net or DiT (averaged), scheduler, the classes by number,
+    and the `ConvNextModel` that image features come from, if not from CLIP.
+    """
 
     tokenizer: CLIPTokenizer
     clip: Any
@@ -25,6 +27,7 @@ class Stack:
     denoiser: Any
     scheduler: Any
     class_names: tuple[str, ...] = ()
+    encoder: Any = None
 
     @property
     def denoiser_name(self) -> str:
@@ -44,8 +47,14 @@ def feature_extractor(image_size: int) -> CLIPImageProcessor:
 
 
 def save(stack: Stack, folder: Path) -> None:
-    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores."""
+    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores.
+
+    `encoder/`, where there is one, is a whole transformers directory: its image processor lies in it.
+    """
     stack.clip.save_pretrained(folder / "clip")
+    if stack.encoder is not None:
+        stack.encoder.save_pretrained(folder / "encoder")
+        feature_extractor(stack.vae.config.sample_size).save_pretrained(folder / "encoder")
     {"unet": _save_unet, "dit": _save_dit}[stack.denoiser_name](stack, folder)
 
 

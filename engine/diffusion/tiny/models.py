@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextModel,
+)
 
 from engine.diffusion import schedulers
 from engine.diffusion.families.base import Family
@@ -15,12 +23,15 @@ from engine.diffusion.families.dit import CLASSES, Dit, without_dropout
 from engine.diffusion.families.sd import StableDiffusion
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
-from engine.spec.training import ClipSpec, DitSpec, PretrainSpec, UNetSpec, VaeSpec
+from engine.spec.training import ClipSpec, DitSpec, EncoderSpec, PretrainSpec, UNetSpec, VaeSpec
 
 RGB = 3
 MLP_RATIO = 4
 UNET_GROUPS = 32
 TRAIN_TIMESTEPS = 1000
+LAYER_SCALE = (
+    0.1  # ConvNeXt's 1e-6 is for deep networks; a shallow one would learn next to nothing in its short training
+)
 
 
 def latent_size(spec: VaeSpec, image_size: int) -> int:
@@ -40,6 +51,7 @@ def check(spec: PretrainSpec, image_size: int) -> None:
             "vae.blocks",
             f"are too many to halve {image_size} px that often",
         ),
+        *(_encoder_rules(spec, image_size) if spec.encoder else []),
         *{"unet": _unet_rules, "dit": _dit_rules}[spec.denoiser](spec, latent_size(vae, image_size)),
     ]
     for holds, key, what in rules:
@@ -53,6 +65,25 @@ def check_generate(spec: PretrainSpec, generate: GenerateSpec) -> None:
     family.check_generate(generate)
     scheduler: Any = build_scheduler(spec.dit if spec.denoiser == "dit" else spec.unet)
     schedulers.check_steps(generate.scheduler, scheduler.config, generate.num_inference_steps, generate.strength)
+
+
+def _encoder_rules(spec: PretrainSpec, image_size: int) -> list[tuple[bool, str, str]]:
+    encoder = spec.encoder
+    assert encoder is not None
+    halved = encoder.patch * 2 ** (len(encoder.blocks) - 1)
+    width, wanted = encoder.blocks[-1], spec.clip.hidden
+    return [
+        (
+            image_size % halved == 0,
+            "encoder.blocks",
+            f"and patch {encoder.patch} make {image_size} px {halved} times smaller, which does not go",
+        ),
+        (
+            spec.denoiser != "unet" or width == wanted,
+            "encoder.blocks",
+            f"end in features of {width}, which take the place of text tokens of pretrain.clip.hidden {wanted}",
+        ),
+    ]
 
 
 def _unet_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:
@@ -95,6 +126,20 @@ def build_clip(spec: ClipSpec, tokenizer: CLIPTokenizer, image_size: int) -> CLI
     )
     vision = CLIPVisionConfig(image_size=image_size, patch_size=spec.patch, num_channels=RGB, **shared)
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=spec.hidden))
+
+
+def build_encoder(spec: EncoderSpec) -> ConvNextModel:
+    """A ConvNeXt (arXiv 2201.03545), which has no statistics of batches, so that an image's features are its own."""
+    config = ConvNextConfig(
+        num_channels=RGB,
+        patch_size=spec.patch,
+        num_stages=len(spec.blocks),
+        hidden_sizes=list(spec.blocks),
+        depths=[spec.layers] * len(spec.blocks),
+        layer_scale_init_value=LAYER_SCALE,
+        drop_path_rate=0.0,
+    )
+    return ConvNextModel(config)
 
 
 def build_vae(spec: VaeSpec, image_size: int) -> AutoencoderKL:

@@ -15,7 +15,9 @@ from engine.training.pretrain.denoiser import DenoiserStage, scaled_latents, var
 from engine.training.pretrain.stage import Setting
 
 
-def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any) -> tuple[Cache, float]:
+def build_cache(
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any | None = None
+) -> tuple[Cache, float]:
     """Latents and classes of the training images, the null class last, and the VAE's scaling factor."""
     latents, scaling_factor = scaled_latents(variants(setting), vae)
     known = torch.arange(len(setting.images.class_prompts), device=latents.device)

@@ -42,7 +42,7 @@ class Pretrained:
 def pretrain(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
 ) -> Pretrained:
-    """Train CLIP, then VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
+    """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
 
     Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
     newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
@@ -74,6 +74,8 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     normalise = {"normalise": True} if spec.conditions.features.normalise else {}
     for part in {"unet": ("denoiser", "dit"), "dit": ("unet",)}[spec.pretrain.denoiser]:
         settings["pretrain"].pop(part)  # what is not used; a U-Net's settings are those of before there was a choice
+    if settings["pretrain"]["encoder"] is None:
+        settings["pretrain"].pop("encoder")  # those of before there was one
     return {
         "version": VERSION,
         "seed": spec.seed,
@@ -112,7 +114,7 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
         raise ConfigError("pretrain.denoiser", what, "set it to unet")
     most = spec.resources.train_workers
-    parts = ("clip", "vae", spec.pretrain.denoiser)
+    parts = ("clip", "vae", spec.pretrain.denoiser, *(("encoder",) if spec.pretrain.encoder else ()))
     for name, workers in product(parts, range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:

@@ -14,12 +14,16 @@ from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.tiny.models import build_unet
 from engine.training.cache import Cache
 from engine.training.pretrain.denoiser import DenoiserStage, scaled_latents, variants
+from engine.training.pretrain.encoder import features
 from engine.training.pretrain.stage import Setting
-from engine.training.pretrain.vae import ENCODE_BATCH
 
 
-def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any) -> tuple[Cache, float]:
+def build_cache(
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any | None = None
+) -> tuple[Cache, float]:
     """Everything about the training images that the U-Net needs, and the VAE's scaling factor.
+
+    Image features are those of the encoder `looks` where there is one, else those of `clip`.
 
     The factor makes the standard deviation of the un-augmented latents 1. Under `augment: flip` each image has its mirror image
     beside it.
@@ -29,7 +33,7 @@ def build_cache(setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any)
     encoder = PromptEncoder(tokenizer, clip.text_model)
     prompts = [*dict.fromkeys(prompt for prompt in setting.images.prompts if prompt), ""]
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
-    tokens = torch.stack([_features(clip.eval(), variant) for variant in images])
+    tokens = torch.stack([features(clip, looks, variant) for variant in images])
     cache = Cache(
         latents=latents,
         tokens=nn.functional.normalize(tokens, dim=-1) if setting.spec.conditions.features.normalise else tokens,
@@ -51,9 +55,3 @@ class UNetStage(DenoiserStage):
         pretrain, size, width = setting.spec.pretrain, setting.spec.images.size, cache.told["states"].shape[-1]
         model = setting.build(self.name, lambda: build_unet(pretrain.unet, pretrain.vae, size, width))
         super().__init__(setting, pretrain.unet, cache, model, pretrain.unet.drop_image)
-
-
-@torch.no_grad()
-def _features(clip: Any, images: torch.Tensor) -> torch.Tensor:
-    parts = [clip.get_image_features(pixel_values=part).pooler_output for part in images.split(ENCODE_BATCH)]
-    return torch.cat(parts)

@@ -1,4 +1,4 @@
-"""What each Ray Train worker of the pretraining runs: the three stages in turn, resumed where the newest checkpoint stands."""
+"""What each Ray Train worker of the pretraining runs: its stages in turn, resumed where the newest checkpoint stands."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop, Stage
 from engine.training.pretrain import dit, publish, unet
 from engine.training.pretrain.clip import ClipStage
+from engine.training.pretrain.encoder import EncoderStage
 from engine.training.pretrain.stage import Setting, TrainingSet
 from engine.training.pretrain.vae import VaeStage
 from engine.training.resume import resume
@@ -65,7 +66,7 @@ def training_set(spec: RunSpec, rows: pa.Table, captions: Captions, device: torc
 
 
 class Training:
-    """The three stages over one set of images; every worker makes one."""
+    """All stages over one set of images; every worker makes one."""
 
     def __init__(self, job: Job, place: Place, images: TrainingSet) -> None:
         self.job, self.place = job, place
@@ -80,18 +81,22 @@ class Training:
         clip = ClipStage(self.setting, self.tokenizer)
         if not self._train(clip):
             return self._stopped(clip)
+        encoder = EncoderStage(self.setting) if self.job.spec.pretrain.encoder else None
+        if encoder and not self._train(encoder):
+            return self._stopped(encoder)
         vae = VaeStage(self.setting)
         if not self._train(vae):
             return self._stopped(vae)
+        looks = encoder.model if encoder else None
         build_cache, make = DENOISERS[self.job.spec.pretrain.denoiser]
-        cache, scaling_factor = build_cache(self.setting, self.tokenizer, clip.model, vae.model)
+        cache, scaling_factor = build_cache(self.setting, self.tokenizer, clip.model, vae.model, looks)
         denoiser = make(self.setting, cache)
         if not self._train(denoiser):
             return self._stopped(denoiser)
         if self.place.rank == 0:
             vae.model.register_to_config(scaling_factor=scaling_factor)
             names = self.setting.images.class_names
-            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler, names)
+            stack = Stack(self.tokenizer, clip.model, vae.model, denoiser.model, denoiser.scheduler, names, looks)
             publish.publish(self.job.store, stack, self.finished, self.job.made_from, len(self.setting.images))
         return {"done": True, "message": "model/ is whole"}
 
