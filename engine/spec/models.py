@@ -179,7 +179,7 @@ class GenerateSpec(Spec):
     guidance_on: Literal["both", "text", "image"] = "both"
     negative_prompt: str = ""
     quality_suffix: str = ""
-    visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
+    visual_token: Literal["own", "class", "interpolation", "class_mean", "class_gaussian", "prior", "none"] = "own"
     pairing: Literal["own", "class", "none"] = "none"
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)
