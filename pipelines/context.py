@@ -133,7 +133,8 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
         models.check(spec.pretrain, spec.images.size)
         models.check_generate(spec.pretrain, spec.generate)
         told = spec.pretrain.kind == "unet" or (spec.pretrain.kind == "pixel" and spec.pretrain.pixel.features)
-        widths = [spec.pretrain.clip.hidden] if told else []
+        encoder = spec.pretrain.encoder
+        widths = [encoder.blocks[-1] if encoder else spec.pretrain.clip.hidden] if told else []
         conditions.precheck(spec, widths=widths)
         if spec.match is not None and not isinstance(spec.match.targets, str):
             from engine.training.matching.run import check_closed_set

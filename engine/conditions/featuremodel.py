@@ -42,6 +42,7 @@ class FeatureModel:
     preprocessor: str = ""
     tokenizer: str = ""
     weights: str = ""
+    scorer: FeatureModel | None = None  # the CLIP beside it, where this one has no text tower at all
 
     @property
     def has_text(self) -> bool:
@@ -55,6 +56,7 @@ class FeatureModel:
 
 
 NONE = FeatureModel("none", "", 0)
+ENCODER = "encoder"  # the folder of a checkpoint whose image features are those of a network of its own images
 
 
 def resolve(spec: FeatureSpec, checkpoint: Path | None, *, needed: bool = True) -> FeatureModel:
@@ -70,14 +72,25 @@ def resolve(spec: FeatureSpec, checkpoint: Path | None, *, needed: bool = True) 
         return _clip(folder, folder, folder, f"{KEY}.path")
     if checkpoint is None:
         raise ConfigError(KEY, "backend checkpoint needs a generator", "pretrain first or set model.checkpoint")
+    clip = None
     if (checkpoint / "clip").is_dir():
-        return _clip(checkpoint / "clip", checkpoint / "feature_extractor", checkpoint / "tokenizer", KEY)
+        clip = _clip(checkpoint / "clip", checkpoint / "feature_extractor", checkpoint / "tokenizer", KEY)
+    if (checkpoint / ENCODER).is_dir():
+        return _encoder(checkpoint / ENCODER, clip)
+    if clip is not None:
+        return clip
     if (checkpoint / "image_encoder").is_dir():
         return _vision(checkpoint / "image_encoder", checkpoint / "feature_extractor")
     if needed:
         fix = "set conditions.features to a local CLIP (transformers or open_clip), or generate.visual_token: none"
         raise ConfigError(KEY, f"{checkpoint} has no image_encoder", fix)
     return NONE
+
+
+def scorer(spec: RunSpec, checkpoint: Path) -> FeatureModel:
+    """The CLIP that scores images against prompts: the feature model itself, or the one beside it."""
+    found = resolve(spec.conditions.features, checkpoint)
+    return found.scorer or found
 
 
 def needed(spec: RunSpec) -> bool:
@@ -103,7 +116,7 @@ def check_use(spec: RunSpec, model: FeatureModel, widths: Collection[int] | None
             raise ConfigError(key, what, f"set {key} to none")
         what = f"image features are {model.dim} wide, the checkpoint's text tokens {fitting}"
         raise ConfigError(KEY, what, f"use a CLIP of projection width {fitting}, or {key}: none")
-    if spec.generate.gate.min_clip_score is not None and not model.has_text:
+    if spec.generate.gate.min_clip_score is not None and not (model.scorer or model).has_text:
         what = "is set, and the feature model has no text tower or no tokenizer"
         raise ConfigError(
             "generate.gate.min_clip_score", what, "give a whole CLIP in conditions.features, or leave it out"
@@ -168,6 +181,28 @@ def _vision(folder: Path, processors: Path) -> FeatureModel:
         dim=_width(config, "projection_dim", folder / "config.json", KEY),
         files=(*weights, folder / "config.json", processor),
         preprocessor=str(processor.parent),
+    )
+
+
+def _encoder(folder: Path, clip: FeatureModel | None) -> FeatureModel:
+    """The closed-set encoder: a `ConvNextModel`, whose features are its pooled output."""
+    config = _config(folder, KEY, "convnext", "ConvNextModel")
+    processor = _processor((folder,), KEY)
+    weights = localmodel.weights(folder, KEY)
+    localmodel.check_sizes(folder / "config.json", config, weights)
+    sizes = config.get("hidden_sizes")
+    return FeatureModel(
+        loader="encoder",
+        source=str(folder),
+        dim=_width(
+            {"hidden_sizes": sizes[-1] if isinstance(sizes, list) and sizes else None},
+            "hidden_sizes",
+            folder / "config.json",
+            KEY,
+        ),
+        files=(*weights, folder / "config.json", processor),
+        preprocessor=str(processor.parent),
+        scorer=clip,
     )
 
 

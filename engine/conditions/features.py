@@ -1,4 +1,4 @@
-"""CLIP features of images and texts by one interface: the generator's own CLIP, a transformers directory, or open_clip."""
+"""Features of images and texts by one interface: the generator's own encoder or CLIP, a transformers directory, or open_clip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Towers:
 
 
 class FeatureExtractor:
-    """Projected CLIP features, NOT normalised, (N,D) float32; the width is `dim`."""
+    """Image features (of a CLIP: projected), NOT normalised, (N,D) float32; the width is `dim`."""
 
     def __init__(self, model: FeatureModel, device: str = "cpu", digest: str = "") -> None:
         """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not finite.
@@ -120,6 +120,15 @@ def _vision(model: FeatureModel, device: str) -> Towers:
     return Towers(lambda pixels: network(pixel_values=prepare(pixels)).image_embeds)
 
 
+def _encoder(model: FeatureModel, device: str) -> Towers:
+    """A network of the training images alone: the pooled output of a `ConvNextModel`."""
+    from transformers import ConvNextModel
+
+    network = _pretrained(ConvNextModel, model.source, device)
+    prepare = _processor(model, device)
+    return Towers(lambda pixels: network(pixel_values=prepare(pixels)).pooler_output)
+
+
 def _clip(model: FeatureModel, device: str) -> Towers:
     """A whole `CLIPModel`, its text tower usable where there is a tokenizer."""
     from transformers import CLIPModel, CLIPTokenizer
@@ -181,7 +190,12 @@ def _open_clip_tokenizer(model: FeatureModel) -> Any:
     return open_clip.get_tokenizer(model.source, **local)
 
 
-LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {"vision": _vision, "clip": _clip, "open_clip": _open_clip}
+LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {
+    "encoder": _encoder,
+    "vision": _vision,
+    "clip": _clip,
+    "open_clip": _open_clip,
+}
 
 
 def tower(model: FeatureModel, device: str, digest: str = "") -> Callable[[Any], Any]:
@@ -217,6 +231,15 @@ def _tensor_transformers(model: FeatureModel, device: str) -> tuple[Callable[[An
     return run, side, *_channels(processor.image_mean, processor.image_std, device)
 
 
+def _tensor_encoder(model: FeatureModel, device: str) -> tuple[Callable[[Any], Any], int, Any, Any]:
+    from transformers import CLIPImageProcessor, ConvNextModel
+
+    network = _pretrained(ConvNextModel, model.source, device)
+    processor = CLIPImageProcessor.from_pretrained(model.preprocessor, local_files_only=True)
+    normalisation = _channels(processor.image_mean, processor.image_std, device)
+    return lambda images: network(images).pooler_output, processor.size["height"], *normalisation
+
+
 def _tensor_open_clip(model: FeatureModel, device: str) -> tuple[Callable[[Any], Any], int, Any, Any]:
     import open_clip
 
@@ -234,4 +257,9 @@ def _channels(mean: Sequence[float], std: Sequence[float], device: str) -> tuple
     return torch.tensor(list(mean), device=device)[:, None, None], torch.tensor(list(std), device=device)[:, None, None]
 
 
-TENSOR_TOWERS = {"vision": _tensor_transformers, "clip": _tensor_transformers, "open_clip": _tensor_open_clip}
+TENSOR_TOWERS = {
+    "encoder": _tensor_encoder,
+    "vision": _tensor_transformers,
+    "clip": _tensor_transformers,
+    "open_clip": _tensor_open_clip,
+}

@@ -12,12 +12,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from engine.cluster.progress import Reporter
-from engine.conditions import captions, featuremodel, localmodel, pool, stored
+from engine.conditions import captions, featuremodel, localmodel, pool, stored, tokens
 from engine.conditions.captions import STRATEGIES
 from engine.conditions.featuremodel import FeatureModel
 from engine.conditions.features import BATCH, FeatureExtractor
-from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, as_lists, as_matrix
-from engine.conditions.table import class_statistics
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS, as_lists, as_matrix
+from engine.conditions.table import class_fits, class_statistics, unit
 from engine.errors import DataError
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
@@ -45,11 +45,13 @@ def precheck(spec: RunSpec, checkpoint: Path | None = None, widths: Collection[i
 def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, run: pool.Run = pool.run) -> None:
     """Write conditions/captions.parquet: key, label, caption of each training image, in key order; nothing to do when it is there.
 
-    `run` does the work, by default the actor pool of a session (needed unless the captions look at no image). DataError when it is there from other inputs and was generated from.
+    `run` does the work, by default the actor pool of a session (needed unless the captions look at no image). DataError when it is there
+    from other inputs and was generated from, and where a class has too few images for the recipe's visual token.
     """
     section = spec.conditions.caption
     strategy = STRATEGIES[section.kind]
     rows = _train(catalog)
+    tokens.check(spec.generate.visual_token, rows["label"].to_numpy(), catalog.class_names)
     made_from = {
         "version": VERSION,
         "captions": {k: v for k, v in identity(spec)["conditions"]["caption"].items() if k != "path"},
@@ -77,6 +79,8 @@ def features(
 ) -> None:
     """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do when done.
 
+    conditions/fits.parquet lies beside where the recipe's visual token is drawn from what is fitted to each class.
+
     Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that were
     generated from. A checkpoint without an image encoder gives features of width 0 when the run uses none.
     """
@@ -90,16 +94,18 @@ def features(
         "catalog": catalog.digest,
         "model": model.digest,
     }
-    if not stored.is_current(store, (FEATURES, CLASSES), made_from):
+    if not stored.is_current(store, (FEATURES, FITS, CLASSES), made_from):
         values = np.empty((len(rows), 0), np.float32)
         if model.dim:
             place = model if isinstance(checkpoint, Path) else checkpoint
             values = _computed(spec, place, str(made_from["model"]), rows, progress, run)
         stored.publish(store, FEATURES, pa.table({"key": rows["key"], "feature": as_lists(values)}), made_from)
     if not store.exists(CLASSES):
-        values = as_matrix(stored.read(store, FEATURES)[0]["feature"])
-        table = class_statistics(values, rows["label"].to_numpy(), catalog.class_names)
-        stored.publish(store, CLASSES, table, made_from)
+        values, labels = as_matrix(stored.read(store, FEATURES)[0]["feature"]), rows["label"].to_numpy()
+        if spec.generate.visual_token in tokens.FITTED:
+            read = unit(values) if spec.conditions.features.normalise else values
+            stored.publish(store, FITS, class_fits(read, labels, catalog.class_names), made_from)
+        stored.publish(store, CLASSES, class_statistics(values, labels, catalog.class_names), made_from)
 
 
 def _train(catalog: Catalog) -> pa.Table:

@@ -17,6 +17,7 @@ from engine.storage.store import Store
 CAPTIONS = "conditions/captions.parquet"
 FEATURES = "conditions/features.parquet"
 CLASSES = "conditions/classes.parquet"
+FITS = "conditions/fits.parquet"
 PLAN = "plan.json"
 METADATA = b"mimeo"
 GROUP = 65536  # rows a row group

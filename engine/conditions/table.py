@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from engine.conditions import prompts, stored
-from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
+from engine.conditions import prompts, stored, tokens
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS
+from engine.conditions.tokens import Fit
 from engine.errors import DataError
 from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
@@ -41,9 +42,9 @@ class Captions:
 class Conditions:
     """Everything that a sample can be conditioned on; rows are the N training images in key order.
 
-    `features` (N,D) are projected CLIP features, of length 1 under `conditions.features.normalise`, else as CLIP gives them (D is 0
+    `features` (N,D) are image features, of length 1 under `conditions.features.normalise`, else as the model gives them (D is 0
     where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images. `class_numbers` (K,)
-    are the generator's numbers of the classes, None where it reads text.
+    are the generator's numbers of the classes, None where it reads text. `fits` (K,) are there where tokens are drawn from them.
     """
 
     keys: tuple[str, ...]
@@ -54,17 +55,20 @@ class Conditions:
     class_means: Features
     class_names: tuple[str, ...]
     class_numbers: tuple[int, ...] | None = None
+    fits: tuple[Fit, ...] | None = None
 
     def class_number(self, label: int) -> int:
         """What a generator is told for a class."""
         return label if self.class_numbers is None else self.class_numbers[label]
 
     def digest(self) -> str:
-        """SHA-256 (hex) over keys, labels, prompts, features and class means."""
+        """SHA-256 (hex) over keys, labels, prompts, features, class means and fits."""
         found = hashlib.sha256(canonical_json([self.keys, self.prompts, self.class_names]).encode())
         for values in (self.labels, self.features, self.class_means):
             found.update(f"{values.dtype.str}{values.shape}".encode())
             found.update(np.ascontiguousarray(values).data)
+        if self.fits is not None:
+            found.update(canonical_json([[one.shrinkage, one.bandwidth] for one in self.fits]).encode())
         return found.hexdigest()
 
     def class_mean(self, label: int) -> Features:
@@ -73,18 +77,26 @@ class Conditions:
         return self.class_means[label]
 
     def class_gaussian(self, label: int, seed: int) -> Features:
-        """A draw (D) from the Gaussian with the class's mean and sample covariance (that of n - 1); the same for a seed.
+        """A draw (D) from the Gaussian with the class's mean and shrunken covariance; the same for a seed.
 
-        With X the centred features (n,D) of the class and w ~ N(0, I_n), mean + X^T w / sqrt(n - 1) has just that covariance,
-        whatever D and n are. A class of one image gives that image's feature. DataError for a class without training images.
+        A class of one image gives that image's feature. DataError for a class without training images, and without fits.
         """
-        own = self.features[self._members(label)].astype(np.float64)
-        mean = own.mean(axis=0)
-        if len(own) == 1:
-            return mean.astype(np.float32)
-        noise = np.random.Generator(np.random.PCG64(seed)).standard_normal(len(own))
-        offset = np.einsum("n,nd->d", noise, own - mean)  # no BLAS: its order of summation depends on the threads
-        return (mean + offset / np.sqrt(len(own) - 1)).astype(np.float32)
+        own = self.features[self._members(label)]
+        return tokens.gaussian(own, self._fit(label), seed)
+
+    def prior(self, row: int, seed: int) -> Features:
+        """A draw (D) from the prior of the class of a training image, out of the kernel around it; DataError without fits."""
+        label = int(self.labels[row])
+        return tokens.around(self.features[self._members(label)], self.features[row], self._fit(label), seed)
+
+    def between(self, row: int, other: int, seed: int) -> Features:
+        """A vector (D) between the features of two training images, at the seed's weight."""
+        return tokens.between(self.features[row], self.features[other], seed)
+
+    def _fit(self, label: int) -> Fit:
+        if self.fits is None:
+            raise DataError(FITS, "is absent", "remove conditions/ and run `mimeo condition` again")
+        return self.fits[label]
 
     def _members(self, label: int) -> NDArray[np.int64]:
         rows = np.flatnonzero(self.labels == label)
@@ -136,6 +148,30 @@ def load(store: Store, spec: RunSpec) -> Conditions:
         features=features,
         class_means=np.stack(means),
         class_names=captions.class_names,
+        fits=_fits(store) if spec.generate.visual_token in tokens.FITTED else None,
+    )
+
+
+def _fits(store: Store) -> tuple[Fit, ...] | None:
+    """The stored fits of all classes, None where there are none yet."""
+    if not store.exists(FITS):
+        return None
+    table, _ = stored.read(store, FITS)
+    pairs = zip(table["shrinkage"].to_pylist(), table["bandwidth"].to_pylist(), strict=True)
+    return tuple(Fit(*pair) for pair in pairs)
+
+
+def class_fits(values: Features, labels: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
+    """One row a class: label, name, count, and what `tokens.fit` finds in its features; those of `values` (N,D) as they are drawn from."""
+    found = [tokens.fit(values[labels == label]) for label in range(len(names))]
+    return pa.table(
+        {
+            "label": pa.array(range(len(names)), pa.int32()),
+            "name": list(names),
+            "count": pa.array(np.bincount(labels, minlength=len(names)).tolist(), pa.int64()),
+            "shrinkage": pa.array([one.shrinkage for one in found], pa.float64()),
+            "bandwidth": pa.array([one.bandwidth for one in found], pa.float64()),
+        }
     )
 
 
@@ -147,9 +183,10 @@ def copy(source: Store, target: Store, keys: Sequence[str]) -> None:
         made_from = {"restricted": keys_digest(keys), "of": about.pop("made_from")}
         if not target.exists(name):
             stored.publish(target, name, table.filter(pc.is_in(table["key"], value_set=wanted)), made_from, **about)
-    if not target.exists(CLASSES):
-        table, about = stored.read(source, CLASSES)
-        stored.publish(target, CLASSES, table, about.pop("made_from"), **about)
+    for name in (FITS, CLASSES):
+        if source.exists(name) and not target.exists(name):
+            table, about = stored.read(source, name)
+            stored.publish(target, name, table, about.pop("made_from"), **about)
 
 
 def keys_digest(keys: Sequence[str]) -> str:

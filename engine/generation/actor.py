@@ -144,7 +144,7 @@ def _scorer(order: Order) -> Any:
     from engine.conditions import featuremodel
     from engine.conditions.features import FeatureExtractor
 
-    model = featuremodel.resolve(order.spec.conditions.features, order.checkpoint.path)
+    model = featuremodel.scorer(order.spec, order.checkpoint.path)
     return FeatureExtractor(model, order.device, order.features)
 
 

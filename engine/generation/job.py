@@ -160,7 +160,7 @@ def _scorer_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
         return ""
     from engine.conditions import featuremodel
 
-    return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
+    return featuremodel.scorer(spec, checkpoint.path).digest
 
 
 def _make_here(what: Order, pending: list[int], budget: Budget) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.conditions import tokens
 from engine.errors import DataError
 from engine.generation.permutation import divide, hash32, keyed, permute, seeds
 from engine.spec import RunSpec, canonical_json, sample_key
@@ -24,7 +25,8 @@ Ints = NDArray[np.int64]
 class Rows:
     """Planned samples, one array entry each; `anchor`, `token_row` and `init_row` are rows of the training split in key order.
 
-    `token_row` and `init_row` are -1 where no single real image stands behind the visual token or the initial latents.
+    `token_row` and `init_row` are -1 where no single real image stands behind the visual token or the initial latents; between
+    `anchor` and `token_row` an interpolated token lies.
     """
 
     index: Ints
@@ -52,6 +54,7 @@ class Plan:
             raise DataError("training split", "holds no image", "raise split.train")
         if labels.min() < 0 or labels.max() >= len(class_names):
             raise DataError("training split", f"has labels outside 0..{len(class_names) - 1}", "rebuild the catalog")
+        tokens.check(spec.generate.visual_token, labels, class_names)
         self.spec = spec
         self.labels = labels
         self.class_names = tuple(class_names)
@@ -137,7 +140,7 @@ class Plan:
         """The real image behind a sample's visual token or initial latents: its anchor, another one of the class, or none."""
         if choice == "own":
             return anchor
-        if choice != "class":
+        if choice not in ("class", "interpolation"):
             return -1
         label = self.labels[anchor]
         others = self._sizes[label] - 1

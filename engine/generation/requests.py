@@ -64,7 +64,7 @@ class Requests:
             Request(
                 prompt=facts[position]["prompt"],
                 seed=seed,
-                token=self._token_of(int(rows.token_row[position]), int(rows.label[position]), seed),
+                token=self._token_of(rows, position, seed),
                 init_latents=None if latents is None else latents[number],
                 label=self.conditions.class_number(int(rows.label[position])),
             )
@@ -85,12 +85,15 @@ class Requests:
             scores[n] = float(score)
         return scores
 
-    def _token_of(self, row: int, label: int, seed: int) -> NDArray[np.float32] | None:
-        """The CLIP visual token (D,): a real image's feature, the mean of the class, a draw from its Gaussian, or none."""
-        if row >= 0:
-            return self.conditions.features[row]
-        if self._token == "class_mean":
-            return self.conditions.class_mean(label)
-        if self._token == "class_gaussian":
-            return self.conditions.class_gaussian(label, seed)
-        return None
+    def _token_of(self, rows: Rows, position: int, seed: int) -> NDArray[np.float32] | None:
+        """The visual token (D,) of a planned sample, drawn with `seed` where it is drawn: see `generate.visual_token`."""
+        label, anchor, row = (int(part[position]) for part in (rows.label, rows.anchor, rows.token_row))
+        drawn: dict[str, Callable[[], NDArray[np.float32]]] = {
+            "own": lambda: self.conditions.features[row],
+            "class": lambda: self.conditions.features[row],
+            "interpolation": lambda: self.conditions.between(anchor, row, seed),
+            "class_mean": lambda: self.conditions.class_mean(label),
+            "class_gaussian": lambda: self.conditions.class_gaussian(label, seed),
+            "prior": lambda: self.conditions.prior(anchor, seed),
+        }
+        return None if self._token == "none" else drawn[self._token]()

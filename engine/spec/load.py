@@ -41,6 +41,7 @@ ADDED: dict[str, Any] = {
     "pretrain.pixel": PixelSpec().model_dump(mode="json"),
     "pretrain.space": "latent",
     "pretrain.views": ViewsSpec().model_dump(mode="json"),
+    "pretrain.encoder": None,
     "split.near_duplicates": "together",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }

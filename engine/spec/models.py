@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from engine.spec.classifier import TrainSpec
 from engine.spec.evaluation import EvaluateSpec
 from engine.spec.fields import Count, Fraction, Label, Name, Number, Seed, Spec, _integral, _number
+from engine.spec.presets import LARGEST_PIXELS, fill
 from engine.spec.sources import (
     DigitsSource as DigitsSource,
 )
@@ -37,7 +38,6 @@ from engine.spec.sources import (
 from engine.spec.sources import (
     WebDatasetSource as WebDatasetSource,
 )
-from engine.spec.presets import LARGEST_PIXELS, fill
 from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
 from engine.spec.training import MatchSpec, PretrainSpec
 
@@ -181,7 +181,7 @@ class GenerateSpec(Spec):
     guidance: Literal["cfg", "auto"] = "cfg"
     negative_prompt: str = ""
     quality_suffix: str = ""
-    visual_token: Literal["own", "class", "class_mean", "class_gaussian", "none"] = "own"
+    visual_token: Literal["own", "class", "interpolation", "class_mean", "class_gaussian", "prior", "none"] = "own"
     pairing: Literal["own", "class", "none"] = "none"
     strength: Annotated[Number, Field(gt=0, le=1)] = 1.0
     guidance_interval: tuple[Fraction, Fraction] = (0.0, 1.0)

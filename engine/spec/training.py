@@ -52,6 +52,27 @@ class UNetSpec(Spec):
     drop_image: Probability = 0.1
 
 
+class EncoderSpec(Spec):
+    """A network whose features stand in the place of CLIP's: sizes and training of `transformers.ConvNextModel`.
+
+    `kind`: simclr learns from two views of each image and no label, classifier from the labels. `blocks`: channels of each stage,
+    the last one being the width of the features; `patch`: pixels a side that the stem takes as one. `crop`: the least share of
+    an image that a view shows; `jitter`: the most by which brightness, contrast and saturation of a view are off.
+    """
+
+    kind: Literal["simclr", "classifier"] = "simclr"
+    blocks: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64, 64)
+    layers: Count = 1
+    patch: Count = 2
+    steps: Count = 600
+    batch: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=65536)] = 128
+    lr: Annotated[Number, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.05
+    temperature: Annotated[Number, Field(gt=0, le=10)] = 0.2
+    crop: Annotated[Number, Field(gt=0, le=1)] = 0.6
+    jitter: Annotated[Number, Field(ge=0, le=1)] = 0.2
+
+
 class DitSpec(Spec):
     """The closed-set transformer that is told a class: sizes and training of `diffusers.DiTTransformer2DModel`."""
 
@@ -126,6 +147,7 @@ class PretrainSpec(Spec):
     space: Literal["latent", "pixel"] = "latent"
 
     clip: ClipSpec = ClipSpec()
+    encoder: EncoderSpec | None = None
     vae: VaeSpec = VaeSpec()
     denoiser: Literal["unet", "dit"] = "unet"
     unet: UNetSpec = UNetSpec()

@@ -22,7 +22,8 @@ MEAN = STD = [0.5, 0.5, 0.5]
 @dataclass(frozen=True)
 class Stack:
     """The trained CLIPModel, AutoencoderKL (with its scaling factor; None in pixels), U-Net or DiT (averaged), scheduler, the classes by
-    number, and a U-Net in pixels' weaker model, if there is one."""
+    number, a U-Net in pixels' weaker model, if there is one, and the `ConvNextModel` that image features come from, if not from CLIP.
+    """
 
     tokenizer: CLIPTokenizer
     clip: Any
@@ -31,6 +32,7 @@ class Stack:
     scheduler: Any
     class_names: tuple[str, ...] = ()
     guide: Any = None
+    encoder: Any = None
 
     @property
     def denoiser_name(self) -> str:
@@ -51,8 +53,14 @@ def feature_extractor(image_size: int) -> CLIPImageProcessor:
 
 
 def save(stack: Stack, folder: Path) -> None:
-    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores."""
+    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores.
+
+    `encoder/`, where there is one, is a whole transformers directory: its image processor lies in it.
+    """
     stack.clip.save_pretrained(folder / "clip")
+    if stack.encoder is not None:
+        stack.encoder.save_pretrained(folder / "encoder")
+        feature_extractor(stack.clip.config.vision_config.image_size).save_pretrained(folder / "encoder")
     {"unet": _save_unet, "dit": _save_dit, "pixel": _save_pixel}[stack.denoiser_name](stack, folder)
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    ConvNextConfig,
+    ConvNextModel,
+)
 
 from engine.diffusion import schedulers
 from engine.diffusion.families.base import Family
@@ -17,13 +25,16 @@ from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.tiny import pixelmodels
 from engine.errors import ConfigError
 from engine.spec.models import GenerateSpec
-from engine.spec.training import ClipSpec, DitSpec, PixelSpec, PretrainSpec, UNetSpec, VaeSpec
+from engine.spec.training import ClipSpec, DitSpec, EncoderSpec, PixelSpec, PretrainSpec, UNetSpec, VaeSpec
 
 RGB = 3
 MLP_RATIO = 4
 UNET_GROUPS = 32
 TRAIN_TIMESTEPS = 1000
 FAMILY: dict[str, Family] = {"unet": StableDiffusion(), "dit": Dit(), "pixel": Pixel()}
+LAYER_SCALE = (
+    0.1  # ConvNeXt's 1e-6 is for deep networks; a shallow one would learn next to nothing in its short training
+)
 
 
 def latent_size(spec: VaeSpec, image_size: int) -> int:
@@ -37,6 +48,7 @@ def check(spec: PretrainSpec, image_size: int) -> None:
     rules = [
         (clip.hidden % clip.heads == 0, "clip.hidden", f"{clip.hidden} is not a multiple of clip.heads {clip.heads}"),
         (image_size % clip.patch == 0, "clip.patch", f"{clip.patch} does not divide images.size {image_size}"),
+        *(_encoder_rules(spec, image_size) if spec.encoder else []),
         *(pixelmodels.rules(spec.pixel, image_size) if spec.kind == "pixel" else _latent_rules(spec, image_size)),
     ]
     for holds, key, what in rules:
@@ -69,6 +81,25 @@ def check_generate(spec: PretrainSpec, generate: GenerateSpec) -> None:
     scheduler: Any = pixelmodels.build_scheduler() if isinstance(own, PixelSpec) else build_scheduler(own)
     steps, strength = generate.num_inference_steps, generate.strength
     schedulers.check_steps(generate.scheduler, scheduler.config, steps, strength, kind=family.samplers)
+
+
+def _encoder_rules(spec: PretrainSpec, image_size: int) -> list[tuple[bool, str, str]]:
+    encoder = spec.encoder
+    assert encoder is not None
+    halved = encoder.patch * 2 ** (len(encoder.blocks) - 1)
+    width, wanted = encoder.blocks[-1], spec.clip.hidden
+    return [
+        (
+            image_size % halved == 0,
+            "encoder.blocks",
+            f"and patch {encoder.patch} make {image_size} px {halved} times smaller, which does not go",
+        ),
+        (
+            spec.kind != "unet" or width == wanted,
+            "encoder.blocks",
+            f"end in features of {width}, which take the place of text tokens of pretrain.clip.hidden {wanted}",
+        ),
+    ]
 
 
 def _unet_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:
@@ -111,6 +142,20 @@ def build_clip(spec: ClipSpec, tokenizer: CLIPTokenizer, image_size: int) -> CLI
     )
     vision = CLIPVisionConfig(image_size=image_size, patch_size=spec.patch, num_channels=RGB, **shared)
     return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=spec.hidden))
+
+
+def build_encoder(spec: EncoderSpec) -> ConvNextModel:
+    """A ConvNeXt (arXiv 2201.03545), which has no statistics of batches, so that an image's features are its own."""
+    config = ConvNextConfig(
+        num_channels=RGB,
+        patch_size=spec.patch,
+        num_stages=len(spec.blocks),
+        hidden_sizes=list(spec.blocks),
+        depths=[spec.layers] * len(spec.blocks),
+        layer_scale_init_value=LAYER_SCALE,
+        drop_path_rate=0.0,
+    )
+    return ConvNextModel(config)
 
 
 def build_vae(spec: VaeSpec, image_size: int) -> AutoencoderKL:

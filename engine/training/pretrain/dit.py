@@ -16,7 +16,7 @@ from engine.training.pretrain.stage import Setting
 
 
 def build_cache(
-    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any = None, factor: float | None = None
 ) -> tuple[Cache, float]:
     """Latents and classes of the training images, the null class last, and the VAE's scaling factor."""
     latents, scaling_factor = scaled_latents(variants(setting), vae, factor)

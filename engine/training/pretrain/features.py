@@ -8,16 +8,24 @@ import torch
 from torch import nn
 
 from engine.training.pretrain.stage import Setting
-from engine.training.pretrain.vae import ENCODE_BATCH
+
+BATCH = 256
 
 
 @torch.no_grad()
-def image_features(setting: Setting, clip: Any, variants: list[torch.Tensor]) -> torch.Tensor:
-    """(V, N, D) of V variants (N, 3, H, W) of the images; unit vectors where the recipe's conditions are."""
-    clip = clip.eval()
-    found = [
-        torch.cat([clip.get_image_features(pixel_values=part).pooler_output for part in images.split(ENCODE_BATCH)])
-        for images in variants
-    ]
-    tokens = torch.stack(found)
+def image_features(setting: Setting, clip: Any, looks: Any, variants: list[torch.Tensor]) -> torch.Tensor:
+    """(V, N, D) of V variants (N, 3, H, W) of the images, by the encoder `looks` where there is one, else by CLIP.
+
+    Unit vectors where the recipe's conditions are.
+    """
+    tokens = torch.stack([features(clip, looks, images) for images in variants])
     return nn.functional.normalize(tokens, dim=-1) if setting.spec.conditions.features.normalise else tokens
+
+
+@torch.no_grad()
+def features(clip: Any, encoder: Any | None, images: torch.Tensor) -> torch.Tensor:
+    """What sampling will know images (N, 3, H, W) by: the encoder's features (N, D) where there is one, else CLIP's."""
+    if encoder is not None:
+        return torch.cat([encoder.eval()(part).pooler_output for part in images.split(BATCH)])
+    clip = clip.eval()
+    return torch.cat([clip.get_image_features(pixel_values=part).pooler_output for part in images.split(BATCH)])

@@ -1,4 +1,4 @@
-"""The losses of the three stages in closed form."""
+"""The losses of the stages before the denoiser in closed form."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, sc
     rows = -(target * functional.log_softmax(logits, dim=1)).sum(1).mean()
     columns = -(target * functional.log_softmax(logits.T, dim=1)).sum(1).mean()
     return (rows + columns) / 2
+
+
+def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
+    """SimCLR's loss (arXiv 2002.05709, eq. 1): each of 2B views against its partner, all others of both sets being negatives.
+
+    `first`, `second`: (B, D) projections of two views of the same images, of any length; cosine similarity is what counts.
+    """
+    views = functional.normalize(torch.cat([first, second]), dim=1)
+    logits = views @ views.T / temperature
+    logits = logits.masked_fill(torch.eye(len(views), dtype=torch.bool, device=views.device), -torch.inf)
+    partner = torch.arange(len(views), device=views.device).roll(len(first))
+    return functional.cross_entropy(logits, partner)
 
 
 def kl_per_dimension(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:

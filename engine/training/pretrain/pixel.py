@@ -24,7 +24,7 @@ WARM_UP = 100  # steps
 
 
 def build_cache(
-    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any = None, factor: float | None = None
 ) -> tuple[Cache, float]:
     """Images and classes, the null class last, and image features where the recipe asks for them; there is nothing to scale."""
     images = normalise(setting.images.pixels)
@@ -32,7 +32,7 @@ def build_cache(
     told = {"labels": torch.arange(count + 1, device=images.device)}
     tokens = None
     if setting.spec.pretrain.pixel.features:
-        tokens = image_features(setting, clip, [images])
+        tokens = image_features(setting, clip, looks, [images])
         told["states"] = torch.zeros(count + 1, 1, tokens.shape[-1], device=images.device)
     labels = setting.images.labels
     return Cache(labels, tokens, (0, 0), images[None], told, labels), 1.0

@@ -47,6 +47,7 @@ def _create(store: Store, name: str, data: bytes | Path) -> None:
 
 def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[str, str]) -> dict[str, Any]:
     models = {"clip": stack.clip, "vae": stack.vae, stack.denoiser_name: stack.denoiser}
+    models |= {"encoder": stack.encoder}
     models = {name: model for name, model in models.items() if model is not None}
     return {
         "kind": "closed-set generator, trained from scratch on the training split alone",

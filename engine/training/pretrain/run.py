@@ -43,7 +43,7 @@ class Pretrained:
 def pretrain(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
 ) -> Pretrained:
-    """Train CLIP, then VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
+    """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
 
     Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
     newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
@@ -80,8 +80,9 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     }
     for part in unused[spec.pretrain.kind]:
         settings["pretrain"].pop(part)  # a U-Net's settings are those of before there was a choice
-    for part, none in (("views", ViewsSpec().model_dump(mode="json")), ("held_out", 0.0)):
-        if settings["pretrain"][part] == none:
+    none = {"views": ViewsSpec().model_dump(mode="json"), "held_out": 0.0, "encoder": None}
+    for part, absent in none.items():
+        if settings["pretrain"][part] == absent:
             settings["pretrain"].pop(part)
     return {
         "version": VERSION,
@@ -125,7 +126,7 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
     if share and int(rows.num_rows * share) < 1:
         what = f"{share:g} of {rows.num_rows} training images is none"
         raise ConfigError("pretrain.held_out", what, "raise it, or set it to 0")
-    parts = ("clip", "pixel") if kind == "pixel" else ("clip", "vae", kind)
+    parts = ("clip", *(("vae",) if kind != "pixel" else ()), kind, *(("encoder",) if spec.pretrain.encoder else ()))
     for name, workers in product(parts, range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch
         if batch % workers:

@@ -18,12 +18,12 @@ from engine.training.pretrain.stage import Setting
 
 
 def build_cache(
-    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, factor: float | None = None
+    setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any = None, factor: float | None = None
 ) -> tuple[Cache, float]:
     """Everything about the training images that the U-Net needs, and the VAE's scaling factor.
 
-    The factor makes the standard deviation of the un-augmented latents 1, unless it is given. Under `augment: flip` each image
-    has its mirror image beside it.
+    Image features are those of the encoder `looks` where there is one, else those of `clip`. The factor makes the standard
+    deviation of the un-augmented latents 1, unless it is given. Under `augment: flip` each image has its mirror image beside it.
     """
     images = variants(setting)
     latents, scaling_factor = scaled_latents(images, vae, factor)
@@ -32,7 +32,7 @@ def build_cache(
     numbers = {prompt: number for number, prompt in enumerate(prompts)}
     cache = Cache(
         latents=latents,
-        tokens=image_features(setting, clip, images),
+        tokens=image_features(setting, clip, looks, images),
         told={"states": torch.stack([encoder.encode(prompt) for prompt in prompts])},
         told_rows=torch.tensor([numbers[p] for p in setting.images.prompts], device=latents.device),
         labels=setting.images.labels,

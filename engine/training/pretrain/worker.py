@@ -1,4 +1,4 @@
-"""What each Ray Train worker of the pretraining runs: the three stages in turn, resumed where the newest checkpoint stands."""
+"""What each Ray Train worker of the pretraining runs: its stages in turn, resumed where the newest checkpoint stands."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from engine.training.loop import Loop, Stage
 from engine.training.pretrain import dit, heldout, pixel, publish, unet
 from engine.training.pretrain.clip import ClipStage
 from engine.training.pretrain.denoiser import DenoiserStage
+from engine.training.pretrain.encoder import EncoderStage
 from engine.training.pretrain.stage import Setting, TrainingSet
 from engine.training.pretrain.vae import VaeStage, error
 from engine.training.pretrain.views import Views
@@ -69,7 +70,7 @@ def training_set(spec: RunSpec, rows: pa.Table, captions: Captions, device: torc
 
 
 class Training:
-    """The three stages over one set of images; every worker makes one."""
+    """All stages over one set of images; every worker makes one."""
 
     def __init__(self, job: Job, place: Place, images: TrainingSet) -> None:
         self.job, self.place = job, place
@@ -92,6 +93,10 @@ class Training:
         clip = ClipStage(self.setting, self.tokenizer)
         if not self._train(clip):
             return self._stopped(clip)
+        encoder = EncoderStage(self.setting) if self.job.spec.pretrain.encoder else None
+        if encoder and not self._train(encoder):
+            return self._stopped(encoder)
+        looks = encoder.model if encoder else None
         kind, vae = self.job.spec.pretrain.kind, None
         if kind != "pixel":
             stage = VaeStage(self.setting)
@@ -99,10 +104,10 @@ class Training:
                 return self._stopped(stage)
             vae = stage.model
         build_cache, make = DENOISERS[kind]
-        cache, factor = build_cache(self.setting, self.tokenizer, clip.model, vae)
+        cache, factor = build_cache(self.setting, self.tokenizer, clip.model, vae, looks)
         if self.setting.held is not None:
             held = replace(self.setting, images=self.setting.held)
-            self._held = build_cache(held, self.tokenizer, clip.model, vae, factor)[0]
+            self._held = build_cache(held, self.tokenizer, clip.model, vae, looks, factor)[0]
         denoiser = make(self.setting, cache, vae, factor)
         if not self._train(denoiser):
             return self._stopped(denoiser)
@@ -111,7 +116,7 @@ class Training:
                 vae.register_to_config(scaling_factor=factor)
             names = self.setting.images.class_names
             guide = getattr(denoiser, "guide", None)
-            stack = Stack(self.tokenizer, clip.model, vae, denoiser.model, denoiser.scheduler, names, guide)
+            stack = Stack(self.tokenizer, clip.model, vae, denoiser.model, denoiser.scheduler, names, guide, looks)
             publish.publish(self.job.store, stack, self.finished, self.job.made_from, self._images)
         return {"done": True, "message": "model/ is whole"}
 

@@ -1,21 +1,24 @@
 """Conditions read back, class statistics and Gaussian draws against numpy over many draws."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.conditions import stored
-from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES
-from engine.conditions.table import Conditions, class_statistics, load, load_captions
+from engine.conditions import stored, tokens
+from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS
+from engine.conditions.table import Conditions, class_fits, class_statistics, load, load_captions
 from engine.errors import DataError
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 
 NAMES = ("cat", "sea_lion", "empty", "lone")
 LABELS = np.array([0, 1, 0, 1, 1, 3, 0, 1, 0], np.int32)
-SPEC = RunSpec.model_validate({"name": "x", "source": {"kind": "digits"}})
+SPEC = RunSpec.model_validate(
+    {"name": "x", "source": {"kind": "digits"}, "generate": {"visual_token": "class_gaussian"}}
+)
 
 
 def features(width: int = 5) -> np.ndarray:
@@ -32,6 +35,7 @@ def write(store: Store, values: np.ndarray, keys: list[str] | None = None, capti
     table = captions_table() if captions is None else captions
     stored.publish(store, CAPTIONS, table, {}, fitted={"a": 1}, class_names=list(NAMES))
     stored.publish(store, FEATURES, pa.table({"key": keys or names, "feature": stored.as_lists(values)}), {})
+    stored.publish(store, FITS, class_fits(values, LABELS, NAMES), {})
     stored.publish(store, CLASSES, class_statistics(values, LABELS, NAMES), {})
 
 
@@ -87,7 +91,7 @@ def test_normalised_features_have_length_one_and_so_do_those_behind_the_means(tm
     write(store, values)
     before = store.read(FEATURES)
     plain = load(store, SPEC)
-    spec = validate({"name": "x", "source": {"kind": "digits"}, "conditions": {"features": {"normalise": True}}})
+    spec = validate({**SPEC.model_dump(mode="json"), "conditions": {"features": {"normalise": True}}})
     made = load(store, spec)
     expected = np.stack([v / np.sqrt((v.astype(float) ** 2).sum()) if v.any() else v for v in values])
     np.testing.assert_allclose(made.features, expected, rtol=1e-6)
@@ -129,18 +133,6 @@ def test_class_mean(conditions: Conditions) -> None:
         conditions.class_mean(2)
 
 
-def test_gaussian_draws_have_the_mean_and_the_covariance_of_the_class(conditions: Conditions) -> None:
-    count = 20_000
-    draws = np.stack([conditions.class_gaussian(1, seed) for seed in range(count)]).astype(np.float64)
-    own = features()[LABELS == 1].astype(np.float64)
-    covariance = np.cov(own.T)
-    spread = np.sqrt(np.diag(covariance))
-    assert (np.abs(draws.mean(axis=0) - own.mean(axis=0)) < 5 * spread / np.sqrt(count)).all()
-    error = np.abs(np.cov(draws.T) - covariance) / np.outer(spread, spread)
-    assert error.max() < 5 * np.sqrt(2 / count)
-    assert np.linalg.matrix_rank(draws - own.mean(axis=0), tol=1e-3) == 3  # 4 images span 3 directions
-
-
 def test_gaussian_draws_follow_the_seed(conditions: Conditions) -> None:
     one = conditions.class_gaussian(0, 2**63 - 1)
     assert one.dtype == np.float32
@@ -152,6 +144,33 @@ def test_gaussian_of_one_image_is_that_image(conditions: Conditions) -> None:
     np.testing.assert_array_equal(conditions.class_gaussian(3, 7), features()[5])
     with pytest.raises(DataError, match="has no training image"):
         conditions.class_gaussian(2, 7)
+
+
+def test_draws_use_what_is_stored_of_their_class(conditions: Conditions) -> None:
+    own, fit = features()[LABELS == 1], tokens.fit(features()[LABELS == 1])
+    np.testing.assert_array_equal(conditions.class_gaussian(1, 5), tokens.gaussian(own, fit, 5))
+    np.testing.assert_array_equal(conditions.prior(3, 5), tokens.around(own, features()[3], fit, 5))
+    np.testing.assert_array_equal(conditions.between(3, 4, 5), tokens.between(features()[3], features()[4], 5))
+    assert replace(conditions, fits=tuple(replace(one, bandwidth=0.5) for one in conditions.fits or ())).digest() != (
+        conditions.digest()
+    )
+
+
+def test_without_fits_there_is_one_line(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features())
+    store.remove(FITS)
+    with pytest.raises(DataError, match=r"fits.parquet: is absent; remove conditions/"):
+        load(store, SPEC).prior(0, 1)
+
+
+def test_a_token_that_needs_no_fit_has_the_conditions_of_before(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    write(store, features())
+    own = RunSpec.model_validate({"name": "x", "source": {"kind": "digits"}})
+    made = load(store, own)
+    assert made.fits is None
+    assert made.digest() == replace(load(store, SPEC), fits=None).digest()
 
 
 def test_files_of_different_images_are_refused(tmp_path: Path) -> None:

@@ -143,15 +143,32 @@ def test_token_and_init_partners_are_drawn_independently() -> None:
         ("visual_token", "own", "token_row", "anchor"),
         ("visual_token", "class_mean", "token_row", -1),
         ("visual_token", "class_gaussian", "token_row", -1),
+        ("visual_token", "prior", "token_row", -1),
         ("visual_token", "none", "token_row", -1),
         ("pairing", "own", "init_row", "anchor"),
         ("pairing", "none", "init_row", -1),
     ],
 )
 def test_sources_without_a_partner(key: str, value: str, column: str, expected: int | str) -> None:
-    rows = make_plan([0, 1, 1], count=20, **{key: value}).rows(0, 20)
+    rows = make_plan([0, 1, 1, 0], count=20, **{key: value}).rows(0, 20)
     want = rows.anchor.tolist() if expected == "anchor" else [expected] * 20
     assert getattr(rows, column).tolist() == want
+
+
+def test_an_interpolated_token_has_the_partner_of_another_image_of_the_class() -> None:
+    plan = make_plan([0, 1, 1, 0, 1], count=60, visual_token="interpolation")
+    rows = plan.rows(0, 60)
+    assert (rows.token_row != rows.anchor).all()
+    assert (plan.labels[rows.token_row] == rows.label).all()
+    keys = tuple("abcde")
+    fact = plan.facts(3, 4, keys, keys)[0]
+    assert (fact["anchor"], fact["token"]) == (keys[rows.anchor[3]], keys[rows.token_row[3]])
+
+
+@pytest.mark.parametrize("token", ["interpolation", "prior"])
+def test_a_class_of_one_image_is_refused_where_nothing_can_be_drawn(token: str) -> None:
+    with pytest.raises(DataError, match=f"c1: has one training image, so generate.visual_token {token}"):
+        make_plan([0, 1, 0], count=5, visual_token=token)
 
 
 @pytest.mark.parametrize("classes", ["proportional", "balanced"])

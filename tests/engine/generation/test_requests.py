@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from engine.conditions.table import Conditions
+from engine.conditions.tokens import Fit
 from engine.generation.plan import Plan
 from engine.generation.requests import Requests
 from engine.spec import RunSpec, validate
 
-LABELS = np.array([0, 1, 1, 1, 2, 2], np.int32)
-FEATURES = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+LABELS = np.array([0, 1, 1, 1, 2, 2, 0], np.int32)
+FEATURES = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 CONDITIONS = Conditions(
-    keys=tuple("abcdef"),
+    keys=tuple("abcdefg"),
     labels=LABELS,
-    captions=("",) * 6,
-    prompts=tuple(f"prompt {i}" for i in range(6)),
+    captions=("",) * 7,
+    prompts=tuple(f"prompt {i}" for i in range(7)),
     features=FEATURES,
     class_means=np.stack([FEATURES[k == LABELS].mean(0) for k in range(3)]),
     class_names=("x", "y", "z"),
+    fits=(Fit(0.2, 0.4), Fit(0.5, 0.6), Fit(0.3, 0.8)),
 )
 
 
@@ -47,12 +49,24 @@ def ask(spec: RunSpec, real: np.ndarray | None = None) -> tuple[Plan, list[Any]]
 
 def expected_token(kind: str, row: int, anchor: int, seed: int) -> np.ndarray | None:
     label = int(LABELS[anchor])
-    if kind == "class_gaussian":
-        own = FEATURES[label == LABELS].astype(np.float64)
-        if len(own) == 1:
-            return own[0]
-        weights = np.random.Generator(np.random.PCG64(seed)).standard_normal(len(own))
-        return own.mean(0) + weights @ (own - own.mean(0)) / np.sqrt(len(own) - 1)
+    random = np.random.Generator(np.random.PCG64(seed))
+    if kind in ("class_gaussian", "prior"):
+        assert CONDITIONS.fits is not None
+        own, fit = FEATURES[label == LABELS].astype(np.float64), CONDITIONS.fits[label]
+        mean, root = own.mean(0), np.concatenate([own - own.mean(0), np.eye(4)])
+        covariance = np.cov(own.T, bias=True)
+        scales = np.repeat([(1 - fit.shrinkage) / len(own), fit.shrinkage * np.trace(covariance) / 4], [len(own), 4])
+        noise = random.standard_normal(len(own) + 4) * np.sqrt(scales) @ root
+        h = fit.bandwidth if kind == "prior" else 1.0
+        return mean + np.sqrt(1 - h * h) * (FEATURES[anchor] - mean) + h * noise
+    if kind == "interpolation":
+        assert row != anchor
+        weight, (a, b) = 0.25 + 0.5 * random.random(), FEATURES[[anchor, row]].astype(np.float64)
+        basis = np.linalg.qr(np.stack([a, b]).T)[0]  # the plane of both, in which the arc is a turn
+        (x, y), (u, v) = a @ basis, b @ basis
+        turn = (np.arctan2(v, u) - np.arctan2(y, x) + np.pi) % (2 * np.pi) - np.pi
+        angle, length = np.arctan2(y, x) + weight * turn, (1 - weight) * np.hypot(x, y) + weight * np.hypot(u, v)
+        return length * (basis @ [np.cos(angle), np.sin(angle)])
     return {"own": FEATURES[anchor], "class": FEATURES[row], "class_mean": FEATURES[label == LABELS].mean(0)}.get(kind)
 
 
@@ -71,7 +85,7 @@ def test_the_quality_suffix_is_drawn_with_and_planned() -> None:
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize("kind", ["own", "class", "class_mean", "class_gaussian", "none"])
+@pytest.mark.parametrize("kind", ["own", "class", "interpolation", "class_mean", "class_gaussian", "prior", "none"])
 def test_visual_tokens(kind: str) -> None:
     plan, asked = ask(make_spec(visual_token=kind))
     rows = plan.rows(0, 12)
@@ -88,7 +102,7 @@ def test_visual_tokens(kind: str) -> None:
 
 
 def test_latents_come_from_the_planned_images_when_strength_is_below_one() -> None:
-    real = np.random.default_rng(2).integers(0, 256, (6, 2, 2, 3)).astype(np.uint8)
+    real = np.random.default_rng(2).integers(0, 256, (7, 2, 2, 3)).astype(np.uint8)
     plan, asked = ask(make_spec(strength=0.5, pairing="class"), real)
     rows = plan.rows(0, 12)
     for position, request in zip([1, 4, 7, 11], asked, strict=True):
