@@ -68,6 +68,29 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     console.print(json.dumps({"results": f"{run.store.url}/results/deliberate.json"}), soft_wrap=True, highlight=False)
 
 
+@app.command()
+def worth(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
+    """What the synthetic set is worth beside the controls that it must beat, and how much of it is copies, over generator seeds."""
+    from engine.study.worth.run import check
+
+    with open_run(recipe, set_, output, "study worth", lambda spec, _: check(spec)) as run:
+        from engine.cluster.session import session
+        from engine.images import catalog
+        from engine.report.worthtable import lines, markdown, table
+        from engine.study.worth.run import worth as study
+
+        run.reporter.note("starting Ray ...")
+        with session(run.spec.resources, store=run.store):
+            made = catalog.build(run.spec, run.store, run.reporter)
+            result = study(run.spec, made, run.store, run.reporter)
+        run.store.replace("results/worth.md", markdown(result).encode())
+    console = Terminal()
+    console.print(table(result))
+    for line in lines(result):
+        console.print(line, highlight=False)
+    console.print(json.dumps({"results": f"{run.store.url}/results/worth.json"}), soft_wrap=True, highlight=False)
+
+
 if __name__ == "__main__":
     import sys
 

@@ -69,7 +69,7 @@ class Audit:
         split = "validation" if self.catalog.split("validation").num_rows >= FEWEST else "test"
         with self.progress.task("judge: copies and controls", 1, "audits") as task:
             held = self._held_out(split, data)
-            found = _remotely(self.spec, _audit, self.spec, data, held, split, multiples, self.planned.arms)
+            found = _remotely(self.spec, audited, self.spec, data, held, split, multiples, self.planned.arms)
             task.update(1)
         found["seconds"] = round(time.monotonic() - started, 3)
         self.store.replace(RESULT, json.dumps(found, indent=1, sort_keys=True, allow_nan=False).encode())
@@ -113,7 +113,7 @@ def _remotely(spec: RunSpec, function: Any, *arguments: Any) -> Any:
         raise
 
 
-def _audit(
+def audited(
     spec: RunSpec,
     data: Data,
     held: Arrays,

@@ -20,7 +20,7 @@ from engine.spec.models import RunSpec
 from engine.spec.sources import Source
 from engine.spec.training import DitSpec, PixelSpec, ViewsSpec
 
-NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation")
+NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation", "worth")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
 ADDED: dict[str, Any] = {
     "match": None,

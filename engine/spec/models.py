@@ -38,7 +38,7 @@ from engine.spec.sources import (
 from engine.spec.sources import (
     WebDatasetSource as WebDatasetSource,
 )
-from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
+from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec, WorthSpec
 from engine.spec.training import MatchSpec, PretrainSpec
 
 
@@ -299,6 +299,7 @@ class RunSpec(Spec):
     equivalence: EquivalenceSpec | None = None
     deliberate: DeliberateSpec | None = None
     ablation: AblationSpec | None = None
+    worth: WorthSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
 
     @model_validator(mode="before")

@@ -51,6 +51,13 @@ class AblationSpec(Spec):
         return self
 
 
+class WorthSpec(Spec):
+    """`mimeo study worth`: real, controls, synthetic and mixed over several generator seeds, with the copy share beside each ratio."""
+
+    seeds: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 5
+    effect: Effect = 0.01
+
+
 class SearchSpec(Spec):
     """`mimeo search`: which ratio of synthetic to real images is best, judged on the validation split alone.
 

@@ -12,7 +12,7 @@ from engine.spec.studies import AblationSpec
 from engine.study.nested import generator_seeds
 
 TRIALS = "results/ablation"
-STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation")
+STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation", "worth")
 
 
 def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired
+from typing import Any, NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
@@ -38,6 +38,18 @@ class AblationTrial(ArmTrial):
     """That of an ablation, with the recipe that made it."""
 
     identity: dict[str, object]
+
+
+class WorthTrial(TypedDict):
+    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its copies."""
+
+    identity: dict[str, object]
+    seed: int
+    images: dict[str, int]
+    arms: dict[str, dict[str, dict[str, list[Any]]]]
+    kinds: dict[str, dict[str, Any]]
+    left_out: dict[str, str]
+    copies: dict[str, Any]
 
 
 class RealJudges(TypedDict):

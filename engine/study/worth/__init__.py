@@ -1,0 +1,1 @@
+"""What a synthetic set is worth beside the controls that it must beat, over several generator seeds."""
