@@ -49,6 +49,7 @@ class WorthTrial(TypedDict):
     arms: dict[str, dict[str, dict[str, list[Any]]]]
     kinds: dict[str, dict[str, Any]]
     left_out: dict[str, str]
+    fidelity: dict[str, dict[str, Any]]
     copies: dict[str, Any]
 
 

@@ -120,7 +120,7 @@ def _get(ref: Any) -> Any:
 
 def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
     """Every arm over the generator seeds, the reference, comparisons with it, and the copy shares; `found` a seed each."""
-    metric, kinds = spec.judge.metric, found[0]["kinds"]
+    metric, kinds = spec.judge.metric, dict(sorted(found[0]["kinds"].items(), key=_order))
     values = {way: _values(found, way, metric) for way in ("validation", "test")}
     alone = [arm for arm, own in kinds.items() if own["kind"] not in ("synthetic", "mixed")]
     reference = max(alone, key=lambda arm: float(np.mean(values["validation"][arm])))
@@ -141,11 +141,20 @@ def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
         "arms": {arm: _arm(found, arm, metric, test, right) for arm in kinds},
         "comparisons": [one.to_json() for one in compared],
         "copies": _copies(found),
+        "fidelity": {
+            key: {name: [one["fidelity"][key][name] for one in found] for name in ("kid", "frechet")}
+            for key in found[0]["fidelity"]
+        },
         "left_out": found[0]["left_out"],
         "effect": section(spec).effect,
         "covers": COVERS,
         "recipe": identity(spec),
     }
+
+
+def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
+    kinds = ("real", "duplicated", "photocopy", "reconstructed", "augmented", "synthetic", "mixed")
+    return kinds.index(item[1]["kind"]), item[1]["multiple"]
 
 
 def _values(found: Sequence[WorthTrial], way: str, metric: str) -> dict[str, list[float]]:

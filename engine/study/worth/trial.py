@@ -9,6 +9,8 @@ import numpy as np
 
 from engine.evaluation import audit, controls
 from engine.evaluation.evaluationresults import Copies
+from engine.evaluation.fidelity import distances
+from engine.evaluation.nearest import FeatureSpace
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.spec.models import JudgeSpec
@@ -66,6 +68,7 @@ def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> di
         },
         "kinds": {arm.key: {"kind": arm.kind, "multiple": arm.multiple} for arm in wanted},
         "left_out": planned.left_out,
+        "fidelity": _fidelity(spec, data, held, multiples, device),
         "copies": {key: value for key, value in copies.items() if key != "pairs"},
     }
 
@@ -75,6 +78,19 @@ def _data(spec: RunSpec, store: Store, shared: Images) -> Data:
         synthetic = synthetic_images(spec, store, spec.generate.count, task)
     n = len(shared.train.labels)
     return Data(shared.train, shared.test, synthetic, n, len(shared.catalog.class_names))
+
+
+def _fidelity(spec: RunSpec, data: Data, held: Arrays, multiples: list[int], device: str) -> dict[str, Any]:
+    """Distances of the set's beginnings, and of training images, to held-out images in the features that copies are measured in.
+
+    Training images stand beside as many images that their own classifier has learnt, so theirs is a yardstick and no zero.
+    """
+    model, _, _ = fit(Arm("real"), 0, spec.judge, data, device)
+    space, synthetic = FeatureSpace(model, device), data.synthetic
+    assert synthetic is not None
+    real = space.points(held.pixels).astype(np.float64)
+    sets = {str(m): synthetic.below(m * data.n).pixels for m in multiples} | {"real": data.train.pixels}
+    return {key: distances(space.points(pixels).astype(np.float64), real) for key, pixels in sets.items()}
 
 
 def _with_controls(
