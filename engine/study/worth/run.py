@@ -31,6 +31,7 @@ from engine.training.judge_data import real_images
 from engine.training.setup import await_room
 
 RESULT = "results/worth.json"
+LOOK_S = 1.0
 COVERS = (
     "A value is a generator seed's, the mean of its judges, whose seeds no other generator seed has. Intervals are 95 % Student-t "
     "intervals over generator seeds; those of the population hold the sampling of test images too. The reference is the best "
@@ -99,7 +100,9 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         task.update(0)
         waiting = list(refs)
         while waiting:
-            ready, waiting = ray.wait(waiting)
+            ready, waiting = ray.wait(waiting, timeout=LOOK_S)  # so that a signal is heard
+            if not ready:
+                continue
             one = refs[ready[0]]
             store.create(trial.name(one.seed), json.dumps(_get(ready[0]), sort_keys=True, allow_nan=False).encode())
             task.update(len(refs) - len(waiting), seed=one.seed)
