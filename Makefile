@@ -8,7 +8,7 @@ BENCH := shard_writing planning verify_rate profile generation_overhead
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test test-clusters test-slow check bench bench-all bench-gpu
+.PHONY: help install quickstart test test-clusters test-slow check bench bench-all bench-gpu gpu-study
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
@@ -18,6 +18,7 @@ help:
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
 	@echo "make bench-all   all CPU benchmarks, an hour and a half"
+	@echo "make gpu-study   latent against pixel generators on one GPU, 25 minutes; resumes; DATA=folder of cifar10/ and usps/"
 	@echo "make bench-gpu   those of one CUDA device, models of published shapes with random weights"
 
 $(BIN)/python:
@@ -64,3 +65,7 @@ bench-all: $(DEV_STAMP)
 
 bench-gpu: $(STAMP)
 	for part in sd15 sdxl dit switches scripts; do $(BIN)/python -m benchmarks.gpu --part $$part || exit 1; done
+
+DATA ?= ../shared/data
+gpu-study: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu_study --data $(DATA)
