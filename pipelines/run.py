@@ -12,6 +12,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
     run = verb("report", recipe, set_, output, time_limit)
     if run is None:
         return
+    from engine.evaluation.plainly import sentences
     from engine.evaluation.summary import read, table
 
     judged = read(run.store)
@@ -19,6 +20,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
         return
     console = Terminal()
     console.print(table(judged))
+    for sentence in sentences(judged):
+        console.print(sentence, highlight=False)
     console.print(
         f"report: {run.store.local('report.html') or run.store.url + '/report.html'}", soft_wrap=True, highlight=False
     )

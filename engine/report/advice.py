@@ -11,6 +11,7 @@ from engine.evaluation.summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
 from engine.study.statistics import binomial_error, mean_interval
+from engine.training.measures import WORDS as METRICS
 
 CLAIM_SEEDS = 5  # fewer are not enough for a claim: controls and small effects need paired intervals
 MORE = 3  # how many times the largest multiple to try next
@@ -31,7 +32,7 @@ def advise(facts: Facts) -> list[Advice]:
         command = "mimeo judge spec.yaml --output ."
         text = "No classifier was trained on this set yet, so nothing here says how useful it is."
         return [Advice("Find out what the set is worth", text, command), *_repairs(facts)]
-    found = [*_amount(facts), *_mixing(facts), *_classes(facts), *_precision(facts), *_repairs(facts)]
+    found = [*_copies(facts), *_amount(facts), *_mixing(facts), *_classes(facts), *_precision(facts), *_repairs(facts)]
     return found or [
         Advice("Nothing stands out", "No rule found a weak class, a loss of samples or an unclear result.")
     ]
@@ -43,10 +44,31 @@ def _run(facts: Facts, what: str, **settings: object) -> str:
     return f"mimeo run spec.yaml {changed} --output ../{facts.spec.name}-{what}"
 
 
+def _values(arm: dict[str, Any]) -> list[float]:
+    """The metric of each seed; outputs of before have accuracies alone."""
+    return list(arm.get("values", arm["accuracies"]))
+
+
 def _points(values: list[float] | tuple[float, ...]) -> str:
     """A mean difference in points with its interval, such as `+5.4 points [4.1, 6.7]`."""
     interval = mean_interval(values)
     return f"{sum(values) / len(values) * 100:+.1f} points{bracket(interval.as_list(), 100)}"
+
+
+def _copies(facts: Facts) -> Iterator[Advice]:
+    arm = facts.arm("synthetic") or facts.arm("mixed")
+    copies = (arm or {}).get("copies")
+    if copies is None or copies["verdict"] != "copies":
+        return
+    share, null = copies["pixels"]["share"], copies["pixels"]["null"]
+    text = (
+        f"Copy share {percent(share)} in pixels, {percent(copies['features']['share'])} in features, where real images have "
+        f"{percent(null)}. What it is worth may be what its training images are worth, and it does not hide them."
+    )
+    steps = facts.spec.pretrain.unet.steps
+    closed = facts.spec.model.checkpoint is None and facts.spec.pretrain.denoiser == "unet"
+    command = _run(facts, "shorter", pretrain__unet__steps=max(1, steps // 2)) if closed else None
+    yield Advice("Do not take this set for new data: it copies", text, command)
 
 
 def _amount(facts: Facts) -> Iterator[Advice]:
@@ -63,10 +85,8 @@ def _amount(facts: Facts) -> Iterator[Advice]:
             text = f"{arm_label(largest)} alone stays behind real (ratio {_ratio(largest)}), and no larger amount was tried."
             yield Advice("Generate more", text, command)
         return
-    gains = [b - a for a, b in zip(arms[-2]["accuracies"], largest["accuracies"], strict=True)]
-    step = (
-        f"From {multiples[-2]}x to {multiples[-1]}x the accuracy of synthetic-only training changed by {_points(gains)}"
-    )
+    gains = [b - a for a, b in zip(_values(arms[-2]), _values(largest), strict=True)]
+    step = f"From {multiples[-2]}x to {multiples[-1]}x the {METRICS[facts.metric]} of synthetic-only training changed by {_points(gains)}"
     low, high = mean_interval(gains).as_list()
     if low is not None and low > 0:
         yield Advice("Generate more", f"{step}: it is still rising.", command)
@@ -105,7 +125,9 @@ def _mixing(facts: Facts) -> Iterator[Advice]:
     low, high = arm["ratio_interval"]
     both, text = arm_label(arm), f"{arm_label(arm)} against real alone: ratio {_ratio(arm)}."
     if low > 1:
-        yield Advice("Train on both", f"{text} Adding the synthetic images to the real ones helps.")
+        beaten = arm.get("control", {}).get("finding") == "better"
+        more = " So does a control, and more: see the controls first." if beaten else ""
+        yield Advice("Train on both", f"{text} Adding the synthetic images to the real ones helps.{more}")
     elif high < 1:
         yield Advice(f"Do not add this much: {both} is worse than real alone", text)
     else:
@@ -125,7 +147,7 @@ def _classes(facts: Facts) -> Iterator[Advice]:
         yield Advice(f"Look at class {_quoted(names[worst])}", f"{text}. Compare its images below.")
     if real is not None and (worst := _weakest(real, sizes)) is not None:
         count = _count(facts, worst)
-        text = f"Training on the real images alone gets {_share(real, worst)} of it right, over all classes {percent(real['mean'])}."
+        text = f"Training on the real images alone gets {_share(real, worst)} of it right, over all classes {percent(_overall(real))}."
         yield Advice(f"Label more of class {_quoted(names[worst])}", f"{text} It has {count:,} training images.")
 
 
@@ -145,7 +167,12 @@ def _weakest(arm: dict[str, Any], sizes: list[int]) -> int | None:
     """The class with the lowest accuracy, if it lies more than two binomial standard errors below the arm's mean."""
     known = [(value, label) for label, value in enumerate(arm["per_class"]) if value is not None]
     value, label = min(known)
-    return label if value < arm["mean"] - 2 * binomial_error(arm["mean"], sizes[label]) else None
+    mean = _overall(arm)
+    return label if value < mean - 2 * binomial_error(mean, sizes[label]) else None
+
+
+def _overall(arm: dict[str, Any]) -> float:
+    return float(sum(arm["accuracies"]) / len(arm["accuracies"]))
 
 
 def _precision(facts: Facts) -> Iterator[Advice]:

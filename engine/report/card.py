@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 
-from engine.evaluation.summary import arm_images, arm_label, bracket
+from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied
 from engine.report.facts import Facts
 from engine.report.words import headline, run_facts, subtitle
+from engine.training.measures import WORDS as METRICS
 
 SIZES = (
     (1e3, "n<1K"),
@@ -61,13 +62,16 @@ def _worth(facts: Facts) -> str:
         lines += [
             facts.judge["covers"],
             "",
-            "| trained on | images | accuracy, % | ratio to real |",
-            "| --- | ---: | ---: | ---: |",
+            f"| trained on | images | {METRICS[facts.metric]}, % | ratio to real | copy share, % | best control, % |",
+            "| --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for arm in facts.arms():
             ratio = "" if arm["ratio"] is None else f"{arm['ratio']:.3f}{bracket(arm['ratio_interval'], 1, 3)}"
             accuracy = f"{arm['mean'] * 100:.1f}{bracket(arm['interval'], 100)}"
-            lines.append(f"| {arm_label(arm)} | {arm_images(arm)} | {accuracy} | {ratio} |")
+            beside = f"{copied(arm)} | {best_control(arm)}"
+            lines.append(f"| {arm_label(arm)} | {arm_images(arm)} | {accuracy} | {ratio} | {beside} |")
+        if facts.judge.get("copies"):
+            lines += ["", facts.judge["copies"]["covers"]]
         lines += ["", "From `results/judge.json`; `report.html` has the figures."]
     return "\n".join([*lines, ""])
 
@@ -114,6 +118,14 @@ seed, the real image that it was conditioned on, and the model's digest. Class n
 """
 
 
+def _private(facts: Facts) -> str:
+    if facts.judge is not None and facts.judge.get("copies"):
+        return "A copy share like that of real images is no proof of privacy: before you publish a set made from images that are\nnot public, have its worst cases audited."
+    return (
+        "Nobody has measured whether they do: check it before you publish a set made from images that are not public."
+    )
+
+
 def _made(facts: Facts) -> str:
     rows = "\n".join(f"{name}: {value}" for name, value in run_facts(facts)).replace("```", "'''")
     return f"""## How it was made
@@ -122,6 +134,5 @@ def _made(facts: Facts) -> str:
 {rows}
 ```
 
-The images are machine-made and may copy, blur or distort the real ones; check memorisation before you publish a set made from
-images that are not public.
+The images are machine-made and may copy, blur or distort the real ones. {_private(facts)}
 """

@@ -13,6 +13,8 @@ import pyarrow.compute as pc
 from engine.conditions import cuts
 from engine.conditions.cuts import Cuts
 from engine.evaluation.evaluationresults import Judged
+from engine.evaluation.plainly import sentences
+from engine.evaluation.summary import flattened, order_of
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.shards import cost, manifest
@@ -69,10 +71,17 @@ class Facts:
         return max(arms, key=lambda arm: arm["multiple"], default=None)
 
     def arms(self) -> list[dict[str, Any]]:
-        """The judged arms: real, synthetic, mixed, by rising multiple."""
-        order = ("real", "synthetic", "mixed")
-        arms = (self.judge or {"arms": {}})["arms"].values()
-        return sorted(arms, key=lambda arm: (order.index(arm["kind"]), arm["multiple"]))
+        """The judged arms: real, synthetic, mixed, controls, by rising multiple."""
+        return sorted((self.judge or {"arms": {}})["arms"].values(), key=order_of)
+
+    @property
+    def metric(self) -> str:
+        """What the judges' means and ratios are of."""
+        return str((self.judge or {}).get("metric", "accuracy"))
+
+    def honest(self) -> list[str]:
+        """Sentences on copies and controls; none where nothing was judged."""
+        return sentences(flattened(self.judge)) if self.judge is not None else []
 
 
 def gather(store: Store, spec: RunSpec) -> Facts:

@@ -42,8 +42,8 @@ class Bar:
     values: tuple[float, ...]
 
 
-def accuracy(bars: Sequence[Bar]) -> Markup:
-    """Accuracy of each arm: mean, 95 % interval and every seed; the dashed line is real data's mean."""
+def accuracy(bars: Sequence[Bar], metric: str = "accuracy") -> Markup:
+    """Accuracy, or what else `metric` names, of each arm: mean, 95 % interval and every seed; the dashed line is real data's mean."""
     from matplotlib import ticker
 
     def draw(figure: Any) -> None:
@@ -64,13 +64,18 @@ def accuracy(bars: Sequence[Bar]) -> Markup:
         axes.set_ylim(len(bars) - 0.45, -0.65)
         axes.set_xlim(*_limits(bars))
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("accuracy on real test images, %")
+        axes.set_xlabel(f"{metric} on real test images, %")
         axes.grid(axis="x", color=PALETTE["line"], linewidth=0.7)
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0, labelcolor=PALETTE["ink"])
 
     description = "; ".join(f"{bar.label}: {bar.mean:.1f} %" for bar in bars)
-    return _svg(draw, (_WIDTH, 0.7 + 0.4 * len(bars)), "accuracy", f"Accuracy by training set. {description}.")
+    return _svg(
+        draw,
+        (_WIDTH, 0.7 + 0.4 * len(bars)),
+        "accuracy",
+        f"{metric[0].upper()}{metric[1:]} by training set. {description}.",
+    )
 
 
 def _limits(bars: Sequence[Bar]) -> tuple[float, float]:

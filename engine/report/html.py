@@ -13,9 +13,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.errors import DataError
-from engine.evaluation.summary import arm_images, arm_label, bracket, percent
+from engine.evaluation.controls import WORDS as CONTROLS
+from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
-from engine.report import card, evaluation, figures, gallery, matching
+from engine.report import card, evaluation, figures, gallery, likeness, matching
 from engine.report.advice import advise
 from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
@@ -24,6 +25,7 @@ from engine.report.words import headline, run_facts, subtitle
 from engine.shards.manifest import QUARANTINE
 from engine.spec import RunSpec
 from engine.storage.store import Store
+from engine.training.measures import WORDS as METRICS
 
 REPORT, GALLERY, CARD = "report.html", "results/gallery.png", "README.md"
 MAX_CLASSES = 40
@@ -43,7 +45,7 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    sections = {**matching.context(store, facts), **evaluation.context(store)}
+    sections = {**matching.context(store, facts), **evaluation.context(store), **likeness.context(store, facts)}
     store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 
 
@@ -79,7 +81,7 @@ def render(
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
-        **{"matching": None, "evaluation": None, **(sections or {})},
+        **{"matching": None, "evaluation": None, "likeness": None, **(sections or {})},
     )
 
 
@@ -133,15 +135,15 @@ def _gallery_context(facts: Facts, rows: list[Row], fault: str) -> dict[str, Any
 def _accuracy(facts: Facts) -> dict[str, Any]:
     arms = facts.arms()
     if not arms or facts.judge is None:
-        return {"arms": [], "tiles": [], "accuracy_figure": "", "recipe": "", "level": ""}
+        return {"arms": [], "tiles": [], "accuracy_figure": "", "recipe": "", "level": "", "metric": "", "more": []}
     judge = facts.judge
     bars = [
         figures.Bar(
             label=arm_label(arm),
-            kind=arm["kind"],
+            kind=_colour(arm),
             mean=100 * arm["mean"],
             interval=tuple(None if bound is None else 100 * bound for bound in arm["interval"]),
-            values=tuple(100 * value for value in arm["accuracies"]),
+            values=tuple(100 * value for value in arm.get("values", arm["accuracies"])),
         )
         for arm in arms
     ]
@@ -152,18 +154,31 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     )
     if judge["codec"]["lossy"]:
         recipe += f" Real training images went through the same {judge['codec']['format']} codec as the synthetic ones."
+    more = [name for name in METRICS if name != facts.metric and all(name in arm.get("measures", {}) for arm in arms)]
     return {
-        "arms": [_arm_row(arm) for arm in arms],
-        "tiles": [_tile(arm) for kind in ("real", "synthetic", "mixed") if (arm := facts.arm(kind))],
-        "accuracy_figure": figures.accuracy(bars),
+        "arms": [_arm_row(arm, more) for arm in arms],
+        "metric": METRICS[facts.metric],
+        "more": [METRICS[name] for name in more],
+        "tiles": [
+            _tile(arm, METRICS[facts.metric]) for kind in ("real", "synthetic", "mixed") if (arm := facts.arm(kind))
+        ],
+        "accuracy_figure": figures.accuracy(bars, METRICS[facts.metric]),
         "recipe": recipe,
         "level": percent(judge["level"], 0),
     }
 
 
-def _arm_row(arm: dict[str, Any]) -> dict[str, str]:
+def _colour(arm: dict[str, Any]) -> str:
+    """What an arm is drawn as: controls in grey."""
+    return "muted" if arm["kind"] in CONTROLS else str(arm["kind"])
+
+
+def _arm_row(arm: dict[str, Any], more: list[str]) -> dict[str, Any]:
     return {
-        "kind": arm["kind"],
+        "kind": _colour(arm),
+        "copies": copied(arm),
+        "control": best_control(arm),
+        "more": [f"{arm['measures'][name]['mean'] * 100:.1f}" for name in more],
         "label": arm_label(arm),
         "images": arm_images(arm),
         "accuracy": f"{arm['mean'] * 100:.1f}",
@@ -174,13 +189,13 @@ def _arm_row(arm: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _tile(arm: dict[str, Any]) -> dict[str, str]:
+def _tile(arm: dict[str, Any], metric: str) -> dict[str, str]:
     interval = bracket(arm["interval"], 100).strip() or "one seed, no interval"
     return {
         "kind": arm["kind"],
         "label": f"{arm_label(arm)}: {arm_images(arm)} images",
         "value": percent(arm["mean"]),
-        "detail": f"accuracy {interval}",
+        "detail": f"{metric} {interval}",
     }
 
 

@@ -9,6 +9,7 @@ from engine.report.facts import Facts
 from engine.spec import RunSpec
 from engine.spec.models import GenerateSpec
 from engine.spec.training import MatchSpec
+from engine.training.measures import WORDS as METRICS
 
 
 def subtitle(facts: Facts) -> str:
@@ -29,11 +30,12 @@ def headline(facts: Facts) -> list[str]:
         return ["No arm was judged."]
     unseen = "neither the generator nor a judge" if facts.spec.model.checkpoint is None else "no judge"
     out = [
-        f"A classifier trained on {_images(first)} gets {_accuracy(first)} of {facts.judge['n_test']:,} real test images "
-        f"right; {unseen} has trained on them.{_against(first, real)}"
+        f"A classifier trained on {_images(first)} gets {_accuracy(facts, first)} {_of(facts)}; {unseen} has trained on "
+        f"them.{_against(facts, first, real)}"
     ]
     if mixed is not None and mixed is not first:
-        out.append(f"Trained on {_images(mixed)}, it gets {_accuracy(mixed)} right.{_ratio(mixed)}")
+        out.append(f"Trained on {_images(mixed)}, it gets {_accuracy(facts, mixed)}{_right(facts)}.{_ratio(mixed)}")
+    out += facts.honest()
     level = percent(facts.judge["level"], 0)
     out.append(f"Means of {seeds} judge seed{'s' if seeds > 1 else ''}; brackets are {level} intervals.")
     return out
@@ -48,15 +50,25 @@ def _images(arm: dict[str, Any]) -> str:
     }[arm["kind"]]
 
 
-def _accuracy(arm: dict[str, Any]) -> str:
-    return f"{percent(arm['mean'])}{bracket(arm['interval'], 100)}"
+def _accuracy(facts: Facts, arm: dict[str, Any]) -> str:
+    shown = f"{percent(arm['mean'])}{bracket(arm['interval'], 100)}"
+    return shown if facts.metric == "accuracy" else f"{METRICS[facts.metric]} {shown}"
 
 
-def _against(arm: dict[str, Any], real: dict[str, Any] | None) -> str:
+def _right(facts: Facts) -> str:
+    return " right" if facts.metric == "accuracy" else ""
+
+
+def _of(facts: Facts) -> str:
+    images = f"{(facts.judge or {})['n_test']:,} real test images"
+    return f"of {images} right" if facts.metric == "accuracy" else f"on {images}"
+
+
+def _against(facts: Facts, arm: dict[str, Any], real: dict[str, Any] | None) -> str:
     """How an arm compares with the real images that stand behind it."""
     if real is None or arm is real:
         return ""
-    return f" Trained on the {real['real_images']:,} real images, it gets {_accuracy(real)} right.{_ratio(arm)}"
+    return f" Trained on the {real['real_images']:,} real images, it gets {_accuracy(facts, real)}{_right(facts)}.{_ratio(arm)}"
 
 
 def _ratio(arm: dict[str, Any]) -> str:
