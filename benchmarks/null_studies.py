@@ -156,7 +156,7 @@ def main() -> None:
     from tests.support.equivalence import peaked, simulate
 
     arguments = pairs.parser(__doc__).parse_args()
-    count, few, resamples = (20, 4, 100) if arguments.quick else (1000, 200, 200)
+    count, few, resamples = (20, 2, 100) if arguments.quick else (1000, 100, 100)
     rows = []
 
     def error(share: float, of: float) -> float:

@@ -182,6 +182,14 @@ LINES = (
         "whatever is not the model is waste",
     ),
     Line(
+        "null_studies",
+        "How often does a study find what is not there, or miss what is?",
+        "simulated studies whose truth is known, judged by the functions of `search`, `study` and `equivalence`",
+        "false higher <= 2.5 %, coverage 93 to 97 %, false lack of fit <= 5 %, peaks found >= 90 %",
+        judged(""),
+        "whether the statistics keep their word: nested seeds, selection and test images included",
+    ),
+    Line(
         "gpu",
         "How close is one GPU to its limit?",
         "its own bf16 matmul peak; the Real-Fake script on the same GPU",

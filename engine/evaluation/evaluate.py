@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from engine.evaluation.units import FOLDER, PAIRS, Unit, loop, units
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
-from engine.storage import documents
+from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study.comparison import compare
 from engine.study.statistics import binomial_error, spread
@@ -31,9 +32,13 @@ from engine.training.setup import run
 RESULT = "results/evaluate.json"
 LEVEL = 0.95
 REFERENCE = "real"
+NO_GENERATOR = re.compile(
+    r"(real|duplicated)(_|$)|few_shot_[0-9]+$"
+)  # arms whose classifiers have seen nothing of a generator
 COVERS = (
     "Intervals are 95 % Student-t intervals over the classifiers' seeds, differences to the real arm paired by seed, with "
-    "Holm's adjustment over the arms of one set: for this one synthetic set of one generator seed. The sampling error of each "
+    "Holm's adjustment over the arms of one set: for this one synthetic set of one generator seed, so there is no verdict on arms "
+    "that hold synthetic images. The sampling error of each "
     "set's images stands beside as binomial standard error."
 )
 COVERS_GAP = (
@@ -82,6 +87,7 @@ def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
     pieces = units(asked, listed)
     pending = [unit for unit in pieces if not store.exists(unit.path)]
     if pending:
+        _note(store, catalog, listed, pending)
         board = Board.create()
         config = {"units": pending, "classifiers": listed, "spec": spec, "catalog": catalog}
         with follow(board, progress):
@@ -92,6 +98,14 @@ def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())  # sets and arms in their order
     _tidy(store, pieces)
     return result
+
+
+def _note(store: Store, catalog: Catalog, listed: Sequence[Named], pending: Sequence[Unit]) -> None:
+    """Write down who reads the run's own test split: as it is, corrupted, or as what is held out of a gap."""
+    arms = [named.arm for named in listed]
+    for kind in dict.fromkeys(unit.kind for unit in pending if unit.kind != "set" or unit.name == OWN):
+        names = [f"{unit.path}/{named.name}" for unit in pending if unit.kind == kind for named in listed]
+        readings.note(store, "evaluate", kind, arms, names, catalog.split("test").num_rows)
 
 
 def _tidy(store: Store, pieces: Sequence[Unit]) -> None:
@@ -142,7 +156,10 @@ def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> dict[str, A
     told = {arm: {"values": numbers, **spread(numbers, LEVEL)} for arm, numbers in own.items()}
     seeds = {arm: [named.seed for named in names] for arm, names in arms.items()}
     paired = {arm: numbers for arm, numbers in own.items() if seeds[arm] == seeds.get(REFERENCE)}
-    comparisons = [entry.to_json() for entry in compare(paired, REFERENCE)] if len(paired) > 1 else []
+    synthetic = [arm for arm in paired if not NO_GENERATOR.match(arm)]
+    comparisons = (
+        [entry.to_json() for entry in compare(paired, REFERENCE, one_generator=synthetic)] if len(paired) > 1 else []
+    )
     return {"arms": told, "comparisons": comparisons}
 
 

@@ -34,6 +34,7 @@ ADDED: dict[str, Any] = {
     "judge.controls": ["duplicated", "photocopy", "reconstructed", "augmented"],
     "judge.metric": "accuracy",
     "judge.mixing": "equal",
+    "judge.tune": False,
     "model.class_ids": {},
     "model.visual_token": False,
     "pretrain.denoiser": "unet",

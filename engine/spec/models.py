@@ -230,6 +230,7 @@ class JudgeSpec(Spec):
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 3
     augment: Literal["none", "flip", "affine"] = "affine"
     mixing: Literal["equal", "proportional"] = "equal"
+    tune: bool = False
 
 
 def _batch_size(value: Any) -> Any:
@@ -306,6 +307,12 @@ class RunSpec(Spec):
     @classmethod
     def _fitting(cls, data: Any) -> Any:
         return fill(data)
+
+    @model_validator(mode="after")
+    def _tuned_on_validation_images(self) -> RunSpec:
+        if self.judge.tune and not self.split.validation:
+            raise ValueError("judge.tune chooses on validation images: set split.validation, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _kept_features_outlive_a_graph(self) -> RunSpec:

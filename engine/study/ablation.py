@@ -17,7 +17,7 @@ from engine.storage.store import Store
 from engine.study import choice
 from engine.study.arms import TRIALS, Trial, final_trials, section, trials
 from engine.study.nested import generator_seeds
-from engine.study.reading import TEST, VALIDATION, need_validation, note_test
+from engine.study.reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.statistics import spread
 from engine.study.studyresults import AblationTrial, RealJudges
 from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
@@ -114,9 +114,9 @@ def _run(
     import ray
 
     with reporter.task("judge: real images", catalog.table.num_rows) as task:
-        train, held = catalog.split("train"), catalog.split(split)
-        images = real_images(spec, train, task, same_codec=True), real_images(spec, held, task, same_codec=False)
-    shared = ray.put(Shared(store.url, withheld(catalog), *images))
+        train = real_images(spec, catalog.split("train"), task, same_codec=True)
+        held, validation = scored(spec, catalog, split, task)
+    shared = ray.put(Shared(store.url, withheld(catalog), train, held, validation))
     name = "ablation" if split == VALIDATION else "ablation: test"
     with reporter.task(name, len(pending), "trials") as task:
         task.update(0)
@@ -127,7 +127,7 @@ def _run(
                 store.create(_real_name(split, key), json.dumps(alone).encode())
                 continue
             done += 1
-            facts = {"identity": identity(key.spec), **choice.told(read, held.num_rows)}
+            facts = {"identity": identity(key.spec), **choice.told(read, len(held.labels))}
             store.create(key.name, json.dumps(facts, sort_keys=True).encode())
             task.update(done, arm=key.arm, seed=key.seed)
 

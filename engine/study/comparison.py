@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -53,19 +53,18 @@ def compare(
     *,
     right: Mapping[str, Floats] | None = None,
     effect: float | None = None,
-    one_generator: bool = False,
+    one_generator: Collection[str] = (),
 ) -> list[Comparison]:
     """Every other arm against `reference`; `values[arm][i]` are paired by i. Holm's step-down holds over the arms together.
 
-    `right[arm]` (G, N): the share of a generator seed's judges that have each test image right. `one_generator`: pairs are
-    classifiers of one and the same generator seed, whose spread is shown and gives no verdict.
+    `right[arm]` (G, N): the share of a generator seed's judges that have each test image right. `one_generator`: arms
+    whose pairs are classifiers of one and the same generator seed: their spread is shown, and gives no verdict.
     """
     others = [arm for arm in values if arm != reference]
     differences = {arm: np.subtract(values[arm], values[reference]) for arm in others}
     over_images = {arm: pooled(right[arm] - right[reference]) for arm in others} if right else {}
     raw = {arm: found.p if (found := over_images.get(arm)) else _p(differences[arm]) for arm in others}
-    if one_generator:
-        raw = dict.fromkeys(others)
+    raw |= dict.fromkeys(arm for arm in others if arm in one_generator)
     adjusted = holm({arm: p for arm, p in raw.items() if p is not None})
     return [
         Comparison(
@@ -79,9 +78,11 @@ def compare(
             p_adjusted=adjusted.get(arm),
             effect=effect,
             needed=None
-            if one_generator or not effect
+            if arm in one_generator or not effect
             else pairs_needed(effect, standard_deviation(found.tolist()), len(others)),
-            finding=NO_VERDICT if one_generator or len(found) < 2 else _finding(float(found.mean()), adjusted.get(arm)),
+            finding=NO_VERDICT
+            if arm in one_generator or len(found) < 2
+            else _finding(float(found.mean()), adjusted.get(arm)),
         )
         for arm, found in differences.items()
     ]

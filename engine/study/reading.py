@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.cluster.progress import Task
 from engine.errors import ConfigError
+from engine.images.catalog import Catalog
+from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec
 from engine.storage.store import Store
 from engine.study.population import Floats
 from engine.training.judge import Arm, Data
+from engine.training.judge_data import Arrays, real_images
 
 VALIDATION, TEST = "validation", "test"  # the splits that studies read: to choose, and once after it
 
@@ -46,6 +50,15 @@ def read(arm: Arm, seed: int, spec: JudgeSpec, data: Data, device: str) -> Readi
     assert math.isfinite(accuracy)
     real = len(data.train.labels) if arm.kind != "synthetic" else 0
     return Reading(accuracy, packed(right), real, len(drawn.labels) if drawn is not None else 0)
+
+
+def scored(spec: RunSpec, catalog: Catalog, split: str, task: Task) -> tuple[Arrays, Arrays | None]:
+    """The images of the split that is read, and those that `judge.tune` chooses on (None without it)."""
+    held = real_images(spec, catalog.split(split), task, same_codec=False)
+    if not spec.judge.tune:
+        return held, None
+    own = held if split == VALIDATION else real_images(spec, catalog.split(VALIDATION), task, same_codec=False)
+    return held, own
 
 
 def packed(right: NDArray[np.bool_]) -> str:

@@ -32,6 +32,7 @@ class Shared:
     catalog: Catalog
     train: Arrays
     held: Arrays
+    validation: Arrays | None = None
 
 
 def generator_key(spec: RunSpec) -> str:
@@ -118,11 +119,15 @@ def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Readings
 
 
 def _readings(spec: RunSpec, generator: int, arm: Arm, data: Data, device: str) -> list[Reading]:
-    return [read(arm, seed, spec.judge, data, device) for seed in judge_seeds(generator, spec.judge.seeds)]
+    from engine.training.judge_tuning import tuned
+
+    own = tuned(arm, generator, spec.judge, data, device)
+    return [read(arm, seed, own, data, device) for seed in judge_seeds(generator, spec.judge.seeds)]
 
 
 def _data(shared: Shared, synthetic: Arrays | None) -> Data:
-    return Data(shared.train, shared.held, synthetic, len(shared.train.labels), len(shared.catalog.class_names))
+    n, classes = len(shared.train.labels), len(shared.catalog.class_names)
+    return Data(shared.train, shared.held, synthetic, n, classes, validation=shared.validation)
 
 
 def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:

@@ -17,7 +17,7 @@ from engine.errors import ConfigError, DataError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.models import JudgeSpec, ResourcesSpec
-from engine.storage import documents
+from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.training.judge_data import Arrays, real_images, synthetic_images
 from engine.training.measures import measured
@@ -86,7 +86,7 @@ class Outcome:
 class Data:
     """What the judges train and test on; multiples count in `n`, the size of the training split.
 
-    `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
+    `validation`: what the learning rate and length of an arm are chosen on, where `judge.tune` says so. `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
     """
 
     train: Arrays
@@ -96,6 +96,7 @@ class Data:
     classes: int
     controls: Mapping[str, Arrays] = field(default_factory=dict)
     augmentation: str = "randaugment+cutmix"
+    validation: Arrays | None = None
 
 
 def arms(spec: JudgeSpec) -> tuple[Arm, ...]:
@@ -161,6 +162,8 @@ def outcomes(
     if pending:
         data = images(spec, catalog, store, progress, max(arm.multiple for arm in wanted))
         data = prepare(data, {arm.kind for arm, _ in pending})
+        names = [outcome_name(arm.key, seed) for arm, seed in pending]
+        readings.note(store, "judge", "judge", [arm.key for arm, _ in pending], names, len(data.test.labels))
         _train_all(spec, data, store, progress, pending)
     return [_read(store, arm.key, seed) for arm, seed in jobs]
 
@@ -174,7 +177,14 @@ def _train_all(spec: RunSpec, data: Data, store: Store, progress: Reporter, jobs
     import ray
 
     board = Board.create()
-    config = {"jobs": jobs, "data": ray.put(data), "spec": spec.judge, "store": store, "board": board}
+    config = {
+        "jobs": jobs,
+        "data": ray.put(data),
+        "spec": spec.judge,
+        "store": store,
+        "board": board,
+        "generator": spec.seed,
+    }
     with follow(board, progress):
         run(loop, config, name="judge", resources=workers(spec.resources, len(jobs)))
 
@@ -185,12 +195,15 @@ def images(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, mu
     n = train.num_rows
     wanted = multiple * n
     with progress.task("judge: images", n + test.num_rows + wanted) as task:
+        rows = catalog.split("validation")
+        validation = real_images(spec, rows, task, same_codec=False) if spec.judge.tune and rows.num_rows else None
         return Data(
             train=real_images(spec, train, task, same_codec=True),
             test=real_images(spec, test, task, same_codec=False),
             synthetic=synthetic_images(spec, store, wanted, task) if wanted else None,
             n=n,
             classes=len(catalog.class_names),
+            validation=validation,
         )
 
 
@@ -209,6 +222,8 @@ def loop(config: dict[str, Any]) -> None:
     import ray
     import torch
 
+    from engine.training import judge_tuning
+
     here = place()
     torch.set_num_threads(1)  # the same sums in the same order on every machine; also faster at this size
     data: Data = ray.get(config["data"])
@@ -223,7 +238,9 @@ def loop(config: dict[str, Any]) -> None:
             done, total = k * spec.steps + step, len(jobs) * spec.steps
             board.update(name, done, total, "steps", arm=arm.key, seed=seed, loss=loss)
 
-        outcome = judge_one(arm, seed, spec, data, here.device, tick)
+        tuned = f"{FOLDER}/tuned/{arm.key}.json"
+        own = judge_tuning.tuned_once(store, tuned, arm, config["generator"], spec, data, here.device)
+        outcome = judge_one(arm, seed, own, data, here.device, tick)
         store.create(outcome_name(arm.key, seed), json.dumps(asdict(outcome), sort_keys=True, allow_nan=False).encode())
 
 

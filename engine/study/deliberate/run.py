@@ -16,7 +16,7 @@ from engine.storage.store import Store
 from engine.study import choice, tuning
 from engine.study.deliberate.trial import RESULTS, STATIC, Study, loop, name_of, section, settings
 from engine.study.nested import generator_seeds
-from engine.study.reading import TEST, VALIDATION, need_validation, note_test
+from engine.study.reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared
 
@@ -113,8 +113,8 @@ def _run(
 
     with reporter.task("deliberate: real images", catalog.table.num_rows) as task:
         train = real_images(spec, catalog.split("train"), task, same_codec=True)
-        held = real_images(spec, catalog.split(split), task, same_codec=False)
-    shared = Shared(store.url, withheld(catalog), train, held)
+        held, validation = scored(spec, catalog, split, task)
+    shared = Shared(store.url, withheld(catalog), train, held, validation)
     study, board = ray.put(Study(spec, shared, split, tuple(arms))), Board.create()
     parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
     with follow(board, reporter):

@@ -194,8 +194,13 @@ def _joined(sets: list[Arrays]) -> Arrays:
 
 def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> dict[str, Any]:
     """What judges read on the images of the split: trained on the drawn images alone, and on real ones too."""
+    from engine.training.judge_tuning import tuned
+
     shared = study.shared
-    data = Data(shared.train, shared.held, drawn, len(drawn.labels), len(shared.catalog.class_names))
-    seeds = judge_seeds(spec.seed, spec.judge.seeds)
-    found = {kind: [read(Arm(kind, 1), seed, spec.judge, data, device) for seed in seeds] for kind in SETS}
+    n, classes = len(drawn.labels), len(shared.catalog.class_names)
+    data = Data(shared.train, shared.held, drawn, n, classes, validation=shared.validation)
+    found = {}
+    for arm in (Arm(kind, 1) for kind in SETS):
+        own = tuned(arm, spec.seed, spec.judge, data, device)
+        found[arm.kind] = [read(arm, seed, own, data, device) for seed in judge_seeds(spec.seed, own.seeds)]
     return told(found, len(shared.held.labels))

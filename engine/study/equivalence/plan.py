@@ -98,6 +98,9 @@ def check(spec: RunSpec) -> None:
     from engine.images.splits import planned_labels
     from engine.training.matching.precheck import precheck
 
+    if spec.judge.tune:
+        what = "is not for an equivalence study, whose classifiers all take the same steps"
+        raise ConfigError("judge.tune", what, "leave it out")
     labels, _ = planned_labels(spec)
     check_sizes(spec, labels)
     for base in section(spec).bases:

@@ -19,7 +19,7 @@ from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.nested import generator_seeds
 from engine.study.population import Floats
-from engine.study.reading import TEST, VALIDATION, need_validation, note_test, shares
+from engine.study.reading import TEST, VALIDATION, need_validation, note_test, scored, shares
 from engine.study.search import plan, rungs, summary
 from engine.study.search.plan import Point, Work
 from engine.study.search.suggest import searcher
@@ -220,10 +220,10 @@ class _Session:
         train = self.catalog.split("train")
         with self.reporter.task("search: real images", train.num_rows + rows.num_rows) as task:
             seen = real_images(spec, train, task, same_codec=True)
-            held = real_images(spec, rows, task, same_codec=False)
+            held, validation = scored(spec, self.catalog, split, task)
         count = plan.section(spec).generator_seeds
         generators = tuple(generator_seeds(spec.seed, count, fresh=split == TEST))
-        study = ray.put(Study(spec, self.store.url, withheld(self.catalog), seen, held, folder, generators))
+        study = ray.put(Study(spec, self.store.url, withheld(self.catalog), seen, held, folder, generators, validation))
         board = Board.create()
         with follow(board, self.reporter):
             yield study, board

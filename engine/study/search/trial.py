@@ -40,6 +40,7 @@ class Study:
     held: Arrays
     folder: str
     generators: tuple[int, ...]
+    validation: Arrays | None = None
 
     @property
     def n(self) -> int:
@@ -62,6 +63,8 @@ def loop(config: dict[str, Any]) -> None:
 
 def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | None = None) -> None:
     """Train the classifiers that have no accuracy yet, and publish each one's as soon as it is known."""
+    from engine.training.judge_tuning import tuned_once
+
     store, point = open_store(study.url), work.point
     data: tuple[int, Data] | None = None
     for done, seed in enumerate(seeds):
@@ -71,7 +74,10 @@ def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | No
         if data is None or data[0] != generator:
             data = generator, _data(study, point, generator, device)
         arm = Arm("mixed", math.ceil(point.ratio)) if point.ratio else Arm("real")
-        found = read(arm, judge_seed(study.generators[generator], seed[1]), study.spec.judge, data[1], device)
+        own = study.generators[generator]
+        tuned = f"{study.folder}/{point.key}/tuned/{seed[0]}.json"
+        judge = tuned_once(store, tuned, arm, own, study.spec.judge, data[1], device)
+        found = read(arm, judge_seed(own, seed[1]), judge, data[1], device)
         facts = {"ratio": point.ratio, "values": point.changes(), **found.to_json()}
         store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
         if board is not None:
@@ -80,7 +86,8 @@ def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | No
 
 def _data(study: Study, point: Point, generator: int, device: str) -> Data:
     synthetic = _synthetic(study, point, generator, device) if point.ratio else None
-    return Data(study.train, study.held, synthetic, study.n, len(study.catalog.class_names))
+    classes = len(study.catalog.class_names)
+    return Data(study.train, study.held, synthetic, study.n, classes, validation=study.validation)
 
 
 def _synthetic(study: Study, point: Point, generator: int, device: str) -> Arrays:

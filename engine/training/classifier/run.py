@@ -18,7 +18,7 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
 from engine.spec.classifier import NOT_INPUTS, TrainSpec
 from engine.spec.models import ResourcesSpec
-from engine.storage import documents
+from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.training import setup
 from engine.training.classifier import arms as arms_of
@@ -113,6 +113,8 @@ def train(planned: Plan, store: Store, progress: Reporter, *, time_limit: float 
     sets = read_sets(planned, pending, progress)
     board = Board.create()
     spec = planned.spec
+    arms, names = [task.arm.key for task in pending], [task.result for task in pending]
+    readings.note(store, "train", "train", arms, names, planned.catalog.split(TEST).num_rows)
     job = Job(
         spec=planned.train,
         store=store,

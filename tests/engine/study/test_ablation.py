@@ -152,7 +152,7 @@ def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:
 
 def test_without_validation_images_it_is_refused_in_one_line(ready: Output) -> None:
     data = _spec(ready, ARMS).model_dump(mode="json")
-    with pytest.raises(ConfigError, match=r"^split\.validation: is 0, .*: set it") as caught:
+    with pytest.raises(ConfigError, match=r"^split\.validation: is 0, .*; set it") as caught:
         check(validate(data | {"split": {"train": 40, "validation": 0, "test": 50}}))
     assert "\n" not in str(caught.value)
 

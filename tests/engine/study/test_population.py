@@ -102,7 +102,7 @@ def test_comparisons_speak_of_the_images_where_their_answers_are_known() -> None
 
 def test_classifiers_of_one_generator_give_no_verdict() -> None:
     values = {"base": [0.8, 0.81, 0.8, 0.82], "a": [0.9, 0.91, 0.905, 0.92]}
-    (found,) = compare(values, "base", one_generator=True, effect=0.01)
+    (found,) = compare(values, "base", one_generator=["a"], effect=0.01)
     assert (found.finding, found.p, found.needed) == (NO_VERDICT, None, None)
     assert found.interval[0] is not None
 

@@ -12,8 +12,9 @@ from scipy import stats
 from engine.report import equivalence as pages
 from engine.study.equivalence.advice import advice, further
 from engine.study.equivalence.curve import accuracy, angles
-from engine.study.equivalence.result import Analysis, Measured
-from tests.support.equivalence import BASES, MULTIPLES, SIZES, simulate, true_accuracy
+from engine.study.equivalence.lackoffit import lack_of_fit
+from engine.study.equivalence.result import NOT_OF_FORM, Analysis, Measured
+from tests.support.equivalence import BASES, MULTIPLES, SIZES, peaked, simulate, true_accuracy
 
 
 def study(synthetic: Any, seed: int = 0, curve: Any = true_accuracy, generators: int = 4) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def test_further_real_images_have_a_price_of_one() -> None:
     studies = [further_real(seed) for seed in range(40)]
     least = int(stats.binom.ppf(0.001, 40, 0.95))  # as many of 40 intervals hold the truth in 999 of 1,000 cases
     for b, base in enumerate((50, 100)):
-        assert all(found.verdict(b) == "identifiable" for found in studies)
+        assert sum(found.verdict(b) == "identifiable" for found in studies) >= least  # 5 % are not said to be of the form
         for name in ("marginal", "doubling"):
             ends = [found.interval(getattr(found.fit, name)[:, b]) for found in studies]
             assert sum((low or 0) <= 1 <= (high or np.inf) for low, high in ends) >= least
@@ -112,3 +113,41 @@ def test_the_page_and_the_figure_show_every_cell() -> None:
     assert drawn.startswith("<?xml")
     assert pages.figure([result, other]).decode() == drawn
     assert pages.table(result).row_count == len(BASES) * len(MULTIPLES)
+
+
+def test_curves_that_rise_and_fall_are_of_no_such_form_and_have_no_price() -> None:
+    """Twenty studies with the recommended five repeats, of four shapes; the benchmark null_studies has 800."""
+    found = []
+    for seed in range(5):
+        for height, end in ((1.0, 0.0), (0.5, 0.0), (0.3, 0.0), (0.5, 0.2)):
+            study = Analysis(peaked(np.random.default_rng([seed, round(10 * height)]), height, end), 100, seed)
+            found.append({study.verdict(b) for b in range(3)})
+            told = study.to_json()
+            assert told["lack_of_fit"]["p"] < 0.05 or found[-1] != {NOT_OF_FORM}
+    assert sum(NOT_OF_FORM in verdicts for verdicts in found) >= 18
+    assert sum("identifiable" in verdicts for verdicts in found) <= 2
+    assert {entry["action"] for entry in advice(told)} == {"label"}
+
+
+def test_true_curves_are_rarely_said_to_be_of_another_form() -> None:
+    alarms = 0
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        a, c2 = (([2.0, 3.0, 5.0], 2.5), ([20.0, 40.0, 80.0], 1.7), ([0.5, 1.0, 8.0], 38.0))[seed % 3]
+        lack = Analysis(simulate(rng, a, c2), 100, seed).lack
+        assert lack is not None
+        alarms += lack.rejected
+    assert alarms <= int(stats.binom.ppf(0.999, 30, 0.05))
+
+
+def test_a_fall_is_seen_with_two_amounts_and_one_base_too() -> None:
+    """The form may bend two points as it likes, but it does not fall."""
+    rng = np.random.default_rng(0)
+    sizes, y = np.array([50.0, 100, 200, 400]), np.array([1.0, 5.0])
+    real = angles(true_accuracy(sizes)) + rng.normal(size=(5, 4)) * 0.003
+    for rise, expected in ((0.02, False), (-0.02, True)):
+        synthetic = 1.25 + np.array([0.0, rise]) + rng.normal(size=(5, 1, 2)) * 0.003
+        lack = lack_of_fit(sizes, real, np.array([100.0]), y, synthetic, 199, 0)
+        assert lack is not None
+        assert lack.rejected == expected
+    assert lack_of_fit(sizes, real, np.array([100.0]), y[:1], synthetic[..., :1], 99, 0) is None
