@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "cifar10": {
         "augment": "flip",
         "clip": {"patch": 4},
-        "encoder": {"blocks": [32, 64, 128, 64], "crop": 0.3, "jitter": 0.4, "steps": 900},
+        "encoder": {"blocks": [64, 128, 64], "patch": 4, "crop": 0.3, "jitter": 0.4},
     },
 }
 
