@@ -17,7 +17,7 @@ from engine.conditions.captions import STRATEGIES
 from engine.conditions.featuremodel import FeatureModel
 from engine.conditions.features import BATCH, FeatureExtractor
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS, as_lists, as_matrix
-from engine.conditions.table import class_fits, class_statistics, unit
+from engine.conditions.table import class_statistics, publish_fits
 from engine.errors import DataError
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
@@ -103,8 +103,7 @@ def features(
     if not store.exists(CLASSES):
         values, labels = as_matrix(stored.read(store, FEATURES)[0]["feature"]), rows["label"].to_numpy()
         if spec.generate.visual_token in tokens.FITTED:
-            read = unit(values) if spec.conditions.features.normalise else values
-            stored.publish(store, FITS, class_fits(read, labels, catalog.class_names), made_from)
+            publish_fits(store, spec, values, labels, made_from)
         stored.publish(store, CLASSES, class_statistics(values, labels, catalog.class_names), made_from)
 
 

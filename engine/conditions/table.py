@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.conditions import prompts, stored, tokens
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS
-from engine.conditions.tokens import Fit
+from engine.conditions.tokens import Fits
 from engine.errors import DataError
 from engine.spec import RunSpec, canonical_json
 from engine.storage.store import Store
@@ -44,7 +44,7 @@ class Conditions:
 
     `features` (N,D) are image features, of length 1 under `conditions.features.normalise`, else as the model gives them (D is 0
     where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images. `class_numbers` (K,)
-    are the generator's numbers of the classes, None where it reads text. `fits` (K,) are there where tokens are drawn from them.
+    are the generator's numbers of the classes, None where it reads text. `fits` are there where tokens are drawn from them.
     """
 
     keys: tuple[str, ...]
@@ -55,7 +55,7 @@ class Conditions:
     class_means: Features
     class_names: tuple[str, ...]
     class_numbers: tuple[int, ...] | None = None
-    fits: tuple[Fit, ...] | None = None
+    fits: Fits | None = None
 
     def class_number(self, label: int) -> int:
         """What a generator is told for a class."""
@@ -68,7 +68,8 @@ class Conditions:
             found.update(f"{values.dtype.str}{values.shape}".encode())
             found.update(np.ascontiguousarray(values).data)
         if self.fits is not None:
-            found.update(canonical_json([[one.shrinkage, one.bandwidth] for one in self.fits]).encode())
+            found.update(canonical_json([self.fits.shrinkage.tolist(), self.fits.bandwidth]).encode())
+            found.update(np.ascontiguousarray(self.fits.root).data)
         return found.hexdigest()
 
     def class_mean(self, label: int) -> Features:
@@ -79,24 +80,23 @@ class Conditions:
     def class_gaussian(self, label: int, seed: int) -> Features:
         """A draw (D) from the Gaussian with the class's mean and shrunken covariance; the same for a seed.
 
-        A class of one image gives that image's feature. DataError for a class without training images, and without fits.
+        DataError for a class without training images, and without fits.
         """
-        own = self.features[self._members(label)]
-        return tokens.gaussian(own, self._fit(label), seed)
+        return tokens.gaussian(self.features[self._members(label)], self._fitted(), label, seed)
 
     def prior(self, row: int, seed: int) -> Features:
         """A draw (D) from the prior of the class of a training image, out of the kernel around it; DataError without fits."""
         label = int(self.labels[row])
-        return tokens.around(self.features[self._members(label)], self.features[row], self._fit(label), seed)
+        return tokens.around(self.features[self._members(label)], self.features[row], self._fitted(), label, seed)
 
     def between(self, row: int, other: int, seed: int) -> Features:
         """A vector (D) between the features of two training images, at the seed's weight."""
         return tokens.between(self.features[row], self.features[other], seed)
 
-    def _fit(self, label: int) -> Fit:
+    def _fitted(self) -> Fits:
         if self.fits is None:
             raise DataError(FITS, "is absent", "remove conditions/ and run `mimeo condition` again")
-        return self.fits[label]
+        return self.fits
 
     def _members(self, label: int) -> NDArray[np.int64]:
         rows = np.flatnonzero(self.labels == label)
@@ -152,27 +152,22 @@ def load(store: Store, spec: RunSpec) -> Conditions:
     )
 
 
-def _fits(store: Store) -> tuple[Fit, ...] | None:
-    """The stored fits of all classes, None where there are none yet."""
+def publish_fits(store: Store, spec: RunSpec, values: Features, labels: Labels, made_from: dict[str, Any]) -> None:
+    """Fit the features (N,D) as the recipe draws from them, and store what is found: D rows of `root`, the rest beside."""
+    read = unit(values) if spec.conditions.features.normalise else values
+    fits = tokens.fit(read, labels, int(labels.max()) + 1)
+    table = pa.table({"root": stored.as_lists(fits.root)})
+    stored.publish(store, FITS, table, made_from, shrinkage=fits.shrinkage.tolist(), bandwidth=fits.bandwidth)
+
+
+def _fits(store: Store) -> Fits | None:
+    """The stored fits, None where there are none yet; DataError where the file does not say them."""
     if not store.exists(FITS):
         return None
-    table, _ = stored.read(store, FITS)
-    pairs = zip(table["shrinkage"].to_pylist(), table["bandwidth"].to_pylist(), strict=True)
-    return tuple(Fit(*pair) for pair in pairs)
-
-
-def class_fits(values: Features, labels: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
-    """One row a class: label, name, count, and what `tokens.fit` finds in its features; those of `values` (N,D) as they are drawn from."""
-    found = [tokens.fit(values[labels == label]) for label in range(len(names))]
-    return pa.table(
-        {
-            "label": pa.array(range(len(names)), pa.int32()),
-            "name": list(names),
-            "count": pa.array(np.bincount(labels, minlength=len(names)).tolist(), pa.int64()),
-            "shrinkage": pa.array([one.shrinkage for one in found], pa.float64()),
-            "bandwidth": pa.array([one.bandwidth for one in found], pa.float64()),
-        }
-    )
+    table, about = stored.read(store, FITS)
+    if "root" not in table.column_names or not {"shrinkage", "bandwidth"} <= about.keys():
+        raise DataError(FITS, "does not hold what is fitted", "remove conditions/ and run again")
+    return Fits(stored.as_matrix(table["root"]), np.array(about["shrinkage"], np.float64), float(about["bandwidth"]))
 
 
 def copy(source: Store, target: Store, keys: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from engine.conditions import stored, tokens
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS
-from engine.conditions.table import Conditions, class_fits, class_statistics, load, load_captions
+from engine.conditions.table import Conditions, class_statistics, load, load_captions, publish_fits, unit
 from engine.errors import DataError
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
@@ -35,7 +35,7 @@ def write(store: Store, values: np.ndarray, keys: list[str] | None = None, capti
     table = captions_table() if captions is None else captions
     stored.publish(store, CAPTIONS, table, {}, fitted={"a": 1}, class_names=list(NAMES))
     stored.publish(store, FEATURES, pa.table({"key": keys or names, "feature": stored.as_lists(values)}), {})
-    stored.publish(store, FITS, class_fits(values, LABELS, NAMES), {})
+    publish_fits(store, SPEC, values, LABELS, {})
     stored.publish(store, CLASSES, class_statistics(values, LABELS, NAMES), {})
 
 
@@ -100,7 +100,6 @@ def test_normalised_features_have_length_one_and_so_do_those_behind_the_means(tm
         np.testing.assert_allclose(made.class_mean(label), expected[label == LABELS].mean(axis=0), rtol=1e-5)
     with pytest.raises(DataError, match="empty: has no training image"):
         made.class_mean(2)
-    np.testing.assert_allclose(made.class_gaussian(3, 1), expected[5], rtol=1e-6)
     assert made.digest() != plain.digest()
     assert store.read(FEATURES) == before
     np.testing.assert_array_equal(plain.features, values)
@@ -140,20 +139,33 @@ def test_gaussian_draws_follow_the_seed(conditions: Conditions) -> None:
     assert (one != conditions.class_gaussian(0, 1)).any()
 
 
-def test_gaussian_of_one_image_is_that_image(conditions: Conditions) -> None:
-    np.testing.assert_array_equal(conditions.class_gaussian(3, 7), features()[5])
+def test_a_class_of_one_image_has_the_spread_of_the_others(conditions: Conditions) -> None:
+    draws = np.stack([conditions.class_gaussian(3, seed) for seed in range(4000)]).astype(np.float64)
+    residuals = np.concatenate([features()[k == LABELS] - features()[k == LABELS].mean(axis=0) for k in (0, 1)])
+    expected = np.sqrt((residuals.astype(np.float64) ** 2).sum(axis=0) / (len(residuals) - 2))
+    np.testing.assert_allclose(draws.std(axis=0), expected, rtol=0.06)
+    np.testing.assert_allclose(draws.mean(axis=0), features()[5], atol=5 * expected.max() / np.sqrt(4000))
     with pytest.raises(DataError, match="has no training image"):
         conditions.class_gaussian(2, 7)
 
 
-def test_draws_use_what_is_stored_of_their_class(conditions: Conditions) -> None:
-    own, fit = features()[LABELS == 1], tokens.fit(features()[LABELS == 1])
-    np.testing.assert_array_equal(conditions.class_gaussian(1, 5), tokens.gaussian(own, fit, 5))
-    np.testing.assert_array_equal(conditions.prior(3, 5), tokens.around(own, features()[3], fit, 5))
+def test_draws_use_what_is_stored(conditions: Conditions) -> None:
+    own, fits = features()[LABELS == 1], tokens.fit(features(), LABELS, len(NAMES))
+    assert conditions.fits is not None
+    np.testing.assert_array_equal(conditions.fits.root, fits.root)
+    np.testing.assert_array_equal(conditions.class_gaussian(1, 5), tokens.gaussian(own, fits, 1, 5))
+    np.testing.assert_array_equal(conditions.prior(3, 5), tokens.around(own, features()[3], fits, 1, 5))
     np.testing.assert_array_equal(conditions.between(3, 4, 5), tokens.between(features()[3], features()[4], 5))
-    assert replace(conditions, fits=tuple(replace(one, bandwidth=0.5) for one in conditions.fits or ())).digest() != (
-        conditions.digest()
-    )
+    assert replace(conditions, fits=replace(fits, bandwidth=0.05)).digest() != conditions.digest()
+    assert replace(conditions, fits=replace(fits, root=fits.root + 1)).digest() != conditions.digest()
+
+
+def test_normalised_features_are_fitted_normalised(tmp_path: Path) -> None:
+    spec = validate({**SPEC.model_dump(mode="json"), "conditions": {"features": {"normalise": True}}})
+    store = open_store(str(tmp_path))
+    publish_fits(store, spec, features(), LABELS, {})
+    made = stored.as_matrix(stored.read(store, FITS)[0]["root"])
+    np.testing.assert_array_equal(made, tokens.fit(unit(features()), LABELS, len(NAMES)).root)
 
 
 def test_without_fits_there_is_one_line(tmp_path: Path) -> None:

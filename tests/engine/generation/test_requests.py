@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.conditions.table import Conditions
-from engine.conditions.tokens import Fit
+from engine.conditions.tokens import Fits
 from engine.generation.plan import Plan
 from engine.generation.requests import Requests
 from engine.spec import RunSpec, validate
@@ -23,7 +23,7 @@ CONDITIONS = Conditions(
     features=FEATURES,
     class_means=np.stack([FEATURES[k == LABELS].mean(0) for k in range(3)]),
     class_names=("x", "y", "z"),
-    fits=(Fit(0.2, 0.4), Fit(0.5, 0.6), Fit(0.3, 0.8)),
+    fits=Fits(np.random.default_rng(1).normal(size=(4, 4)).astype(np.float32), np.array([0.2, 0.5, 0.3]), 0.6),
 )
 
 
@@ -52,12 +52,11 @@ def expected_token(kind: str, row: int, anchor: int, seed: int) -> np.ndarray | 
     random = np.random.Generator(np.random.PCG64(seed))
     if kind in ("class_gaussian", "prior"):
         assert CONDITIONS.fits is not None
-        own, fit = FEATURES[label == LABELS].astype(np.float64), CONDITIONS.fits[label]
-        mean, root = own.mean(0), np.concatenate([own - own.mean(0), np.eye(4)])
-        covariance = np.cov(own.T, bias=True)
-        scales = np.repeat([(1 - fit.shrinkage) / len(own), fit.shrinkage * np.trace(covariance) / 4], [len(own), 4])
+        own, share = FEATURES[label == LABELS].astype(np.float64), CONDITIONS.fits.shrinkage[label]
+        mean, root = own.mean(0), np.concatenate([own - own.mean(0), CONDITIONS.fits.root.T])
+        scales = np.repeat([(1 - share) / (len(own) - 1), share], [len(own), 4])
         noise = random.standard_normal(len(own) + 4) * np.sqrt(scales) @ root
-        h = fit.bandwidth if kind == "prior" else 1.0
+        h = 0.6 if kind == "prior" else 1.0
         return mean + np.sqrt(1 - h * h) * (FEATURES[anchor] - mean) + h * noise
     if kind == "interpolation":
         assert row != anchor
