@@ -55,10 +55,14 @@ def tiny_spec(**pretrain: Any) -> RunSpec:
 def pixel_spec(generate: dict[str, Any] | None = None, **pretrain: Any) -> RunSpec:
     """The same for a generator in pixels; keywords override the sections of `PIXEL` too."""
     data = tiny_spec().model_dump(mode="json")
-    own = {key: {**value, **pretrain.pop(key, {})} if isinstance(value, dict) else value for key, value in PIXEL.items()}
+    own = {
+        key: {**value, **pretrain.pop(key, {})} if isinstance(value, dict) else value for key, value in PIXEL.items()
+    }
     data["pretrain"] |= {name: data["pretrain"][name] | pretrain.pop(name, {}) for name in ("clip", "views")} | own
     token = "own" if own["pixel"].get("features") else "none"
-    return validate(data | {"pretrain": data["pretrain"] | pretrain, "generate": {"visual_token": token} | (generate or {})})
+    return validate(
+        data | {"pretrain": data["pretrain"] | pretrain, "generate": {"visual_token": token} | (generate or {})}
+    )
 
 
 def digits(count: int = 24) -> TrainingSet:

@@ -163,9 +163,13 @@ def _check_guide(folder: Path, configs: Configs) -> None:
     """Refuse a weaker model that is told other things than the U-Net."""
     if GUIDE in configs:
         same = [configs[GUIDE].get(key) == configs["unet"].get(key) for key in ("num_class_embeds", "out_channels")]
-        widths = [configs[name].get("redux_dim") if name in configs else None for name in (PROJECTION, GUIDE_PROJECTION)]
+        widths = [
+            configs[name].get("redux_dim") if name in configs else None for name in (PROJECTION, GUIDE_PROJECTION)
+        ]
         if not all(same) or len(set(widths)) > 1:
-            raise ConfigError(str(folder / GUIDE), f"is told other things than {folder / 'unet'}", "use parts of one model")
+            raise ConfigError(
+                str(folder / GUIDE), f"is told other things than {folder / 'unet'}", "use parts of one model"
+            )
 
 
 def _no_token(value: str) -> None:

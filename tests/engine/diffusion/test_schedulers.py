@@ -87,7 +87,9 @@ def test_samplers_of_the_other_kinds_of_training_are_refused(kind: Any) -> None:
             if name in schedulers.SAMPLERS[kind]:
                 schedulers.check_kind(name, kind, "this")
                 continue
-            with pytest.raises(ConfigError, match=r"generate\.scheduler: .*; set generate\.scheduler to (flow_euler|dpm)"):
+            with pytest.raises(
+                ConfigError, match=r"generate\.scheduler: .*; set generate\.scheduler to (flow_euler|dpm)"
+            ):
                 schedulers.check_kind(name, kind, "this")
             refused += other != kind
     assert refused == {"diffusion": 2, "flow": 24, "edm": 18}[kind]
