@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def levels(count: int) -> list[float]:
 
 def algorithm_1(denoise: Denoiser, x: np.ndarray, count: int) -> np.ndarray:
     sigmas = levels(count)
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in itertools.pairwise(sigmas):
         slope = (x - denoise(x, now)) / now
         moved = x + (then - now) * slope
         if then != 0:

@@ -130,24 +130,24 @@ def test_edm_has_the_published_numbers() -> None:
         assert weight * c_out**2 == pytest.approx(process.weights(times[:1], 5.0).item())
 
 
+@pytest.mark.parametrize("s", [0.1, 0.7, 4.0])
 @pytest.mark.parametrize("variance", [0.04, 0.25, 1.5])
-def test_the_best_edm_denoiser_of_gaussian_data_is_a_shrinkage(variance: float) -> None:
+def test_the_best_edm_denoiser_of_gaussian_data_is_a_shrinkage(variance: float, s: float) -> None:
     """E[z | x] = v / (v + s^2) x has the least loss of all linear denoisers; the loss there is that of the posterior variance."""
     process, generator = Edm(), torch.Generator().manual_seed(0)
     clean = variance**0.5 * torch.randn(100_000, 1, 1, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
-    for s in (0.1, 0.7, 4.0):
-        times = torch.full((len(clean),), s, dtype=torch.float64).log() / 4
-        noisy = process.noisy(clean, noise, times)
-        best = variance / (variance + s**2)
-        output = process.aim(best * noisy, (noisy - best * noisy) / s, times)  # the F whose D is this denoiser
-        torch.testing.assert_close(process.clean(noisy, output, times), best * noisy)
+    times = torch.full((len(clean),), s, dtype=torch.float64).log() / 4
+    noisy = process.noisy(clean, noise, times)
+    best = variance / (variance + s**2)
+    output = process.aim(best * noisy, (noisy - best * noisy) / s, times)  # the F whose D is this denoiser
+    torch.testing.assert_close(process.clean(noisy, output, times), best * noisy)
 
-        def loss(factor: float) -> float:
-            c_skip, c_out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25) ** 0.5
-            predicted = (factor - c_skip) / c_out * noisy
-            return float((predicted - process.aim(clean, noise, times)).square().mean())
+    def loss(factor: float) -> float:
+        c_skip, c_out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25) ** 0.5
+        predicted = (factor - c_skip) / c_out * noisy
+        return float((predicted - process.aim(clean, noise, times)).square().mean())
 
-        posterior = variance * s**2 / (variance + s**2)
-        assert loss(best) == pytest.approx(posterior * (s**2 + 0.25) / (0.5 * s) ** 2, rel=0.02)
-        assert loss(best) < min(loss(0.9 * best), loss(1.1 * best))
+    posterior = variance * s**2 / (variance + s**2)
+    assert loss(best) == pytest.approx(posterior * (s**2 + 0.25) / (0.5 * s) ** 2, rel=0.02)
+    assert loss(best) < min(loss(0.9 * best), loss(1.1 * best))

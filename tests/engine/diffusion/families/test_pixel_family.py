@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -136,7 +137,7 @@ def euler_by_hand(request: Request, predict: Forward, steps: int = 4) -> np.ndar
     high, low, d = 80 ** (1 / 7), 0.002 ** (1 / 7), 0.5
     sigmas = [(high + n / (steps - 1) * (low - high)) ** 7 for n in range(steps)] + [0.0]
     x = first_noise([request]) * (80**2 + 1) ** 0.5
-    for s, then in zip(sigmas, sigmas[1:], strict=False):
+    for s, then in itertools.pairwise(sigmas):
         output = predict(x / (s**2 + d**2) ** 0.5, torch.tensor(np.log(s) / 4, dtype=torch.float32))
         clean = d**2 / (s**2 + d**2) * x + s * d / (s**2 + d**2) ** 0.5 * output
         x = x + (then - s) * (x - clean) / s
@@ -219,7 +220,7 @@ def test_strength_begins_at_a_noised_image(checked: dict[str, Checkpoint], name:
     [request] = ask(1)
     network = _unet(checked["pixel"].path, "unet", "image_projection", None)
     high, low, d = 80 ** (1 / 7), 0.002 ** (1 / 7), 0.5
-    sigmas = [(high + n / 9 * (low - high)) ** 7 for n in range(10)][5:] + [0.0]
+    sigmas = [*[(high + n / 9 * (low - high)) ** 7 for n in range(10)][5:], 0.0]
 
     @torch.no_grad()
     def slope(x: torch.Tensor, s: float) -> torch.Tensor:
@@ -228,7 +229,7 @@ def test_strength_begins_at_a_noised_image(checked: dict[str, Checkpoint], name:
         return (x - clean) / s
 
     x = torch.from_numpy(request.init_latents)[None] + sigmas[0] * first_noise([request])
-    for s, then in zip(sigmas, sigmas[1:], strict=False):
+    for s, then in itertools.pairwise(sigmas):
         first = slope(x, s)
         moved = x + (then - s) * first
         x = moved if name == "euler" or not then else x + (then - s) * (first + slope(moved, then)) / 2
@@ -278,7 +279,7 @@ def test_kept_features_leave_deep_blocks_out_and_guidance_has_its_interval(check
     images = pixels(kept.draw(ask(3)))
     assert deep == [6, 6]
     plain = draw(checked["pixel"], ask(3), **more)
-    assert 0 < np.abs(images - plain).max()
+    assert np.abs(images - plain).max() > 0
     within = Sampler(load(checked["pixel"], "cpu", "float32"), spec(guidance_interval=(0.5, 1.0), **more))
     seen: list[int] = []
     within.pipeline.unet.conv_in.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
