@@ -330,10 +330,8 @@ class RunSpec(Spec):
         made = "pretrain.space pixel" if pretrain.kind == "pixel" else "pretrain.denoiser dit"
         what = f"{made} makes a generator that is told classes only"
         more = ", or pretrain.pixel.features to true" if pretrain.kind == "pixel" else ""
-        if asked.negative_prompt:
-            raise ValueError(f"{what}: no generate.negative_prompt")
-        if asked.visual_token != "none" and not reads_features:
-            raise ValueError(f"{what}: set generate.visual_token to none{more}")
+        if (asked.visual_token != "none" and not reads_features) or asked.negative_prompt:
+            raise ValueError(f"{what}: set generate.visual_token to none{more}, and no generate.negative_prompt")
         if self.match is not None and self.match.visual_token != "none" and not reads_features:
             raise ValueError(f"{what}: set match.visual_token to none{more}")
         return self

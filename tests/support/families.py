@@ -1,4 +1,4 @@
-"""Random-weight directories of the other families, of their real classes: SDXL, SD3 with and without T5, and DiT."""
+"""Random-weight directories of the other families, of their real classes: SDXL, SD3 with and without T5, DiT, and EDM in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WRITERS: dict[str, Callable[[Path], Path]] = {}
 
 
 def write_family(folder: Path, kind: str) -> Path:
-    """Write `xl`, `sd3`, `sd3_t5` or `dit` into `folder`, with the same weights each time; returns `folder`."""
+    """Write `xl`, `sd3`, `sd3_t5`, `dit`, `pixel` or `pixel_plain` (told classes only, no weaker model) into `folder`, with the same weights each time; returns `folder`."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -148,6 +148,41 @@ def _dit(folder: Path) -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True)
     _whole_clip(folder, WIDTHS[0])
     return folder
+
+
+@_writer("pixel_plain")
+def _pixel(folder: Path, told: bool = False) -> Path:
+    """Of ten classes and the null class; `told`: image features too, and a weaker model beside it."""
+    import torch
+    from transformers import CLIPConfig, CLIPModel
+
+    from engine.diffusion.families.pixelpipeline import join
+    from engine.diffusion.tiny import directory, pixelmodels
+    from engine.spec.training import PixelSpec
+
+    def unet() -> Any:
+        made: Any = pixelmodels.build_unet(PixelSpec(blocks=(16, 32), attention=(4,), head_dim=8), SIZE, len(LABELS))
+        made = join(made, pixelmodels.build_projection(made, WIDTHS[0])) if told else made
+        for parameter in made.parameters():  # what training begins with predicts nothing
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.3)
+        return made
+
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config=_text_config(WIDTHS[0], WIDTHS[0]).to_dict(),
+            vision_config=_vision_config(WIDTHS[0]).to_dict(),
+            projection_dim=WIDTHS[0],
+        )
+    )
+    parts = (make_tokenizer(LENGTH), clip, None, unet(), pixelmodels.build_scheduler(), LABELS)
+    directory.save(directory.Stack(*parts, guide=unet() if told else None), folder)
+    return folder
+
+
+@_writer("pixel")
+def _pixel_told(folder: Path) -> Path:
+    return _pixel(folder, told=True)
 
 
 def vae(channels: int, **more: Any) -> Any:

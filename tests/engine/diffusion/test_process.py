@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 
-from engine.diffusion.process import Diffusion, Flow, Process
+from engine.diffusion.process import Diffusion, Edm, Flow, Process
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -44,8 +44,8 @@ def test_flow_is_that_of_diffusers() -> None:
 @pytest.mark.parametrize(
     "process",
     [Diffusion(torch.linspace(0.999, 0.005, 1000).double(), kind) for kind in ("epsilon", "v_prediction")]
-    + [Flow(2.0)],
-    ids=["epsilon", "velocity", "flow"],
+    + [Flow(2.0), Edm(), Edm(sign=-1.0)],
+    ids=["epsilon", "velocity", "flow", "edm", "edm turned"],
 )
 def test_the_right_prediction_gives_the_clean_latents_back(process: Process) -> None:
     latents, noise = _values(2), _values(3)
@@ -89,3 +89,65 @@ def test_both_predictions_weigh_the_clean_sample_by_min_snr() -> None:
         for kind, seen in (("epsilon", noise_of_wrong - noise), ("v_prediction", velocity_of_wrong - velocity)):
             weight = Diffusion(scheduler.alphas_cumprod, kind).weights(torch.tensor([t]), 5.0)
             assert (weight * seen**2).item() == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_edm_is_that_of_diffusers(prediction: str) -> None:
+    scheduler: Any = EDMEulerScheduler(prediction_type=prediction)
+    process = Edm.of(scheduler.config)
+    sigmas = torch.tensor([0.002, 0.1, 0.5, 1.7, 20.0, 80.0])
+    times = scheduler.precondition_noise(sigmas)
+    latents, noise, output = (_values(n).float() for n in range(3))
+    level = sigmas[:, None, None, None]
+    noisy = process.noisy(latents, noise, times)
+    torch.testing.assert_close(noisy, latents + level * noise)
+    torch.testing.assert_close(process.scaled(noisy, times), scheduler.precondition_inputs(noisy, level))
+    torch.testing.assert_close(
+        process.clean(noisy, output, times), scheduler.precondition_outputs(noisy, output, level), rtol=1e-4, atol=1e-5
+    )
+    aim = process.aim(latents, noise, times)
+    back = scheduler.precondition_outputs(noisy, aim, level)
+    torch.testing.assert_close(back, latents, rtol=1e-3, atol=1e-3)
+
+
+def test_edm_has_the_published_numbers() -> None:
+    """Table 1 of arXiv 2206.00364, written out; at every level the network's input and aim have unit variance (appendix B.6)."""
+    process, d = Edm(), 0.5
+    drawn = 4 * process.times(200_000, torch.Generator().manual_seed(0))
+    assert drawn.mean().item() == pytest.approx(-1.2, abs=0.01)
+    assert drawn.std().item() == pytest.approx(1.2, abs=0.01)
+    generator = torch.Generator().manual_seed(1)
+    for s in (0.01, 0.5, 3.0, 60.0):
+        clean = d * torch.randn(50_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+        noise = torch.randn(50_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+        times = torch.full((50_000,), s, dtype=torch.float64).log() / 4
+        noisy, aim = process.noisy(clean, noise, times), process.aim(clean, noise, times)
+        c_skip, c_out = d**2 / (s**2 + d**2), s * d / (s**2 + d**2) ** 0.5
+        torch.testing.assert_close(aim, (clean - c_skip * noisy) / c_out, rtol=1e-5, atol=1e-5)
+        assert process.scaled(noisy, times).std().item() == pytest.approx(1, abs=0.02)
+        assert aim.std().item() == pytest.approx(1, abs=0.02)
+        weight = (s**2 + d**2) / (s * d) ** 2  # of D's error in the paper's loss, eq. 2 and 144
+        assert weight * c_out**2 == pytest.approx(process.weights(times[:1], 5.0).item())
+
+
+@pytest.mark.parametrize("s", [0.1, 0.7, 4.0])
+@pytest.mark.parametrize("variance", [0.04, 0.25, 1.5])
+def test_the_best_edm_denoiser_of_gaussian_data_is_a_shrinkage(variance: float, s: float) -> None:
+    """E[z | x] = v / (v + s^2) x has the least loss of all linear denoisers; the loss there is that of the posterior variance."""
+    process, generator = Edm(), torch.Generator().manual_seed(0)
+    clean = variance**0.5 * torch.randn(100_000, 1, 1, 1, generator=generator, dtype=torch.float64)
+    noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)
+    times = torch.full((len(clean),), s, dtype=torch.float64).log() / 4
+    noisy = process.noisy(clean, noise, times)
+    best = variance / (variance + s**2)
+    output = process.aim(best * noisy, (noisy - best * noisy) / s, times)  # the F whose D is this denoiser
+    torch.testing.assert_close(process.clean(noisy, output, times), best * noisy)
+
+    def loss(factor: float) -> float:
+        c_skip, c_out = 0.25 / (s**2 + 0.25), s * 0.5 / (s**2 + 0.25) ** 0.5
+        predicted = (factor - c_skip) / c_out * noisy
+        return float((predicted - process.aim(clean, noise, times)).square().mean())
+
+    posterior = variance * s**2 / (variance + s**2)
+    assert loss(best) == pytest.approx(posterior * (s**2 + 0.25) / (0.5 * s) ** 2, rel=0.02)
+    assert loss(best) < min(loss(0.9 * best), loss(1.1 * best))

@@ -79,12 +79,32 @@ def test_flow_samplers_follow_the_checkpoints_shift(name: str) -> None:
     assert name != "flow_euler" or not scheduler.config.stochastic_sampling
 
 
-@pytest.mark.parametrize("flow", [True, False])
-def test_samplers_of_the_other_kind_of_training_are_refused(flow: bool) -> None:
-    for name in schedulers.FLOW if flow else schedulers.DIFFUSION:
-        schedulers.check_kind(name, flow, "this")
-        with pytest.raises(ConfigError, match=r"generate\.scheduler: .*; set generate\.scheduler to (flow_euler|dpm)"):
-            schedulers.check_kind(name, not flow, "this")
+@pytest.mark.parametrize("kind", schedulers.SAMPLERS)
+def test_samplers_of_the_other_kinds_of_training_are_refused(kind: Any) -> None:
+    refused = 0
+    for other, known in schedulers.SAMPLERS.items():
+        for name in known:
+            if name in schedulers.SAMPLERS[kind]:
+                schedulers.check_kind(name, kind, "this")
+                continue
+            with pytest.raises(
+                ConfigError, match=r"generate\.scheduler: .*; set generate\.scheduler to (flow_euler|dpm)"
+            ):
+                schedulers.check_kind(name, kind, "this")
+            refused += other != kind
+    assert refused == {"diffusion": 2, "flow": 24, "edm": 18}[kind]
+
+
+@pytest.mark.parametrize("name", schedulers.EDM)
+def test_edm_samplers_take_the_published_noise_levels(name: str) -> None:
+    """Table 1 of arXiv 2206.00364: from 80 to 0.002 with rho 7; times are ln(s) / 4."""
+    scheduler: Any = schedulers.make(name, {"_class_name": "EDMEulerScheduler"}, "edm")
+    scheduler.set_timesteps(18)
+    levels = np.array([(80 ** (1 / 7) + n / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7 for n in range(18)])
+    found = list(dict.fromkeys(scheduler.timesteps.tolist()))
+    np.testing.assert_allclose(found, np.log(levels) / 4, rtol=1e-4, atol=1e-5)
+    assert levels[0] == pytest.approx(80)
+    assert levels[-1] == pytest.approx(0.002)
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,9 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     assert (data["generate"].pop("guidance_interval"), data["generate"].pop("cache_interval")) == ([0.0, 1.0], 1)
     assert data["pretrain"].pop("denoiser") == "unet"
     assert data["model"].pop("class_ids") == {}
-    del data["pretrain"]["dit"]
+    assert (data["generate"].pop("guidance"), data["pretrain"].pop("space")) == ("cfg", "latent")
+    assert (data["pretrain"].pop("views")["probability"], data["pretrain"].pop("held_out")) == (0.0, 0.0)
+    del data["pretrain"]["dit"], data["pretrain"]["pixel"]
     by_hand = hashlib.sha256(
         json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     ).hexdigest()
@@ -119,6 +121,9 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
         "generate.guidance_interval=[0.2, 0.8]",
         "generate.cache_interval=2",
         "generate.quality_suffix=', best quality'",
+        "generate.guidance=auto",
+        "pretrain.views={probability: 0.5}",
+        "pretrain.held_out=0.1",
         "conditions.features.normalise=true",
     ):
         assert specs.spec_hash(specs.load(QUICKSTART, [other])) != by_hand

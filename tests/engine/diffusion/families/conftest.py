@@ -19,7 +19,7 @@ from tests.support.families import SIZE, WRITERS, write_family
 
 @pytest.fixture(scope="session")
 def family_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """xl, sd3, sd3_t5, dit."""
+    """xl, sd3, sd3_t5, dit, pixel, pixel_plain."""
     root = tmp_path_factory.mktemp("families")
     return {kind: write_family(root / kind, kind) for kind in WRITERS}
 
@@ -37,7 +37,8 @@ def stock(family_folders: dict[str, Path]) -> Callable[[str], Any]:
     """A family's pipeline as a user of diffusers opens it, afresh each time."""
 
     def open_pipeline(kind: str) -> Any:
-        names = {"xl": "StableDiffusionXLPipeline", "dit": "DiTPipeline"}
+        pixels = dict.fromkeys(("pixel", "pixel_plain"), "ConsistencyModelPipeline")
+        names = {"xl": "StableDiffusionXLPipeline", "dit": "DiTPipeline"} | pixels
         more = {"xl": {"add_watermarker": False}, "sd3": {"text_encoder_3": None, "tokenizer_3": None}}
         loader = getattr(diffusers, names.get(kind, "StableDiffusion3Pipeline"))
         pipeline = loader.from_pretrained(family_folders[kind], **more.get(kind, {}))

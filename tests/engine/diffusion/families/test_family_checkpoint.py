@@ -62,11 +62,13 @@ def test_facts_of_each_family(checked: dict[str, Checkpoint]) -> None:
         "sd3": ("StableDiffusion3Pipeline", 16, 4, places, "flow", None),
         "sd3_t5": ("StableDiffusion3Pipeline", 16, 4, places, "flow", None),
         "dit": ("DiTPipeline", 4, 4, {}, "epsilon", 1000),
+        "pixel_plain": ("ConsistencyModelPipeline", 3, 8, {}, "epsilon", 10),
+        "pixel": ("ConsistencyModelPipeline", 3, 8, {WIDTHS[0]: (0, 0)}, "epsilon", 10),
     }  # fmt: skip
-    assert [c.feature_dim for c in checked.values()] == [WIDTHS[1], None, None, None]
+    assert [c.feature_dim for c in checked.values()] == [WIDTHS[1], *[None] * 5]
 
 
-@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if not kind.startswith("pixel")])
 def test_loaded_weights_equal_those_of_stock_loading(
     checked: dict[str, Checkpoint], stock: Callable[[str], Any], kind: str
 ) -> None:
@@ -120,7 +122,9 @@ def test_every_weight_takes_part_in_a_prediction(checked: dict[str, Checkpoint],
     inputs.check(folder, family, empty(folder, family.denoiser))
 
 
-@pytest.mark.parametrize(("kind", "size", "latent"), [("xl", 24, 12), ("sd3", 16, 8), ("dit", 16, 8)])
+@pytest.mark.parametrize(
+    ("kind", "size", "latent"), [("xl", 24, 12), ("sd3", 16, 8), ("dit", 16, 8), ("pixel", 16, 16)]
+)
 def test_other_sizes_fit(family_folders: dict[str, Path], kind: str, size: int, latent: int) -> None:
     assert at(family_folders[kind], size).latent_size == latent
 
@@ -152,6 +156,17 @@ BROKEN: dict[str, tuple[str, Act, str]] = {
     "other norm": ("dit", setting("transformer/config.json", norm_type="ada_norm"), "by ada_norm;"),
     "odd config": ("sd3", setting("transformer/config.json", patch_size="two"), "patch_size 'two', which is no number"),
     "SD 1's index": ("xl", setting("model_index.json", _class_name="StableDiffusionPipeline"), "text_encoder_2: custom or unknown code"),
+    "other sigma_data": ("pixel", setting("scheduler/scheduler_config.json", sigma_data=1.0), "is for images of standard deviation 1.0, not 0.5"),
+    "no classes": ("pixel", setting("unet/config.json", num_class_embeds=None), "unet: is told no classes (num_class_embeds)"),
+    "four channels": ("pixel_plain", setting("unet/config.json", in_channels=4, out_channels=4), "unet: does not take and give RGB"),
+    "classes by another embedding": ("pixel_plain", setting("unet/config.json", class_embed_type="timestep"), "unet: is told no classes"),
+    "guide of other classes": ("pixel", setting("guide/config.json", num_class_embeds=3), "guide: is told other things than"),
+    "guide without projection": ("pixel", remove("guide_projection"), "guide_projection: is missing"),
+    "guide that is cut": ("pixel", tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t.pop("conv_out.bias")), "guide: lacks 1 weights"),
+    "guide with infinities": ("pixel", tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t["conv_out.bias"].fill_(float("inf"))), "tensor conv_out.bias has NaN or infinite"),
+    "projection of another width": ("pixel", setting("image_projection/config.json", redux_dim=33), "guide: is told other things"),
+    "consistency model": ("pixel_plain", setting("model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"]), "CMStochasticIterativeScheduler as scheduler"),
+    "code in the guide": ("pixel", lambda folder: (folder / "guide/mine.py").write_text("1"), "is code in a checkpoint"),
     "unknown pipeline": ("dit", setting("model_index.json", _class_name="FluxPipeline"), "is for 'FluxPipeline', not for Stable Diffusion 1, 2, XL or 3"),
 }  # fmt: skip
 
@@ -176,6 +191,7 @@ def test_a_directory_that_does_not_fit_is_refused_in_one_line(
         ("sd3", 32, "32 pixels are more than the checkpoint's table of positions covers; use at most 24"),
         ("dit", 20, "use a multiple of 8 from 8 on"),
         ("xl", 12, "use a multiple of 8 from 8 on"),
+        ("pixel", 7, "7 pixels do not fit the checkpoint, which halves them 1 times; use a multiple of 8"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(family_folders: dict[str, Path], kind: str, size: int, message: str) -> None:
