@@ -29,7 +29,7 @@ def fill(data: Any) -> Any:
     if not isinstance(data, dict) or not _closed_set(data):
         return data
     pretrain, generate = _section(data, "pretrain"), _section(data, "generate")
-    size = _section(data, "images").get("size", 512)
+    size = (_section(data, "images") or {}).get("size", 512)
     if pretrain is None or generate is None or not isinstance(size, int) or isinstance(size, bool):
         return data
     space = pretrain.get("space") or ("latent" if _asks_for_latents(data, pretrain, generate, size) else "pixel")
@@ -41,8 +41,14 @@ def fill(data: Any) -> Any:
     filled["pixel"] = _under(row, pretrain.get("pixel"))
     filled["clip"] = _under({"patch": patch if size % patch == 0 else 2}, pretrain.get("clip"))
     token = {} if _section(filled, "pixel", {}).get("features") else {"visual_token": "none"}
-    guided = {"guidance": "auto"} if filled["pixel"].get("guide", 1) else {}
-    return data | {"pretrain": filled, "generate": {**token, **guided, **generate}}
+    told = data | ({"match": {**token, **data["match"]}} if isinstance(data.get("match"), dict) else {})
+    return told | {"pretrain": filled, "generate": {**token, **_guidance(filled["pixel"], generate), **generate}}
+
+
+def _guidance(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
+    """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance."""
+    other = {"guidance_on", "guidance_interval"} & generate.keys()
+    return {} if other or not pixel.get("guide", 1) else {"guidance": "auto"}
 
 
 def _closed_set(data: dict[str, Any]) -> bool:
