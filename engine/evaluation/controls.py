@@ -34,8 +34,8 @@ CLOSE = 0.005  # of the distance
 WORDS = {
     "duplicated": "duplicated real",
     "photocopy": "photocopies",
-    "reconstructed": "real through the VAE",
-    "augmented": "strongly augmented real",
+    "reconstructed": "real through VAE",
+    "augmented": "augmented real",
 }
 
 

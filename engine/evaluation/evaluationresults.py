@@ -17,9 +17,9 @@ class CopyShare(TypedDict):
 
     images: int
     share: float
-    interval: tuple[float, float]
+    interval: Interval
     null: float
-    null_interval: tuple[float, float]
+    null_interval: Interval
     threshold: float
     p: float
 
@@ -192,7 +192,7 @@ class ArmSummary(TypedDict):
     auroc: NotRequired[float]
     auroc_interval: NotRequired[Interval]
     copy_share: NotRequired[float]
-    copy_share_interval: NotRequired[tuple[float, float]]
+    copy_share_interval: NotRequired[Interval]
     copy_share_null: NotRequired[float]
     copy_share_features: NotRequired[float]
     membership_auc: NotRequired[float]

@@ -35,7 +35,7 @@ def copies(summary: Mapping[str, Any], key: str) -> str:
     """Whether the synthetic images of an arm copy the training images."""
     share, null = summary[f"{key}_copy_share"], summary[f"{key}_copy_share_null"]
     measured = (
-        f"{percent(share)}{bracket(list(summary[f'{key}_copy_share_interval']), 100)} of the synthetic images "
+        f"{percent(share)}{bracket(summary[f'{key}_copy_share_interval'], 100)} of the synthetic images "
         f"({summary['arms'][key]['multiple']}x) lie nearer to a training image than all but {percent(null)} of held-out real "
         f"images do (in features {percent(summary[f'{key}_copy_share_features'])}; membership AUC "
         f"{summary[f'{key}_membership_auc']:.3f})"

@@ -127,7 +127,7 @@ def copied(arm: Mapping[str, Any]) -> str:
     """The copy share of a judged arm's synthetic images in per cent, with its interval; empty where it has none."""
     if (copies := arm.get("copies")) is None:
         return ""
-    return f"{copies['pixels']['share'] * 100:.1f}{bracket(list(copies['pixels']['interval']), 100)}"
+    return f"{copies['pixels']['share'] * 100:.1f}{bracket(copies['pixels']['interval'], 100)}"
 
 
 def best_control(arm: Mapping[str, Any]) -> str:
@@ -156,14 +156,15 @@ def table(summary: dict[str, Any]) -> Table:
         caption=_caption(summary),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         title_justify="left",
         caption_justify="left",
     )
     out.add_column("trained on", no_wrap=True)
     for column in (f"{METRIC_WORDS[metric]} %", "ratio to real"):
         out.add_column(column, justify="right", no_wrap=True)
-    for column in ("copies %", "best control"):
-        out.add_column(column, justify="right")
+    for column, width in (("copies %", 6), ("best control", 7)):
+        out.add_column(column, justify="right", min_width=width)
     for key, arm in sorted(summary["arms"].items(), key=lambda item: order_of(item[1])):
         ratio, copies, control = (summary.get(f"{key}_{name}") for name in ("ratio", "copy_share", "best_control_mean"))
         shown = f"{summary[f'{key}_{metric}'] * 100:.1f}{bracket(summary[f'{key}_{metric}_interval'], 100)}"

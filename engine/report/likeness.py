@@ -18,7 +18,7 @@ from engine.shards.reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
 
-SPACES = {"pixels": "pixels", "features": "features"}
+SPACES = ("pixels", "features")
 WHICH = {"nearest": "Nearest pairs, each training image once", "middle": "Pairs of the middle distance"}
 
 
@@ -49,11 +49,11 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
 def _row(multiple: str, space: str, own: dict[str, Any]) -> dict[str, str]:
     return {
         "set": f"synthetic {multiple}x",
-        "space": SPACES[space],
+        "space": space,
         "share": percent(own["share"]),
-        "interval": bracket(list(own["interval"]), 100),
+        "interval": bracket(own["interval"], 100),
         "null": percent(own["null"]),
-        "null_interval": bracket(list(own["null_interval"]), 100),
+        "null_interval": bracket(own["null_interval"], 100),
         "auc": f"{own['auc']:.3f}",
         "auc_interval": bracket(own["auc_interval"], 1, 3),
         "median": f"{own['median']:.1f}" if space == "pixels" else f"{own['median']:.2f}",
@@ -86,7 +86,7 @@ def _strips(store: Store, facts: Facts, pairs: list[dict[str, Any]]) -> tuple[li
     try:
         made = _synthetic(store, facts.spec, {pair["synthetic"] for pair in pairs})
         rows = sorted({pair["training"] for pair in pairs})
-        real = Reader(facts.spec).pixels(facts.catalog.split("train").take(rows)) if rows else []
+        real = Reader(facts.spec).pixels(facts.catalog.split("train").take(rows))
     except DataError as error:
         return [], str(error)
     train = dict(zip(rows, real, strict=True))

@@ -31,6 +31,9 @@ SHARES = {
     "synthetic_3x": [[0.9, 0.7, 0.9, 0.9, 0.4], [0.9, 0.8, 0.9, 0.9, 0.4], [0.9, 0.7, 0.9, 0.9, 0.4]],
     "mixed_1x": [0.9, 0.9, 1.0],
     "mixed_3x": [1.0, 1.0, 0.9],
+    "duplicated_3x": [0.9, 0.9, 1.0],
+    "photocopy_3x": [0.9, 0.9, 0.9],
+    "augmented": [0.8, 0.9, 0.9],
 }
 SIZE, CLASSES = 16, len(HOSTILE)
 
@@ -73,7 +76,7 @@ def judged_output(folder: Path) -> JudgedRun:
             "images": {"size": SIZE},
             "split": {"train": 50, "test": 50},
             "generate": {"count": 150, "shard_size": 60},
-            "judge": {"multiples": [1, 3]},
+            "judge": {"multiples": [1, 3], "steps": 40},
             "resources": {"device": "cpu"},
         }
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.evaluation import controls
 from engine.evaluation.judge import judge
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
@@ -33,21 +34,28 @@ def outcome(arm: str, seed: int, per_class: Sequence[float], sizes: Sequence[int
         parameters=17082,
         seconds=1.5,
         device="cpu",
+        balanced_accuracy=float(np.mean([c / size for c, size in zip(correct, sizes, strict=True) if size])),
+        macro_f1=sum(correct) / sum(sizes),  # planted, as is the area
+        auroc=0.5 + sum(correct) / sum(sizes) / 2,
     )
 
 
 def publish_outcomes(
     store: Store, spec: RunSpec, catalog: Catalog, shares: Mapping[str, Sequence[Any]]
 ) -> dict[str, Any]:
-    """Publish outcomes and `results/judge.json`; `shares` has, by arm, each seed's accuracy, one number or one a class."""
+    """Publish outcomes and `results/judge.json`; `shares` has, by arm, each seed's accuracy, one number or one a class.
+
+    The set's copies are measured as they are.
+    """
     labels = catalog.split("test")["label"].to_numpy()
     sizes = np.bincount(labels, minlength=len(catalog.class_names)).tolist()
     n = catalog.split("train").num_rows
-    for arm in arms(spec.judge):
-        images = (n if arm.kind != "synthetic" else 0, arm.multiple * n)
+    for arm in (*arms(spec.judge), *controls.plan(spec, store).arms):
+        made = arm.multiple * n if arm.kind in ("synthetic", "mixed") else 0
+        real = 0 if arm.kind == "synthetic" else arm.multiple * n if arm.kind == "photocopy" else n
         for seed in range(spec.judge.seeds):
             share = shares[arm.key][seed]
             per_class = [share] * len(sizes) if isinstance(share, float) else share
-            made = outcome(arm.key, seed, per_class, sizes, images)
-            store.create(outcome_name(arm.key, seed), json.dumps(asdict(made)).encode())
+            found = outcome(arm.key, seed, per_class, sizes, (real, made))
+            store.create(outcome_name(arm.key, seed), json.dumps(asdict(found)).encode())
     return judge(spec, catalog, store, Quiet())

@@ -79,7 +79,7 @@ def test_hostile_names_become_text_and_nothing_else(page: Page) -> None:
     tags = Counter(tag for tag, _ in page.elements)
     assert not {"script", "iframe", "object", "embed", "link", "form", "base", "a"} & tags.keys()
     assert tags["title"] == tags["style"] == 1
-    assert tags["img"] == 5 * (6 + 6)
+    assert tags["img"] == 5 * (6 + 6) + 2 * (5 + 6)  # the gallery, and pairs: five training images are nearest to any
     for name in HOSTILE:
         assert name in page.texts
     assert not [key for _, attributes in page.elements for key in attributes if key.startswith("on") or key == "style"]
@@ -146,7 +146,9 @@ def test_cut_prompts_are_told_where_they_were_counted(judged_run: JudgedRun, pag
 
 
 def test_images_are_the_first_of_each_class_and_carry_their_prompt(page: Page) -> None:
-    images = [attributes for tag, attributes in page.elements if tag == "img"]
+    images = [
+        attributes for tag, attributes in page.elements if tag == "img" and " of class " in (attributes["alt"] or "")
+    ]
     assert images[0]["alt"] == f"real image of class {HOSTILE[0]}"
     synthetic = [a for a in images if a["alt"] == f"synthetic image of class {HOSTILE[2]}"]
     assert [a["title"] for a in synthetic] == [
@@ -156,6 +158,61 @@ def test_images_are_the_first_of_each_class_and_carry_their_prompt(page: Page) -
     with Image.open(io.BytesIO(data)) as small:
         assert small.size == (64, 64)
         assert small.getpixel((0, 0))[1] == small.getpixel((3, 3))[1] == 102
+
+
+def test_copies_and_controls_are_told_with_their_numbers(judged_run: JudgedRun, page: Page) -> None:
+    facts = gather(judged_run.store, judged_run.spec)
+    copies, arms = facts.judge["copies"], facts.judge["arms"]
+    own = copies["sets"]["3"]["pixels"]
+    assert f"synthetic 3x pixels {100 * own['share']:.1f} %" in page.words
+    assert f"{own['auc']:.3f}" in page.words
+    assert facts.honest() != []
+    for sentence in facts.honest():
+        assert sentence in page.words
+    photocopy = copies["photocopy"]
+    assert f"Gaussian noise of sd {photocopy['noise']:.1f}" in page.words
+    assert "Left out: real through VAE, as the generator has no VAE." in page.words
+    assert f"{100 * arms['duplicated_3x']['mean']:.1f} (duplicated real)" in page.words
+    images = {a["title"] for tag, a in page.elements if tag == "img" and a["alt"].startswith("nearest training image")}
+    for pair in copies["pairs"]:
+        where = f"sample {pair['synthetic']}, training image {pair['training']}"
+        assert f"distance {pair['distance']:.1f}; {where}" in images
+
+
+def test_pairs_are_the_images_that_they_name(judged_run: JudgedRun, page: Page) -> None:
+    """The green level of an image is its number: 100 + index for synthetic ones, the number in the file for real ones."""
+    pair = gather(judged_run.store, judged_run.spec).judge["copies"]["pairs"][0]
+    text = f"distance {pair['distance']:.1f}; sample {pair['synthetic']}, training image {pair['training']}"
+    key = judged_run.catalog.split("train")["key"][pair["training"]].as_py()
+    levels = []
+    for tag, a in page.elements:
+        if tag == "img" and a["title"] == text:
+            with Image.open(io.BytesIO(base64.b64decode(a["src"].partition(",")[2]))) as small:
+                levels.append(small.getpixel((0, 0))[1])
+    assert levels == [100 + pair["synthetic"], int(re.search(r"(\d+)$", key)[1])]
+
+
+def test_an_output_of_before_has_no_copies_and_keeps_its_report(judged_run: JudgedRun) -> None:
+    facts = gather(judged_run.store, judged_run.spec)
+    arms = {
+        key: {name: value for name, value in arm.items() if name not in ("copies", "control", "values", "measures")}
+        for key, arm in facts.judge["arms"].items()
+        if arm["kind"] in ("real", "synthetic", "mixed")
+    }
+    judge = {key: value for key, value in facts.judge.items() if key not in ("copies", "metric", "left_out")}
+    older = replace(facts, judge={**judge, "arms": arms})
+    found = Page(render(older, []))
+    assert "copies" not in found.values("id")
+    assert older.honest() == []
+    assert "Accuracy by training set" in found.words
+
+
+def test_another_metric_is_told_as_such(judged_run: JudgedRun) -> None:
+    facts = gather(judged_run.store, judged_run.spec)
+    found = Page(render(replace(facts, judge={**facts.judge, "metric": "auroc"}), []))
+    assert "AUROC by training set" in found.words
+    assert "gets AUROC " in found.words
+    assert "real test images right" not in found.words
 
 
 def test_losses_classes_and_counts_are_there(page: Page) -> None:
