@@ -108,6 +108,7 @@ def _arm(
         "synthetic_images": outcomes[0].synthetic_images,
         "accuracies": accuracies,
         "values": values,
+        "validation": None if None in (held := [outcome.validation for outcome in outcomes]) else held,
         **spread(values, LEVEL),
         "measures": controls.measures(outcomes, LEVEL),
         "test_error": binomial_error(float(np.mean(accuracies)), sum(test_per_class)),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from engine.evaluation.summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
-from engine.study.statistics import binomial_error, mean_interval
+from engine.study.nested import NO_VERDICT
+from engine.study.statistics import binomial_error, mean_interval, ratio_interval
 from engine.training.measures import WORDS as METRICS
 
 CLAIM_SEEDS = 5  # fewer are not enough for a claim: controls and small effects need paired intervals
+VALIDATION = 0.2  # of the images: the validation split to ask for
 MORE = 3  # how many times the largest multiple to try next
 
 
@@ -32,10 +34,23 @@ def advise(facts: Facts) -> list[Advice]:
         command = "mimeo judge spec.yaml --output ."
         text = "No classifier was trained on this set yet, so nothing here says how useful it is."
         return [Advice("Find out what the set is worth", text, command), *_repairs(facts)]
-    found = [*_copies(facts), *_amount(facts), *_mixing(facts), *_classes(facts), *_precision(facts), *_repairs(facts)]
+    found = [*_copies(facts), *_choices(facts), *_classes(facts), *_precision(facts), *_repairs(facts)]
     return found or [
         Advice("Nothing stands out", "No rule found a weak class, a loss of samples or an unclear result.")
     ]
+
+
+def _choices(facts: Facts) -> Iterator[Advice]:
+    """Which amount, and whether to mix: by validation images, or not at all."""
+    if all(arm["kind"] not in ("synthetic", "mixed") for arm in facts.arms()):
+        return
+    if any(arm.get("validation") is None for arm in facts.arms() if arm["kind"] in ("real", "synthetic", "mixed")):
+        text = "An amount, or mixing, that is chosen on the test images is no longer measured by them, so nothing is advised on either."
+        command = _run(facts, "held", split__validation=VALIDATION)
+        yield Advice("Hold out validation images before you choose an amount", text, command)
+        return
+    for one in (*_amount(facts), *_mixing(facts)):
+        yield replace(one, text=f"{one.text} By validation images; {NO_VERDICT}.")
 
 
 def _run(facts: Facts, what: str, **settings: object) -> str:
@@ -45,8 +60,14 @@ def _run(facts: Facts, what: str, **settings: object) -> str:
 
 
 def _values(arm: dict[str, Any]) -> list[float]:
-    """The metric of each seed; outputs of before have accuracies alone."""
-    return list(arm.get("values", arm["accuracies"]))
+    """The metric of each seed on VALIDATION images: what is chosen on test images is no longer measured by them."""
+    return list(arm["validation"])
+
+
+def _ratio_interval(facts: Facts, arm: dict[str, Any]) -> list[float | None]:
+    """The ratio to real on validation images, paired by judge seed."""
+    real = facts.arm("real")
+    return [None, None] if real is None else ratio_interval(_values(arm), _values(real)).as_list()
 
 
 def _points(values: list[float] | tuple[float, ...]) -> str:
@@ -79,10 +100,11 @@ def _amount(facts: Facts) -> Iterator[Advice]:
     multiples = [arm["multiple"] for arm in arms]
     more = [*multiples, largest["multiple"] * MORE]
     command = _run(facts, "more", generate__count=more[-1] * n, judge__multiples=str(more).replace(" ", ""))
-    behind = largest["ratio_interval"][1] is not None and largest["ratio_interval"][1] < 1
+    ceiling = _ratio_interval(facts, largest)[1]
+    behind = ceiling is not None and ceiling < 1
     if len(arms) == 1:
         if behind:
-            text = f"{arm_label(largest)} alone stays behind real (ratio {_ratio(largest)}), and no larger amount was tried."
+            text = f"{arm_label(largest)} alone stays behind real (ratio {_ratio(facts, largest)}), and no larger amount was tried."
             yield Advice("Generate more", text, command)
         return
     gains = [b - a for a, b in zip(_values(arms[-2]), _values(largest), strict=True)]
@@ -100,7 +122,7 @@ def _amount(facts: Facts) -> Iterator[Advice]:
 
 
 def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
-    text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(arm)}) although more samples no longer help"
+    text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(facts, arm)}) although more samples no longer help"
     guidance = facts.spec.generate.guidance_scale
     if facts.spec.model.checkpoint is None:
         part, steps = facts.spec.pretrain.kind, facts.spec.pretrain.trained.steps
@@ -113,16 +135,20 @@ def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
     )
 
 
-def _ratio(arm: dict[str, Any]) -> str:
-    return f"{arm['ratio']:.3f}{bracket(arm['ratio_interval'], 1, 3)}"
+def _ratio(facts: Facts, arm: dict[str, Any]) -> str:
+    real = facts.arm("real")
+    ratio = "not known" if real is None else f"{sum(_values(arm)) / sum(_values(real)):.3f}"
+    return f"{ratio}{bracket(_ratio_interval(facts, arm), 1, 3)}"
 
 
 def _mixing(facts: Facts) -> Iterator[Advice]:
     arm = facts.arm("mixed")
-    if arm is None or arm["ratio"] is None or arm["ratio_interval"][0] is None:
+    if arm is None or facts.arm("real") is None:
         return
-    low, high = arm["ratio_interval"]
-    both, text = arm_label(arm), f"{arm_label(arm)} against real alone: ratio {_ratio(arm)}."
+    low, high = _ratio_interval(facts, arm)
+    if low is None or high is None:
+        return
+    both, text = arm_label(arm), f"{arm_label(arm)} against real alone: ratio {_ratio(facts, arm)}."
     if low > 1:
         beaten = arm.get("control", {}).get("finding") == "better"
         more = " So does a control, and more: see the controls first." if beaten else ""

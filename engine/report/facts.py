@@ -22,7 +22,7 @@ from engine.shards.cost import Cost
 from engine.shards.manifest import Manifest
 from engine.spec import RunSpec, plain
 from engine.spec.load import change_paths
-from engine.storage import documents
+from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.training.trainingresults import MatchResults, PretrainResults
 
@@ -42,7 +42,7 @@ class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
     `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set; `cuts`
-    what is cut of its prompts.
+    what is cut of its prompts, `test_readings` who read the test split.
     """
 
     spec: RunSpec
@@ -58,6 +58,7 @@ class Facts:
     versions: dict[str, str]
     cost: Cost
     cuts: Cuts | None
+    test_readings: str = ""
 
     @property
     def splits(self) -> dict[str, int]:
@@ -101,6 +102,7 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         versions=versions(),
         cost=cost.gather(store, made.seal.facts),
         cuts=cuts.kept(store),
+        test_readings=readings.sentence(readings.readings(store)),
     )
 
 

@@ -55,7 +55,8 @@ class Outcome:
 
     `real_images`, `synthetic_images`: how many different images it could draw; `confusions`: (true, predicted, count) with
     the largest counts first; `loss`: mean training loss at the end; `seconds`: its training. The measures at the end are None
-    in outputs of before, and `auroc` where the test images are of one class.
+    in outputs of before, and `auroc` where the test images are of one class. `validation`: the judge's metric on validation images,
+    which advice goes by; None where there are none.
     """
 
     arm: str
@@ -72,6 +73,7 @@ class Outcome:
     balanced_accuracy: float | None = None
     macro_f1: float | None = None
     auroc: float | None = None
+    validation: float | None = None
 
     def value(self, metric: str) -> float:
         """One of `engine.training.measures.METRICS`; raises DataError where it is not known."""
@@ -86,7 +88,7 @@ class Outcome:
 class Data:
     """What the judges train and test on; multiples count in `n`, the size of the training split.
 
-    `validation`: what the learning rate and length of an arm are chosen on, where `judge.tune` says so. `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
+    `validation`: what advice goes by, and what `judge.tune` chooses on. `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
     """
 
     train: Arrays
@@ -196,7 +198,7 @@ def images(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, mu
     wanted = multiple * n
     with progress.task("judge: images", n + test.num_rows + wanted) as task:
         rows = catalog.split("validation")
-        validation = real_images(spec, rows, task, same_codec=False) if spec.judge.tune and rows.num_rows else None
+        validation = real_images(spec, rows, task, same_codec=False) if rows.num_rows else None
         return Data(
             train=real_images(spec, train, task, same_codec=True),
             test=real_images(spec, test, task, same_codec=False),
@@ -278,7 +280,21 @@ def judge_one(
         seconds=round(seconds, 3),
         device=str(device),
         **measured(logits, test.labels),
+        validation=_validated(model, spec, data, device),
     )
+
+
+def _validated(model: Judge, spec: JudgeSpec, data: Data, device: torch.device | str) -> float | None:
+    """The metric on validation images; None without them, or where they are of one class and it needs two."""
+    from engine.training import judge_model
+
+    held = data.validation
+    if held is None:
+        return None
+    logits = judge_model.logits(model, held.part().pixels, device)
+    if spec.metric == "accuracy":
+        return float((logits.argmax(1) == held.labels).mean())
+    return measured(logits, held.labels)[spec.metric]
 
 
 def _real(arm: Arm, data: Data) -> int:

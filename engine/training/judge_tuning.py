@@ -40,7 +40,7 @@ def tuned(arm: Arm, generator: int, spec: JudgeSpec, data: Data, device: torch.d
 
     if not spec.tune or data.validation is None:
         return spec
-    held, best = replace(data, test=data.validation), (float("-inf"), spec)
+    held, best = replace(data, test=data.validation, validation=None), (float("-inf"), spec)
     for number, (length, rate) in enumerate(itertools.product(LENGTHS, RATES)):
         own = spec.model_copy(update={"lr": spec.lr * rate, "steps": spec.steps * length})
         seeds = [derive(generator, "tune", k) for k in range(spec.seeds)]

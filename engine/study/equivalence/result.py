@@ -65,8 +65,12 @@ class Analysis:
         x, above = self._gains(np.concatenate([units.mean(0)[None], drawn]))
         self.weights = self._weights(x[0])
         self.x, self.above = x, above
-        self.fit: Fit = fit(x, above, self.y, self.weights)  # row 0 is the estimate, the others are draws
         self._draws, self._seed = min(resamples, MOST_DRAWS), seed
+
+    @cached_property
+    def fit(self) -> Fit:
+        """Row 0 is the estimate, the others are draws."""
+        return fit(self.x, self.above, self.y, self.weights)
 
     def _gains(self, units: Floats) -> tuple[Floats, Bools]:
         """n_real+ / n_base (D, B, K) of each draw, read off its own real curve, and which are lower bounds."""

@@ -12,7 +12,7 @@ from engine.evaluation.judge import compare
 from engine.report.advice import advise
 from engine.report.facts import Facts, gather
 from engine.spec.models import JudgeSpec
-from engine.training.judge import arms
+from engine.training.judge import Outcome, arms
 from tests.support.hostile import JudgedRun
 from tests.support.judged import outcome
 
@@ -30,7 +30,7 @@ def facts(base: Facts, shares: dict[str, list[Any]], **changes: Any) -> Facts:
     seeds = len(next(iter(shares.values())))
     kinds = tuple(dict.fromkeys(key.split("_")[0] for key in shares))
     found = [
-        outcome(key, s, [share] * 5 if isinstance(share, float) else share, SIZES, (50, 150))
+        _validated(outcome(key, s, [share] * 5 if isinstance(share, float) else share, SIZES, (50, 150)))
         for key, values in shares.items()
         for s, share in enumerate(values)
     ]
@@ -38,6 +38,11 @@ def facts(base: Facts, shares: dict[str, list[Any]], **changes: Any) -> Facts:
     judge = {**(base.judge or {}), "arms": compare(found, arms(spec), SIZES), "test_per_class": SIZES, "n_test": 2000}
     quiet = {"judge": {**judge, "seeds": list(range(seeds))}, "quarantined": Counter(), "bad_images": Counter()}
     return replace(base, **{**quiet, **changes})
+
+
+def _validated(one: Outcome) -> Outcome:
+    """With the same accuracy on validation images, which advice goes by."""
+    return replace(one, validation=one.accuracy)
 
 
 def told(given: Facts) -> dict[str, str]:
@@ -56,6 +61,31 @@ def test_rising_accuracy_asks_for_more_with_a_command(base: Facts) -> None:
     assert first.command == (
         "mimeo run spec.yaml --set generate.count=450 --set 'judge.multiples=[1,3,9]' --output ../hostile-more"
     )
+
+
+def test_amounts_and_mixing_go_by_validation_images_alone(base: Facts) -> None:
+    """Test accuracies that rise and validation accuracies that fall; and test accuracies alone."""
+    shares = {
+        "real": REAL,
+        "synthetic_1x": [0.80, 0.81, 0.80],
+        "synthetic_3x": [0.90, 0.905, 0.90],
+        "mixed_1x": [0.99] * 3,
+    }
+    given = facts(base, shares)
+    assert given.judge is not None
+    held = {"synthetic_1x": [0.90, 0.905, 0.90], "synthetic_3x": [0.8, 0.805, 0.8], "mixed_1x": [0.9, 0.9025, 0.8975]}
+    arms = {key: arm | {"validation": held.get(key, arm["validation"])} for key, arm in given.judge["arms"].items()}
+    titles = told(replace(given, judge={**given.judge, "arms": arms}))
+    assert {"Use 1x rather than 3x", "Do not add this much: real + synthetic 1x is worse than real alone"} <= set(
+        titles
+    )
+    assert all("no verdict: one generator seed" in text for title, text in titles.items() if title.startswith("Use 1x"))
+    bare = {key: arm | {"validation": None} for key, arm in arms.items()}
+    (first, *others) = advise(replace(given, judge={**given.judge, "arms": bare}))
+    assert first.title == "Hold out validation images before you choose an amount"
+    assert first.command is not None
+    assert "split.validation=0.2" in first.command
+    assert not [one for one in others if "x" in one.title.split()[1:2] or "Train on both" in one.title]
 
 
 def test_flat_accuracy_behind_real_asks_for_a_better_generator(base: Facts) -> None:

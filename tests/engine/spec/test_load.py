@@ -96,6 +96,7 @@ def test_identity_is_the_hash_of_all_but_resources_and_tolerance() -> None:
     assert (data["judge"].pop("mixing"), data["split"].pop("near_duplicates")) == ("equal", "together")
     assert data["judge"].pop("controls") == ["duplicated", "photocopy", "reconstructed", "augmented"]
     assert data["judge"].pop("metric") == "accuracy"
+    assert data["judge"].pop("tune") is False
     assert data.pop("match") is None  # these came later: no part of the identity while they are not used
     assert data["model"].pop("visual_token") is False
     assert data["conditions"]["caption"].pop("instruction") is None

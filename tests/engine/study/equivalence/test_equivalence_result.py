@@ -48,7 +48,9 @@ def test_further_real_images_have_a_price_of_one() -> None:
     studies = [further_real(seed) for seed in range(40)]
     least = int(stats.binom.ppf(0.001, 40, 0.95))  # as many of 40 intervals hold the truth in 999 of 1,000 cases
     for b, base in enumerate((50, 100)):
-        assert sum(found.verdict(b) == "identifiable" for found in studies) >= least  # 5 % are not said to be of the form
+        assert (
+            sum(found.verdict(b) == "identifiable" for found in studies) >= least
+        )  # 5 % are not said to be of the form
         for name in ("marginal", "doubling"):
             ends = [found.interval(getattr(found.fit, name)[:, b]) for found in studies]
             assert sum((low or 0) <= 1 <= (high or np.inf) for low, high in ends) >= least
