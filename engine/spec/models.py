@@ -322,6 +322,13 @@ class RunSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _encoder_is_read(self) -> RunSpec:
+        if self.model.checkpoint is None and self.pretrain.encoder and self.conditions.features.backend != "checkpoint":
+            what = f"conditions.features.backend {self.conditions.features.backend} leaves pretrain.encoder unread"
+            raise ValueError(f"{what}: set it to checkpoint, or leave pretrain.encoder out")
+        return self
+
+    @model_validator(mode="after")
     def _classes_only(self) -> RunSpec:
         asked, pretrain = self.generate, self.pretrain
         if self.model.checkpoint is not None or pretrain.kind == "unet":

@@ -2,15 +2,18 @@
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.cluster.progress import PlainReporter, Reporter, Task
-from engine.conditions import featuremodel, job, stored
+from engine.conditions import featuremodel, job, stored, tokens
 from engine.conditions.captionmodel import CaptionModel
 from engine.conditions.captions import Captioner, fit_terciles, moments
 from engine.conditions.features import FeatureExtractor
@@ -20,7 +23,7 @@ from engine.errors import ConfigError, DataError, StorageError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.images.reader import Reader
-from engine.spec import RunSpec
+from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from tests.support import captioners, clips
 
@@ -159,6 +162,34 @@ def test_features_from_first_to_last(catalog: Catalog, store: Store, checkpoint:
     store.create("plan.json", b"{}")
     with pytest.raises(DataError, match="was made from other inputs"):
         job.features(spec, catalog, checkpoint, store, reporter)
+
+
+def test_fits_are_stored_where_the_token_is_drawn_from_them_and_made_before_the_stage_counts_as_done(
+    catalog: Catalog, store: Store, checkpoint: Path
+) -> None:
+    data = run_spec({"kind": "class"}, actors=2).model_dump(mode="json")
+    spec = validate({**data, "generate": {"visual_token": "prior"}})
+    job.caption(spec, catalog, store, Counting())
+    job.features(spec, catalog, checkpoint, store, Counting())
+    names = {entry.name: store.local(entry.name).stat().st_mtime_ns for entry in store.list("conditions/")}  # type: ignore[union-attr]
+    assert names["conditions/fits.parquet"] <= names["conditions/classes.parquet"]
+    found = load(store, spec)
+    expected = tokens.fit(found.features, found.labels, 10)
+    assert found.fits is not None
+    np.testing.assert_array_equal(found.fits.root, expected.root)
+    np.testing.assert_array_equal(found.fits.shrinkage, expected.shrinkage)
+    assert found.fits.bandwidth == expected.bandwidth
+
+
+def test_a_token_that_a_class_cannot_give_is_refused_before_captions(catalog: Catalog, store: Store) -> None:
+    lone = replace(catalog, table=catalog.table.filter(pc.not_equal(catalog.table["label"], 3)))
+    one = catalog.table.filter(pc.equal(catalog.table["label"], 3)).slice(0, 1)
+    lone = replace(lone, table=pa.concat_tables([lone.table, one]).sort_by("key"))
+    data = run_spec({"kind": "class"}, actors=2).model_dump(mode="json")
+    spec = validate({**data, "generate": {"visual_token": "interpolation"}})
+    with pytest.raises(DataError, match=r"has one training image, so generate.visual_token interpolation"):
+        job.caption(spec, lone, store, Counting())
+    assert not store.exists("conditions/captions.parquet")
 
 
 def changed(folder: Path, tensor: str, value: float) -> featuremodel.FeatureModel:

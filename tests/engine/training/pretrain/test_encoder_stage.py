@@ -180,6 +180,14 @@ def test_a_recipe_without_it_is_the_recipe_of_before() -> None:
     assert identity(spec_of())["pretrain"]["encoder"]["kind"] == "simclr"
 
 
+def test_an_encoder_that_nothing_would_read_is_one_line() -> None:
+    data = spec_of().model_dump(mode="json")
+    data["conditions"]["features"] = {"backend": "transformers", "path": "somewhere"}
+    with pytest.raises(ConfigError, match=r"backend transformers leaves pretrain.encoder unread") as caught:
+        validate(data)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("encoder", "says"),
     [
