@@ -12,8 +12,16 @@ LARGEST_PIXELS = 64  # a side, for a generator in pixels
 PIXEL: dict[int, dict[str, Any]] = {
     8: {"blocks": [32, 64], "steps": 1500, "batch": 64, "lr": 2e-3},
     16: {"blocks": [32, 64, 96], "steps": 3000, "batch": 64, "lr": 2e-3},
-    32: {"blocks": [32, 64, 128], "attention": [8], "steps": 10000, "batch": 64, "lr": 1e-3},
-    64: {"blocks": [32, 64, 96, 128], "attention": [8], "steps": 20000, "batch": 64, "lr": 1e-3},
+    32: {"blocks": [32, 64, 128], "attention": [8], "steps": 4000, "batch": 64, "lr": 1e-3},
+    64: {"blocks": [32, 64, 96, 128], "attention": [8], "steps": 6000, "batch": 64, "lr": 1e-3},
+}
+# The same above, in latents: 16 a side.
+LATENT: dict[int, dict[str, Any]] = {
+    128: {
+        "vae": {"blocks": [32, 64, 64, 64], "steps": 2000, "batch": 16, "lr": 1e-3},
+        "unet": {"blocks": [96, 192], "head_dim": 32, "steps": 6000, "batch": 32, "lr": 1e-3},
+        "clip": {"patch": 16},
+    },
 }
 PATCH = {8: 2, 16: 4, 32: 8, 64: 16}  # of the CLIP
 HELD_OUT = 0.1
@@ -34,10 +42,12 @@ def fill(data: Any) -> Any:
         return data
     space = pretrain.get("space") or ("latent" if _asks_for_latents(data, pretrain, generate, size) else "pixel")
     if space != "pixel" or size > LARGEST_PIXELS:
-        return data | {"pretrain": {**pretrain, "space": space}}
+        parts = LATENT[128] if LARGEST_PIXELS < size <= 128 and pretrain.get("denoiser", "unet") == "unet" else {}
+        filled = {part: _under(row, pretrain.get(part)) for part, row in parts.items()}
+        return data | {"pretrain": {**pretrain, **filled, "space": space}}
     row = next(row for side, row in PIXEL.items() if size <= side)
     patch = next(patch for side, patch in PATCH.items() if size <= side)
-    filled: dict[str, Any] = {"held_out": HELD_OUT, "views": VIEWS, **pretrain, "space": space}
+    filled = {"held_out": HELD_OUT, "views": VIEWS, **pretrain, "space": space}
     filled["pixel"] = _under(row, pretrain.get("pixel"))
     filled["clip"] = _under({"patch": patch if size % patch == 0 else 2}, pretrain.get("clip"))
     token = {} if _section(filled, "pixel", {}).get("features") else {"visual_token": "none"}
