@@ -35,15 +35,13 @@ def table(result: dict[str, Any], kind: str) -> Table:
     out = Table(title=_title(result, kind), box=box.SIMPLE, title_justify="left", caption=_real(result), padding=(0, 1))
     for name in ("arm", "acc. %", "diff.", "95 % interval", "p", "found"):
         out.add_column(name, justify="left" if name in ("arm", "found") else "right", no_wrap=True)
+    copies = result.get("copies", {})
+    if copies:
+        out.add_column("copies %", justify="right", no_wrap=True)
     for arm, accuracy, _, _, difference, _, interval, p, finding, _ in rows(result["training_sets"][kind]):
-        out.add_row(
-            arm,
-            accuracy,
-            difference.replace("reference", ""),
-            interval,
-            p,
-            finding.removesuffix(" found") or "reference",
-        )
+        shown = [arm, accuracy, difference.replace("reference", ""), interval, p]
+        shown += [finding.removesuffix(" found") or "reference"]
+        out.add_row(*shown, *([f"{100 * copies[arm]['share']:.1f}"] if arm in copies else []))
     return out
 
 
@@ -75,11 +73,18 @@ def markdown(result: dict[str, Any]) -> str:
     parts = [f"# {'Deliberate generation' if 'rounds' in result else 'Ablation'}: {result['name']}\n"]
     parts += [_section(f"## {_title(result, kind)}", found) for kind, found in result["training_sets"].items()]
     parts += ["\n".join(f"- {line}" for line in lines(result)) + "\n"]
+    if result.get("copies"):
+        parts += [_copies(result["copies"])]
     if result["test"] is not None:
         sets = result["test"]["training_sets"].items()
         parts += [_section(f"## Test split, trained on {kind.replace('_', ' ')}", found) for kind, found in sets]
     effect = f"Seeds needed: to show {100 * result['effect']:g} points, stated beforehand, with 80 % power under the correction.\n"
     return "\n".join([*parts, _real(result) + "\n", effect, result["covers"] + "\n"])
+
+
+def _copies(copies: dict[str, dict[str, float]]) -> str:
+    lines = [f"| {arm} | {100 * own['share']:.1f} | {own['auc']:.2f} |" for arm, own in copies.items()]
+    return "\n".join(["| arm | copy share % (pixels) | membership AUC |", "| --- | --- | --- |", *lines]) + "\n"
 
 
 def _section(title: str, found: dict[str, Any]) -> str:

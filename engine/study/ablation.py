@@ -79,10 +79,23 @@ def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[floa
         "real": {"values": values, **spread(values)},
         "training_sets": ordered,
         "chosen": choice.best(ordered),
+        "copies": copies_of(found, list(asked.arms)),
         "effect": asked.effect,
         "covers": choice.COVERS,
         "recipe": identity(spec),
     }
+
+
+def copies_of(found: choice.Found, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Copy share and membership AUC of each arm, the mean over generator seeds; without those of trials of before."""
+    out = {}
+    for arm in arms:
+        own: list[Any] = [
+            dict(trial)["copies"] for (_, name), trial in found.items() if name == arm and "copies" in trial
+        ]
+        if own:
+            out[arm] = {key: float(np.mean([one[key] for one in own])) for key in ("share", "auc")}
+    return out
 
 
 def _seeds(spec: RunSpec, split: str) -> list[int]:
@@ -127,7 +140,8 @@ def _run(
                 store.create(_real_name(split, key), json.dumps(alone).encode())
                 continue
             done += 1
-            facts = {"identity": identity(key.spec), **choice.told(read, len(held.labels))}
+            readings, copies = read
+            facts = {"identity": identity(key.spec), **choice.told(readings, len(held.labels)), "copies": copies}
             store.create(key.name, json.dumps(facts, sort_keys=True).encode())
             task.update(done, arm=key.arm, seed=key.seed)
 

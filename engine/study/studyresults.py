@@ -26,6 +26,13 @@ class Compared(TypedDict):
     finding: str
 
 
+class Copied(TypedDict):
+    """A set's copy share and membership AUC, in pixels."""
+
+    share: float
+    auc: float
+
+
 class ArmTrial(TypedDict):
     """One arm and generator seed, by training set: accuracies, a judge each, and which of the `images` were right (`reading.packed`)."""
 
@@ -38,6 +45,7 @@ class AblationTrial(ArmTrial):
     """That of an ablation, with the recipe that made it."""
 
     identity: dict[str, object]
+    copies: NotRequired[Copied]
 
 
 class WorthTrial(TypedDict):

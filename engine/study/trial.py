@@ -17,8 +17,9 @@ from engine.storage.run import claim
 from engine.storage.store import Store, address, open_store
 from engine.study.nested import judge_seeds
 from engine.study.reading import Reading, read
+from engine.study.studyresults import Copied
 from engine.training.judge import Arm, Data
-from engine.training.judge_data import Arrays
+from engine.training.judge_data import Arrays, synthetic_images
 
 MODEL_MARKER = "model/mimeo.json"
 Readings = dict[str, list[Reading]]
@@ -58,9 +59,23 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     return address(store, "model")
 
 
-def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Readings:
-    """Everything after the generator's training, in the trial's own output; what its judges read by training set."""
-    return _judge(spec, synthetic_set(spec, name, generator, shared, device), shared, device)
+def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> tuple[Readings, Copied]:
+    """Everything after the generator's training, in the trial's own output; what its judges read by training set, and its copies."""
+    store = synthetic_set(spec, name, generator, shared, device)
+    with quiet().task("judge: images", spec.generate.count) as task:
+        synthetic = synthetic_images(spec, store, spec.generate.count, task)
+    return _judge(spec, synthetic, shared, device), copied(synthetic, shared, device)
+
+
+def copied(synthetic: Arrays, shared: Shared, device: str) -> Copied:
+    """Copy share and membership AUC of a set in pixels, held-out images being those that classifiers are scored on."""
+    from engine.evaluation.copies import measure
+    from engine.evaluation.nearest import PixelSpace, is_grey
+
+    sets = synthetic.pixels, shared.train.pixels, shared.held.pixels
+    space = PixelSpace(all(is_grey(pixels) for pixels in sets))
+    found = measure(space, *sets, [len(synthetic.labels)], device).prefix(0, len(synthetic.labels))
+    return {"share": found["share"], "auc": found["auc"]}
 
 
 def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
@@ -106,14 +121,11 @@ def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Re
     return _readings(spec, seed, Arm("real"), _data(shared, None), device)
 
 
-def _judge(spec: RunSpec, store: Store, shared: Shared, device: str) -> Readings:
+def _judge(spec: RunSpec, synthetic: Arrays, shared: Shared, device: str) -> Readings:
     from engine.training.judge import arms
-    from engine.training.judge_data import synthetic_images
 
     n = len(shared.train.labels)
     wanted = [arm for arm in arms(spec.judge) if arm.multiple and arm.multiple * n <= spec.generate.count]
-    with quiet().task("judge: images", spec.generate.count) as task:
-        synthetic = synthetic_images(spec, store, spec.generate.count, task)
     data = _data(shared, synthetic)
     return {arm.key: _readings(spec, spec.seed, arm, data, device) for arm in wanted}
 
