@@ -12,7 +12,7 @@ from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 from engine.spec.training import PixelSpec
 
 RGB = 3
-GROUPS = 32
+GROUPS, IN_GROUP = 32, 4  # of a group norm: at most so many, of at least so many channels
 
 
 def rules(spec: PixelSpec, side: int) -> list[tuple[bool, str, str]]:
@@ -34,7 +34,11 @@ def rules(spec: PixelSpec, side: int) -> list[tuple[bool, str, str]]:
 
 
 def build_unet(spec: PixelSpec, image_size: int, classes: int) -> UNet2DModel:
-    """A UNet2DModel that is told a class, the last being none; its output layer begins at zero, so that it begins as no change."""
+    """A UNet2DModel that is told a class, the last being none; its output layer begins at zero, so that it begins as no change.
+
+    Noise level and class scale and shift what the group norms give. Added before them, as is diffusers' default, they would be
+    taken out again: a norm removes the mean of each group, and with groups of one channel all of what was added.
+    """
     sides = [image_size // 2**k for k in range(len(spec.blocks))]
     seen = [side in spec.attention for side in sides]
     unet: Any = UNet2DModel(
@@ -49,7 +53,8 @@ def build_unet(spec: PixelSpec, image_size: int, classes: int) -> UNet2DModel:
         add_attention=bool(spec.attention),
         dropout=spec.dropout,
         num_class_embeds=classes + 1,
-        norm_num_groups=gcd(GROUPS, *spec.blocks),
+        norm_num_groups=gcd(GROUPS, *(block // IN_GROUP for block in spec.blocks)),
+        resnet_time_scale_shift="scale_shift",
         freq_shift=1,
     )
     torch.nn.init.zeros_(unet.conv_out.weight)
