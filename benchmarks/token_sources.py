@@ -8,12 +8,13 @@ Precision, recall, density and coverage are those of Naeem et al. (arXiv 2002.09
 as reference images, then averaged. `energy`: the energy distance by its U-statistic over the mean distance of two images of the
 class, 0 for equal distributions. `copies`: the share of draws nearer to a training image than 99 % of the other held-out half.
 `accuracy`: of a logistic regression trained on the draws (4 times the training images), read on the reference half. Figures are means over
-seeds, each with a split and networks of its own, with the lowest and the highest.
+seeds, each with a split and networks of its own, with the lowest and the highest. A case that is measured alone takes the place of its rows in the file of results.
 """
 
 from __future__ import annotations
 
 import io
+import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks import pairs
+from benchmarks.machine import machine
 from engine.conditions import tokens
 from engine.conditions.table import Conditions
 from engine.diffusion.tiny.directory import normalise
@@ -44,6 +46,7 @@ from engine.training.pretrain.encoder import EncoderStage, features
 from engine.training.pretrain.stage import Setting, TrainingSet
 from engine.training.setup import Place
 
+CASES = ("digits 100", "digits 500", "cifar10 1000")
 NEIGHBOURS = 5
 MULTIPLE = 4
 QUANTILE = 0.01
@@ -209,21 +212,29 @@ def text(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure, print the table, write the JSON."""
-    parser = pairs.parser(__doc__)
+    parser = pairs.parser(__doc__, cases=CASES)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--cifar10", type=Path, help="CIFAR-10's training part as Parquet: 1,000 images of it as well")
+    parser.add_argument(
+        "--cifar10", type=Path, help="CIFAR-10's training part as Parquet; without it that case is left out"
+    )
     parser.add_argument("--held-out", type=int, default=2000, help="images of CIFAR-10 to compare with")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    cases: list[tuple[str, str, Images, int]] = [("digits", f"digits {n}", digits(), n) for n in (100, 500)]
-    if arguments.cifar10 is not None:
-        images = cifar10(arguments.cifar10, 1000 + arguments.held_out)
-        cases.append(("cifar10", "cifar10 1000", images, 1000))
-    rows: list[dict[str, Any]] = []
-    for name, case, images, count in cases[: 1 if arguments.quick else None]:
+    path = arguments.results or pairs.FOLDER / "token_sources.json"
+    rows: list[dict[str, Any]] = (
+        json.loads(path.read_text())["results"] if path.exists() and not arguments.quick else []
+    )
+    for case in CASES[:1] if arguments.quick else arguments.case or CASES:
+        name, _, count = case.partition(" ")
+        if name == "cifar10" and arguments.cifar10 is None:
+            continue
+        images = digits() if name == "digits" else cifar10(arguments.cifar10, int(count) + arguments.held_out)
         seeds = range(1 if arguments.quick else arguments.seeds)
-        rows += summary(case, [one_seed(name, images, count, seed, arguments.quick) for seed in seeds])
-    pairs.finish("token_sources", rows, arguments, text=text(rows))
+        made = summary(case, [one_seed(name, images, int(count), seed, arguments.quick) for seed in seeds])
+        rows = sorted([*(row for row in rows if row["case"] != case), *made], key=lambda row: CASES.index(row["case"]))
+        if not arguments.quick:
+            pairs.keep(path, {"machine": machine("token_sources --cifar10 train.parquet"), "results": rows})
+    pairs.finish("token_sources", rows, arguments, machine("token_sources --cifar10 train.parquet"), text(rows))
 
 
 if __name__ == "__main__":

@@ -182,9 +182,10 @@ def test_fits_are_stored_where_the_token_is_drawn_from_them_and_made_before_the_
 
 
 def test_a_token_that_a_class_cannot_give_is_refused_before_captions(catalog: Catalog, store: Store) -> None:
-    lone = replace(catalog, table=catalog.table.filter(pc.not_equal(catalog.table["label"], 3)))
-    one = catalog.table.filter(pc.equal(catalog.table["label"], 3)).slice(0, 1)
-    lone = replace(lone, table=pa.concat_tables([lone.table, one]).sort_by("key"))
+    train = catalog.split("train")
+    one = train.filter(pc.equal(train["label"], 3)).slice(0, 1)
+    rest = train.filter(pc.not_equal(train["label"], 3))
+    lone = replace(catalog, table=pa.concat_tables([rest, one]).sort_by("key"))
     data = run_spec({"kind": "class"}, actors=2).model_dump(mode="json")
     spec = validate({**data, "generate": {"visual_token": "interpolation"}})
     with pytest.raises(DataError, match=r"has one training image, so generate.visual_token interpolation"):
