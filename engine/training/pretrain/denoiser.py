@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -83,10 +85,25 @@ class DenoiserStage:
         dropped = torch.rand(2, batch, generator=generator)[:, part].to(device)
         told = cache.condition(chosen, rows, dropped[0] < self._spec.drop_condition, dropped[1] < self._drop_image)
         if setting.views is None:
-            return self._error(module, cache.draw(chosen, rows), noise, times, told).mean()
-        images, labels = setting.views.draw(normalise(setting.images.pixels[whole]), generator)
-        latents = self.latents(images[part])
-        return self._error(partial(module, labels[part]), latents, noise, times, told).mean()
+            denoiser: Callable[..., Any] = module
+            latents = cache.draw(chosen, rows)
+        else:
+            images, labels = setting.views.draw(normalise(setting.images.pixels[whole]), generator)
+            denoiser = partial(module, labels[part])
+            latents = self.latents(images[part])
+        with self._dropout_of(step):
+            return self._error(denoiser, latents, noise, times, told).mean()
+
+    @contextmanager
+    def _dropout_of(self, step: int) -> Iterator[None]:
+        """What dropout draws belongs to the step (and to the worker), so that a resumed run repeats an unbroken one."""
+        if not getattr(self._spec, "dropout", 0.0):
+            yield
+            return
+        place = self._setting.place
+        with torch.random.fork_rng(devices=[place.device] if place.device.type == "cuda" else []):
+            torch.manual_seed(draws.derive(self._setting.seed, self.name, "dropout", step, place.rank))
+            yield
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """What the denoiser takes for images (b, 3, H, W)."""

@@ -60,7 +60,8 @@ def test_labels_of_zeros_are_the_image_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("probability", [0.12, 0.5, 1.0])
 @pytest.mark.parametrize(
-    ("kinds", "settings"), [(4, {}), (8, {"colour": True}), (8, {"colour": True, "mirror": True}), (4, {"mirror": True})]
+    ("kinds", "settings"),
+    [(4, {}), (8, {"colour": True}), (8, {"colour": True, "mirror": True}), (4, {"mirror": True})],
 )
 def test_as_many_images_stay_plain_as_independent_kinds_leave(
     probability: float, kinds: int, settings: dict[str, bool]
@@ -119,7 +120,13 @@ def test_colours_change_as_their_labels_say() -> None:
         rows = rest & (chosen != 0) & torch.stack([other == 0 for other in others]).all(0)
         assert rows.sum() > 20
         torch.testing.assert_close(found[rows], expected.clamp(-1, 1)[rows], rtol=1e-4, atol=1e-4)
-    rows = rest & (brightness == 0) & (contrast == 0) & ((sin != 0) | (saturation != 0)) & (found.abs() < 1).flatten(1).all(1)
+    rows = (
+        rest
+        & (brightness == 0)
+        & (contrast == 0)
+        & ((sin != 0) | (saturation != 0))
+        & (found.abs() < 1).flatten(1).all(1)
+    )
     assert rows.sum() > 20
     torch.testing.assert_close(found[rows].mean(1), images[rows].mean(1), rtol=1e-3, atol=1e-4)
     spread = [(one - one.mean(1, keepdim=True)).square().sum(1).sqrt() for one in (found[rows], images[rows])]
@@ -169,7 +176,9 @@ def test_labels_of_zeros_add_nothing_and_others_do() -> None:
 def test_the_layer_begins_at_zero_and_learns() -> None:
     told = Labelled(small())
     assert not told.layer.weight.any()
-    output: Any = told(torch.ones(2, WIDTH), torch.randn(2, 3, 8, 8), torch.zeros(2), class_labels=torch.zeros(2, dtype=torch.int64))
+    output: Any = told(
+        torch.ones(2, WIDTH), torch.randn(2, 3, 8, 8), torch.zeros(2), class_labels=torch.zeros(2, dtype=torch.int64)
+    )
     output.sample.square().mean().backward()
     assert told.layer.weight.grad is not None
     assert told.layer.weight.grad.abs().max() > 0
