@@ -5,7 +5,10 @@ Each row is measured: docs/pretraining.md has the times and where the figures co
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 LARGEST_PIXELS = 64  # a side, for a generator in pixels
 # Side in pixels -> `pretrain.pixel`, up to that side.
@@ -26,33 +29,57 @@ LATENT: dict[int, dict[str, Any]] = {
 PATCH = {8: 2, 16: 4, 32: 8, 64: 16}  # of the CLIP
 HELD_OUT = 0.1
 VIEWS = {"probability": 0.5}
+OF_PRETRAIN = ("clip", "vae", "unet", "pixel", "views")  # its sections that are filled in
 OF_LATENTS = ("unet", "dit", "vae", "denoiser")
+FLAG = TypeAdapter(bool)
 
 
 def fill(data: Any) -> Any:
     """A recipe's plain data with `pretrain.space` and, for pixels, what belongs to it; what the recipe says stays.
 
-    In latents as soon as the recipe names a part of that, asks for what only text brings, or has images above 64 pixels.
+    In latents as soon as the recipe names a part of that, asks for what only text brings, or has images above 64 pixels. Data
+    that cannot be read so stays as it is, for the validation that follows to refuse.
     """
     if not isinstance(data, dict) or not _closed_set(data):
         return data
-    pretrain, generate = _section(data, "pretrain"), _section(data, "generate")
-    size = (_section(data, "images") or {}).get("size", 512)
-    if pretrain is None or generate is None or not isinstance(size, int) or isinstance(size, bool):
+    pretrain, generate, size = _section(data, "pretrain"), _section(data, "generate"), _side(data)
+    if pretrain is None or generate is None or size is None:
         return data
-    space = pretrain.get("space") or ("latent" if _asks_for_latents(data, pretrain, generate, size) else "pixel")
+    if any(_section(pretrain, part) is None for part in OF_PRETRAIN):
+        return data
+    space = pretrain.get("space", "latent" if _asks_for_latents(pretrain, generate, size) else "pixel")
     if space != "pixel" or size > LARGEST_PIXELS:
-        parts = LATENT[128] if LARGEST_PIXELS < size <= 128 and pretrain.get("denoiser", "unet") == "unet" else {}
-        filled = {part: _under(row, pretrain.get(part)) for part, row in parts.items()}
-        return data | {"pretrain": {**pretrain, **filled, "space": space}}
-    row = next(row for side, row in PIXEL.items() if size <= side)
-    patch = next(patch for side, patch in PATCH.items() if size <= side)
-    filled = {"held_out": HELD_OUT, "views": VIEWS, **pretrain, "space": space}
-    filled["pixel"] = _under(row, pretrain.get("pixel"))
-    filled["clip"] = _under({"patch": patch if size % patch == 0 else 2}, pretrain.get("clip"))
-    token = {} if _section(filled, "pixel", {}).get("features") else {"visual_token": "none"}
+        rows = _latent_rows(size) if pretrain.get("denoiser", "unet") == "unet" else {}
+        return data | {"pretrain": {**pretrain, **_over(rows, pretrain, size), "space": space}}
+    filled = _over(_pixel_rows(pretrain, size), pretrain, size)
+    token = {} if _reads_features(pretrain) else {"visual_token": "none"}
     told = data | ({"match": {**token, **data["match"]}} if isinstance(data.get("match"), dict) else {})
-    return told | {"pretrain": filled, "generate": {**token, **_guidance(filled["pixel"], generate), **generate}}
+    return told | {
+        "pretrain": {"held_out": HELD_OUT, **pretrain, **filled, "space": space},
+        "generate": {**token, **_guidance(filled["pixel"], generate), **generate},
+    }
+
+
+def _pixel_rows(pretrain: dict[str, Any], size: int) -> dict[str, dict[str, Any]]:
+    side = next(side for side in PIXEL if size <= side)
+    row = PIXEL[side] | {"attention": [size * own // side for own in PIXEL[side].get("attention", ())]}
+    if "blocks" in pretrain.get("pixel", {}):
+        del row["attention"]  # blocks of the recipe's own have it where the recipe says so
+    return {"pixel": row, "clip": {"patch": PATCH[side]}, "views": VIEWS}
+
+
+def _latent_rows(size: int) -> dict[str, dict[str, Any]]:
+    if not LARGEST_PIXELS < size <= 128:
+        return {}
+    vae = LATENT[128]["vae"]
+    blocks = vae["blocks"] if size % 16 == 0 else vae["blocks"][1:]  # the U-Net halves the latents once
+    return LATENT[128] | {"vae": vae | {"blocks": blocks}}
+
+
+def _over(rows: dict[str, dict[str, Any]], pretrain: dict[str, Any], size: int) -> dict[str, dict[str, Any]]:
+    """Sections of rows below the recipe's own, with a patch that divides sides between the rows' too."""
+    fitted = {part: row | ({"patch": gcd(size, row["patch"])} if "patch" in row else {}) for part, row in rows.items()}
+    return {part: {**row, **pretrain.get(part, {})} for part, row in fitted.items()}
 
 
 def _guidance(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
@@ -66,9 +93,8 @@ def _closed_set(data: dict[str, Any]) -> bool:
     return model is not None and model.get("checkpoint") is None
 
 
-def _asks_for_latents(data: dict[str, Any], pretrain: dict[str, Any], generate: dict[str, Any], size: int) -> bool:
-    features = (_section(pretrain, "pixel") or {}).get("features", False)
-    token = generate.get("visual_token", "none") != "none" and not features
+def _asks_for_latents(pretrain: dict[str, Any], generate: dict[str, Any], size: int) -> bool:
+    token = generate.get("visual_token", "none") != "none" and not _reads_features(pretrain)
     return (
         any(part in pretrain for part in OF_LATENTS)
         or size > LARGEST_PIXELS
@@ -77,12 +103,24 @@ def _asks_for_latents(data: dict[str, Any], pretrain: dict[str, Any], generate: 
     )
 
 
-def _section(data: dict[str, Any], name: str, default: Any = None) -> Any:
+def _reads_features(pretrain: dict[str, Any]) -> bool:
+    """`pretrain.pixel.features`, however it is spelt."""
+    try:
+        return FLAG.validate_python(pretrain.get("pixel", {}).get("features", False))
+    except ValidationError:
+        return False
+
+
+def _side(data: dict[str, Any]) -> int | None:
+    """`images.size`, which 3.2e1 may be too; None where it is no whole number."""
+    images = _section(data, "images")
+    size = None if images is None else images.get("size", 512)
+    if isinstance(size, float) and size.is_integer():
+        return int(size)
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def _section(data: dict[str, Any], name: str) -> dict[str, Any] | None:
     """A section as it stands, an empty one where it is left out, None where it is something else."""
-    value = data.get(name, {} if default is None else default)
+    value = data.get(name, {})
     return value if isinstance(value, dict) else None
-
-
-def _under(row: dict[str, Any], own: Any) -> Any:
-    """The row's settings below the recipe's own."""
-    return {**row, **own} if isinstance(own, dict) else row if own is None else own
