@@ -51,6 +51,15 @@ def judged(*whats: str) -> Callable[[Rows], str]:
     return lambda rows: "; ".join(one(row) for row in rows if row["what"].startswith(whats))
 
 
+def tokens(rows: Rows) -> str:
+    """Coverage and copies of each source of visual tokens under SimCLR."""
+    return "; ".join(
+        f"{row['case']}, {row['source']}: coverage {number(row['coverage'])}, copies {number(row['copies'])}"
+        for row in rows
+        if row["encoder"] == "simclr"
+    )
+
+
 LINES = (
     Line(
         "generation_overhead",
@@ -120,6 +129,14 @@ LINES = (
         "<= 1.2 of the script, <= 3 s beyond it in Ray",
         judged("times", "seconds"),
         "what starting the engine costs a small run",
+    ),
+    Line(
+        "token_sources",
+        "Which source of visual tokens covers a class without copying?",
+        "features of held-out images; the training images' own",
+        "-",
+        tokens,
+        "coverage and copies of the tokens alone, before any generator has read them",
     ),
     Line(
         "approximate_modes",
