@@ -122,7 +122,7 @@ def test_a_stopped_job_gives_its_lock_back_and_can_go_on(head: Head, tmp_path: P
     long = ["pretrain.unet.steps=100000", "pretrain.checkpoint_every=50"]
     settings = [word for one in [*(f"{k}={v}" for k, v in SMALL.items()), *long] for word in ("--set", one)]
     where = ["--cluster", head.dashboard, "--output", str(tmp_path / "out"), "--no-wait"]
-    sent = mimeo(head, "submit", "quickstart", "--verb", "pretrain", *where, *settings)
+    sent = mimeo(head, "submit", "latent", "--verb", "pretrain", *where, *settings)
     assert sent.returncode == 0, sent.stderr
     job_id = re.search(r"job (\S+) is submitted", sent.stdout)[1]  # type: ignore[index]
     deadline = time.monotonic() + 200

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,9 +11,9 @@ import pytest
 from engine.errors import DataError
 from engine.shards.verify import verify
 from engine.storage.store import open_store
+from tests.support.commands import mimeo
 from tests.support.images import mixed_folder
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 name: mixed
 source: {kind: folder, path: photos}
@@ -31,12 +28,6 @@ match: {steps: 3, batch: 4, lr: 0.01, targets: attention+conv, mmd: kernel_featu
 generate: {count: COUNT, shard_size: 20, num_inference_steps: 2, format: jpg, visual_token: class, gate: {min_std: 0}}
 judge: {arms: [real, synthetic], multiples: [1], steps: 10, batch: 16, seeds: 2}
 """
-
-
-def mimeo(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pipelines.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=cwd, env=env, check=False)
 
 
 def flip(path: Path, position: int) -> None:

@@ -39,6 +39,7 @@ def small_run(folder: Path, *, shards: int = SHARDS, steps: int = 40) -> SmallRu
         f"model.checkpoint={model}",
         "model.visual_token=true",
         "split.train=40",
+        "split.validation=0",
         "split.test=50",
         "conditions.caption.kind=class",
         "conditions.prompt=photo of digit {class}",
