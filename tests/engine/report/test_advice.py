@@ -70,13 +70,15 @@ def test_amounts_and_mixing_go_by_validation_images_alone(base: Facts) -> None:
         "synthetic_1x": [0.80, 0.81, 0.80],
         "synthetic_3x": [0.90, 0.905, 0.90],
         "mixed_1x": [0.99] * 3,
+        "mixed_3x": [0.99] * 3,
     }
     given = facts(base, shares)
     assert given.judge is not None
-    held = {"synthetic_1x": [0.90, 0.905, 0.90], "synthetic_3x": [0.8, 0.805, 0.8], "mixed_1x": [0.9, 0.9025, 0.8975]}
+    held = {"synthetic_1x": [0.90, 0.905, 0.90], "synthetic_3x": [0.8, 0.805, 0.8]}
+    held |= {"mixed_1x": [0.9, 0.9025, 0.8975], "mixed_3x": [0.85, 0.8525, 0.8475]}
     arms = {key: arm | {"validation": held.get(key, arm["validation"])} for key, arm in given.judge["arms"].items()}
     titles = told(replace(given, judge={**given.judge, "arms": arms}))
-    assert {"Use 1x rather than 3x", "Do not add this much: real + synthetic 1x is worse than real alone"} <= set(
+    assert {"Use 1x rather than 3x", "Do not add this much: real + synthetic 3x is worse than real alone"} <= set(
         titles
     )
     assert all("no verdict: one generator seed" in text for title, text in titles.items() if title.startswith("Use 1x"))
