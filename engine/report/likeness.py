@@ -90,7 +90,7 @@ def _strips(store: Store, facts: Facts, pairs: list[dict[str, Any]]) -> tuple[li
     except DataError as error:
         return [], str(error)
     train = dict(zip(rows, real, strict=True))
-    strips = []
+    strips: list[dict[str, Any]] = []
     for which, title in WHICH.items():
         own = [pair for pair in pairs if pair["which"] == which and pair["synthetic"] in made]
         tiles = [
