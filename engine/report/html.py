@@ -15,7 +15,7 @@ from markupsafe import Markup
 from engine.errors import DataError
 from engine.evaluation.summary import arm_images, arm_label, bracket, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
-from engine.report import card, evaluation, figures, gallery, matching
+from engine.report import card, evaluation, figures, gallery, heldcurves, matching
 from engine.report.advice import advise
 from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
@@ -43,7 +43,7 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    sections = {**matching.context(store, facts), **evaluation.context(store)}
+    sections = {**matching.context(store, facts), **evaluation.context(store), **heldcurves.context(store)}
     store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 
 
@@ -79,7 +79,7 @@ def render(
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
-        **{"matching": None, "evaluation": None, **(sections or {})},
+        **{"matching": None, "evaluation": None, "held_out": [], **(sections or {})},
     )
 
 
