@@ -316,6 +316,8 @@ class RunSpec(Spec):
     @model_validator(mode="after")
     def _of_a_generator_trained_here(self) -> RunSpec:
         if self.model.checkpoint is None:
+            if isinstance(self.split.train, int):
+                self.pretrain.holds_out(self.split.train)
             if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
                 what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
                 raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
