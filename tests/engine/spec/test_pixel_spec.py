@@ -87,7 +87,7 @@ def test_plan_tells_how_many_are_held_out(
     share[1], share[-1] = "pretrain.held_out=0.05", "split.train=0.01"
     assert execute(["plan", str(QUICKSTART), *share]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "pretrain.held_out: 0.05 of 17 training images is none" in line
+    assert "pretrain.held_out: 0.05 of 18 training images is none" in line
 
 
 def test_each_of_them_is_another_run() -> None:
