@@ -136,7 +136,7 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
         encoder = spec.pretrain.encoder
         widths = [encoder.blocks[-1] if encoder else spec.pretrain.clip.hidden] if told else []
         conditions.precheck(spec, widths=widths)
-        if spec.match is not None and not isinstance(spec.match.targets, str):
+        if spec.match is not None:
             from engine.training.matching.run import check_closed_set
 
             check_closed_set(spec)

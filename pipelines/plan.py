@@ -125,6 +125,13 @@ def ahead(spec: RunSpec, store: Store | None, found: list[Record]) -> list[tuple
     return rows
 
 
+def _held_out(spec: RunSpec, images: int) -> list[tuple[str, str]]:
+    """Of the training images, those that the generator is not trained on; ConfigError where they should be some and are none."""
+    if spec.model.checkpoint is not None or not spec.pretrain.held_out:
+        return []
+    return [("of them held out", f"{spec.pretrain.holds_out(images):,}, by which the generator's training is chosen")]
+
+
 def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
     """The plan in lines of (what, value)."""
     labels, names, origin = train_labels(spec, store)
@@ -137,6 +144,7 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
     evaluations = g.count * max(1, round(g.num_inference_steps * g.strength)) * (2 if g.guidance_scale > 1 else 1)
     rows: list[tuple[str, str]] = [
         ("real training images", f"{len(labels):,} in {len(names)} classes, from {origin}"),
+        *_held_out(spec, len(labels)),
         ("synthetic images", f"{g.count:,} = {g.count / len(labels):,.4g}x the real ones, {g.classes} classes"),
         ("shards", f"{plan.shards:,} of {g.shard_size:,}: {shard_name(spec.name, 0)}.tar ..."),
         (

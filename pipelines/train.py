@@ -21,6 +21,8 @@ def check(spec: RunSpec, store: Store) -> None:
     from engine.training.classifier import models, sources
 
     assert spec.train is not None
+    if "reconstructed" in spec.train.arms and spec.model.checkpoint is None and spec.pretrain.kind == "pixel":
+        raise _no_vae("pretrain.space pixel makes a generator without one")
     sources.precheck(spec, spec.train, store.url)
     models.check(spec.train, spec.train.size or spec.images.size)
 
@@ -40,7 +42,13 @@ def autoencoder(run: Run) -> tuple[str, str] | None:
     from engine.diffusion import checkpoint
 
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
+    if not any(name.startswith("vae/") for name in model.files):
+        raise _no_vae(f"{model.place} has none")
     return model.place, model.digest
+
+
+def _no_vae(what: str) -> ConfigError:
+    return ConfigError("train.arms", f"reconstructed needs the generator's VAE, and {what}", "leave it out")
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:

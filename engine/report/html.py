@@ -16,7 +16,7 @@ from engine.errors import DataError
 from engine.evaluation.controls import WORDS as CONTROLS
 from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
-from engine.report import card, evaluation, figures, gallery, likeness, matching
+from engine.report import card, evaluation, figures, gallery, heldcurves, likeness, matching
 from engine.report.advice import advise
 from engine.report.captions import Review, review
 from engine.report.facts import Facts, gather, without_folders
@@ -46,6 +46,7 @@ def write(store: Store, spec: RunSpec) -> None:
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
     sections = {**matching.context(store, facts), **evaluation.context(store), **likeness.context(store, facts)}
+    sections |= heldcurves.context(store)
     store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 
 
@@ -81,7 +82,7 @@ def render(
         **_gallery_context(facts, rows, fault),
         **_classes(facts),
         **_curves(facts),
-        **{"matching": None, "evaluation": None, "likeness": None, **(sections or {})},
+        **{"matching": None, "evaluation": None, "likeness": None, "held_out": [], **(sections or {})},
     )
 
 

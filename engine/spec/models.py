@@ -329,17 +329,6 @@ class RunSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _of_a_generator_trained_here(self) -> RunSpec:
-        if self.model.checkpoint is None:
-            if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
-                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
-                raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
-        elif self.pretrain.views.probability:
-            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
-            raise ValueError(f"{what}: leave views out")
-        return self
-
-    @model_validator(mode="after")
     def _classes_only(self) -> RunSpec:
         asked, pretrain = self.generate, self.pretrain
         if self.model.checkpoint is not None or pretrain.kind == "unet":
@@ -360,4 +349,17 @@ class RunSpec(Spec):
         if pixel and self.train is not None and "reconstructed" in self.train.arms:
             what = "train.arms: reconstructed is through the generator's VAE, which pretrain.space pixel has none of"
             raise ValueError(f"{what}: leave it out, or set space to latent")
+        return self
+
+    @model_validator(mode="after")
+    def _of_a_generator_trained_here(self) -> RunSpec:
+        if self.model.checkpoint is None:
+            if isinstance(self.split.train, int):
+                self.pretrain.holds_out(self.split.train)
+            if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
+                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
+                raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
+        elif self.pretrain.views.probability:
+            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
+            raise ValueError(f"{what}: leave views out")
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from engine.errors import ConfigError
 from engine.spec.fields import Count, Fraction, Number, Probability, Spec, _integral
 
 
@@ -169,6 +170,14 @@ class PretrainSpec(Spec):
         """The settings of the denoiser."""
         own: dict[str, UNetSpec | DitSpec | PixelSpec] = {"unet": self.unet, "dit": self.dit, "pixel": self.pixel}
         return own[self.kind]
+
+    def holds_out(self, images: int) -> int:
+        """How many of so many training images nothing is trained on; ConfigError where a share is asked for that is none."""
+        count = int(images * self.held_out)
+        if self.held_out and not count:
+            what = f"{self.held_out:g} of {images} training images is none"
+            raise ConfigError("pretrain.held_out", what, "raise it, or set it to 0")
+        return count
 
     @model_validator(mode="after")
     def _fits(self) -> PretrainSpec:

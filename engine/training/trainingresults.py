@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NotRequired
 
 from annotated_types import Len
 from pydantic import ConfigDict, with_config
@@ -20,11 +20,30 @@ class Curve(TypedDict):
     loss: list[float]
 
 
+class HeldOutCurve(TypedDict):
+    """A denoiser's error on training and held-out images along its training, and at the chosen step for each length of the average."""
+
+    step: list[int]
+    train: list[float]
+    held: list[float]
+    lengths: list[Annotated[list[float], Len(2, 2)]]
+    chosen_step: int
+    chosen_length: float
+
+
+class HeldOutError(TypedDict):
+    """A finished VAE's error on both."""
+
+    train: float
+    held: float
+
+
 class PretrainResults(TypedDict):
-    """`results/pretrain.json`: a curve for each model."""
+    """`results/pretrain.json`: a curve for each model; what held-out images said of the VAE and the denoiser, if there were any."""
 
     images: int
     stages: dict[str, Curve]
+    held_out: NotRequired[dict[str, HeldOutCurve | HeldOutError]]
 
 
 class MatchResults(Curve):

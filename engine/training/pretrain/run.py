@@ -122,10 +122,8 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
         what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
         raise ConfigError("pretrain.denoiser", what, "set it to unet")
     most = spec.resources.train_workers
-    kind, share = spec.pretrain.kind, spec.pretrain.held_out
-    if share and int(rows.num_rows * share) < 1:
-        what = f"{share:g} of {rows.num_rows} training images is none"
-        raise ConfigError("pretrain.held_out", what, "raise it, or set it to 0")
+    kind = spec.pretrain.kind
+    spec.pretrain.holds_out(rows.num_rows)
     parts = ("clip", *(("vae",) if kind != "pixel" else ()), kind, *(("encoder",) if spec.pretrain.encoder else ()))
     for name, workers in product(parts, range(spec.resources.train_workers_min or most, most + 1)):
         batch = getattr(spec.pretrain, name).batch

@@ -83,9 +83,7 @@ def test_drawing_by_class_equals_the_stock_pipeline(
 def test_a_directory_with_features_and_guide_opens_in_stock_diffusers_by_class(
     checked: dict[str, Checkpoint], family_folders: dict[str, Path]
 ) -> None:
-    stock: Any = DiffusionPipeline.from_pretrained(
-        family_folders["pixel"], image_projection=None, guide=None, guide_projection=None
-    )
+    stock: Any = DiffusionPipeline.from_pretrained(family_folders["pixel"])
     stock.set_progress_bar_config(disable=True)
     [request] = ask(1)
     generator = torch.Generator().manual_seed(request.seed)
