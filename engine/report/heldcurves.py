@@ -21,7 +21,8 @@ def context(store: Store) -> dict[str, Any]:
     return {"held_out": [_part(name, part) for name, part in parts.items()]}
 
 
-def _part(name: str, found: HeldOutCurve | HeldOutError) -> dict[str, Any]:
+def _part(name: str, found: Any) -> dict[str, Any]:
+    """Of a denoiser (HeldOutCurve) or a VAE (HeldOutError)."""
     title = TITLES.get(name, name)
     if "step" in found:
         series = {"training images": found["train"], "held-out images": found["held"]}

@@ -329,6 +329,19 @@ class RunSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _of_a_generator_trained_here(self) -> RunSpec:
+        if self.model.checkpoint is None:
+            if isinstance(self.split.train, int):
+                self.pretrain.holds_out(self.split.train)
+            if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
+                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
+                raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
+        elif self.pretrain.views.probability:
+            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
+            raise ValueError(f"{what}: leave views out")
+        return self
+
+    @model_validator(mode="after")
     def _classes_only(self) -> RunSpec:
         asked, pretrain = self.generate, self.pretrain
         if self.model.checkpoint is not None or pretrain.kind == "unet":
@@ -341,25 +354,4 @@ class RunSpec(Spec):
             raise ValueError(f"{what}: set generate.visual_token to none{more}, and no generate.negative_prompt")
         if self.match is not None and self.match.visual_token != "none" and not reads_features:
             raise ValueError(f"{what}: set match.visual_token to none{more}")
-        return self
-
-    @model_validator(mode="after")
-    def _reconstructed_through_a_vae(self) -> RunSpec:
-        pixel = self.model.checkpoint is None and self.pretrain.kind == "pixel"
-        if pixel and self.train is not None and "reconstructed" in self.train.arms:
-            what = "train.arms: reconstructed is through the generator's VAE, which pretrain.space pixel has none of"
-            raise ValueError(f"{what}: leave it out, or set space to latent")
-        return self
-
-    @model_validator(mode="after")
-    def _of_a_generator_trained_here(self) -> RunSpec:
-        if self.model.checkpoint is None:
-            if isinstance(self.split.train, int):
-                self.pretrain.holds_out(self.split.train)
-            if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
-                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
-                raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
-        elif self.pretrain.views.probability:
-            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
-            raise ValueError(f"{what}: leave views out")
         return self

@@ -12,7 +12,7 @@ from engine.spec import spec_hash
 from pipelines.cli import execute
 from pipelines.context import RECIPES
 
-QUICKSTART = RECIPES / "quickstart.yaml"
+QUICKSTART = RECIPES / "latent.yaml"
 PIXEL = ("pretrain.space=pixel", "generate.visual_token=none")
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
@@ -30,7 +30,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "too many blocks": ((*PIXEL, "pretrain.pixel.blocks=[8, 8, 8, 8, 8]"), "pretrain.pixel.blocks: are too many to halve 8 px that often"),
     "image features that are not learnt": ((PIXEL[0],), "pretrain.space pixel makes a generator that is told classes only: set generate.visual_token to none, or pretrain.pixel.features to true"),
     "negative prompt": ((*PIXEL, "generate.negative_prompt=bold"), "and no generate.negative_prompt"),
-    "a fine-tune with a token": ((*PIXEL, "match={}"), "set match.visual_token to none"),
+    "a fine-tune with a token": ((*PIXEL, "match={visual_token: own}"), "set match.visual_token to none"),
     "a fine-tune of attention that is not there": ((*PIXEL, "match={visual_token: none}"), "match.targets: the model has no linear or convolution layer named to_q"),
     "autoguidance in latents": (("generate.guidance=auto",), "generate.guidance: is auto, but the generator has no weaker model"),
     "autoguidance without a weaker model": ((*PIXEL, "generate.guidance=auto", "pretrain.pixel.guide=0"), "that is what pretrain.pixel.guide keeps; set it to cfg"),
@@ -39,7 +39,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "another kind's sampler": ((*PIXEL, "generate.scheduler=unipc"), "unipc is for checkpoints that were trained by diffusion, the closed-set generator was trained under EDM; set generate.scheduler to dpmsolver++"),
     "a variant that EDM lacks": ((*PIXEL, "generate.scheduler=dpmsolver++_karras"), "generate.scheduler: dpmsolver++_karras is for"),
     "flow matching's sampler": ((*PIXEL, "generate.scheduler=flow_euler"), "flow_euler is for checkpoints that were trained by flow matching"),
-    "guidance that was never trained": ((*PIXEL, "pretrain.pixel.drop_condition=0"), "pretrain.pixel.drop_condition 0 trains none"),
+    "guidance that was never trained": ((*PIXEL, "generate.guidance=cfg", "pretrain.pixel.drop_condition=0"), "pretrain.pixel.drop_condition 0 trains none"),
     "average that is too long": ((*PIXEL, "pretrain.pixel.ema=0.3"), "pretrain.pixel.ema must be less than or equal to 0.25"),
     "guide of all the training": ((*PIXEL, "pretrain.pixel.guide=2"), "pretrain.pixel.guide must be"),
 }  # fmt: skip
@@ -95,7 +95,7 @@ def test_each_of_them_is_another_run() -> None:
         (),
         PIXEL,
         (*PIXEL, "pretrain.pixel.steps=9"),
-        (*PIXEL, "generate.guidance=auto"),
+        (*PIXEL, "generate.guidance=cfg"),
         ("pretrain.held_out=0.1",),
         ("pretrain.views={probability: 0.1}",),
         ("pretrain.views={probability: 0.1, mirror: true}",),
