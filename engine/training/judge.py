@@ -109,7 +109,7 @@ def arms(spec: JudgeSpec) -> tuple[Arm, ...]:
 
 
 def _multiples(spec: JudgeSpec) -> list[int]:
-    return sorted(set(spec.multiples or (1,)))
+    return sorted({1} if spec.multiples is None else set(spec.multiples))
 
 
 def filled(spec: RunSpec, train: int) -> RunSpec:
