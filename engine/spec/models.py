@@ -37,10 +37,9 @@ from engine.spec.sources import (
 from engine.spec.sources import (
     WebDatasetSource as WebDatasetSource,
 )
+from engine.spec.presets import LARGEST_PIXELS, fill
 from engine.spec.studies import AblationSpec, DeliberateSpec, EquivalenceSpec, SearchSpec
 from engine.spec.training import MatchSpec, PretrainSpec
-
-LARGEST_PIXELS = 64  # a side, for a generator in pixels
 
 
 class ImagesSpec(Spec):
@@ -290,6 +289,11 @@ class RunSpec(Spec):
     deliberate: DeliberateSpec | None = None
     ablation: AblationSpec | None = None
     resources: ResourcesSpec = ResourcesSpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting(cls, data: Any) -> Any:
+        return fill(data)
 
     @model_validator(mode="after")
     def _kept_features_outlive_a_graph(self) -> RunSpec:
