@@ -24,7 +24,7 @@ from engine.shards.records import Record
 from engine.spec import RunSpec, sample_key, spec_hash
 from engine.storage.run import SPEC, read_spec
 from engine.storage.store import Store, open_store
-from engine.training import learnt
+from engine.training import effort, learnt
 from pipelines.context import check, load_recipe, output_url
 from pipelines.options import Output, Recipe, Set
 
@@ -132,6 +132,27 @@ def _held_out(spec: RunSpec, images: int) -> list[tuple[str, str]]:
     return [("of them held out", f"{spec.pretrain.holds_out(images):,}, by which the generator's training is chosen")]
 
 
+def generator_time(spec: RunSpec, store: Store | None, images: int) -> list[tuple[str, str]]:
+    """What training the closed-set generator and drawing by it take, counted from the recipe; without the training where it is done."""
+    if spec.model.checkpoint is not None:
+        return []
+    rate = effort.per_second()
+    parts = {name: work / rate for name, work in effort.training(spec, images).items()}
+    rows = []
+    if store is None or not store.exists("model/mimeo.json"):
+        each = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
+        what = f"about {_duration(sum(parts.values()))} of one core of this machine ({each}), within a factor of two"
+        rows.append(("training the generator", f"{what}; a fraction of it on a GPU"))
+    sample = effort.sample(spec) / rate
+    return [*rows, ("drawing", f"about {sample:.2g} s of one core for an image, likewise")]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{cost.figure(seconds / cost.HOUR_S)} hours"
+
+
 def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
     """The plan in lines of (what, value)."""
     labels, names, origin = train_labels(spec, store)
@@ -155,6 +176,7 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
             "disk",
             f"about {_bytes(bytes_each * g.count)} ({'measured on this run' if measured else 'a rough guess until the first shard'})",
         ),
+        *generator_time(spec, store, len(labels)),
         *ahead(spec, store, found),
     ]
     if spec.model.checkpoint is not None and (Path(spec.model.checkpoint).expanduser() / INDEX).is_file():

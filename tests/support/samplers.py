@@ -161,7 +161,7 @@ _DONE: dict[Any, tuple[str, int | None, str]] = {}  # what differs in names alon
 def _stock(kind: str, name: str, plain: dict[str, Any], sampler: str, steps: int, guidance: float) -> np.ndarray:
     """What a user of diffusers gets: the pipeline, its scheduler exchanged for the sampler's class by `from_config`."""
     pipeline = _pipeline(kind, name, plain, steps)
-    class_name, changes = schedulers.SAMPLERS[sampler]
+    class_name, changes = schedulers.SAMPLERS["flow" if kind == "sd3" else "diffusion"][sampler]
     pipeline.scheduler = getattr(diffusers, class_name).from_config(pipeline.scheduler.config, **changes)
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
     prompts: Any = [0, 1] if kind == "dit" else ["photo of digit one", "photo of digit two"]

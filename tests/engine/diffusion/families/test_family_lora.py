@@ -27,6 +27,7 @@ TARGETS = {
     "xl": ("to_q", "to_k", "to_v", "to_out.0"),
     "sd3": ("attn.to_q", "attn.to_k", "attn.add_k_proj", "attn.to_out.0"),
     "dit": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    "pixel": ("to_q", "to_k", "to_v", "to_out.0", "conv2"),
 }
 
 
@@ -97,7 +98,7 @@ def test_equal_adapters_make_equal_files(
     assert load_file(files[0])
 
 
-@pytest.mark.parametrize("kind", ["xl", "sd3", "dit"])
+@pytest.mark.parametrize("kind", ["xl", "sd3", "dit", "pixel"])
 def test_an_attached_lora_is_the_formula(checked: dict[str, Checkpoint], loras: dict[str, Path], kind: str) -> None:
     """W + scale * up @ down: alpha, twice the rank in training, is in the up matrices of these files."""
     info = lora.check(loras[kind], checked[kind])
@@ -115,7 +116,8 @@ def test_an_attached_lora_is_the_formula(checked: dict[str, Checkpoint], loras: 
     }
     for name in changed:
         down, up = (tensors[name.replace(".weight", f".lora_{side}.weight")] for side in "AB")
-        torch.testing.assert_close(new[name], old[name] + 0.7 * up @ down, rtol=1e-4, atol=1e-5)
+        change = torch.einsum("or...,ri...->oi...", up, down) if up.ndim == 4 else up @ down  # up is 1 x 1
+        torch.testing.assert_close(new[name], old[name] + 0.7 * change, rtol=1e-4, atol=1e-5)
 
 
 def test_the_second_text_encoder_is_changed_too(checked: dict[str, Checkpoint], tmp_path: Path) -> None:
@@ -198,7 +200,7 @@ def test_a_kohya_file_for_sdxl_acts_as_the_same_at_alpha_over_rank(
     torch.testing.assert_close(predict(family, whole), predict(family, half), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["xl", "sd3", "dit"])
+@pytest.mark.parametrize("kind", ["xl", "sd3", "dit", "pixel"])
 def test_in_bfloat16_the_adapter_stays_beside_the_weights_and_acts(
     checked: dict[str, Checkpoint], loras: dict[str, Path], kind: str
 ) -> None:

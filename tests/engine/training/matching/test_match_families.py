@@ -20,6 +20,7 @@ from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
 from engine.generation import job
 from engine.images.reader import Reader
+from engine.spec.models import ModelSpec
 from engine.storage.store import open_store
 from engine.training.matching import data
 from engine.training.matching.precheck import FOLDER, WEIGHTS
@@ -33,6 +34,7 @@ GENERATE: dict[str, dict[str, Any]] = {
     "xl": {"scheduler": "euler"},
     "sd3_t5": {"scheduler": "flow_euler"},
     "dit": {"scheduler": "ddim", "visual_token": "none"},
+    "pixel": {"scheduler": "heun"},
 }
 
 
@@ -87,6 +89,26 @@ def test_a_family_is_fine_tuned_and_drawn_with(ready: Output, tmp_path: Path, ki
         assert image.pixels is not None
         drawn.append(image.pixels.astype(int))
     assert (drawn[0] != drawn[1]).any()
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixel"])
+def test_all_weights_are_fine_tuned_into_a_directory_of_the_family(ready: Output, tmp_path: Path, kind: str) -> None:
+    """Whole and of the same parts, changed where the fine-tune changed it and nowhere else."""
+    parts = _parts(ready, tmp_path / "model", kind, adapter="full", mmd="residual", lr=1e-3)
+    assert parts.matching(tmp_path / "out").run()["done"]
+    before = parts.output.checkpoint
+    after = checkpoints.inspect(ModelSpec(checkpoint=str(tmp_path / "out" / FOLDER)), SIZE)
+    assert (after.family, after.files.keys(), after.places) == (before.family, before.files.keys(), before.places)
+    weights = {
+        name for name in after.files if name.endswith(".safetensors") and after.files[name] != before.files[name]
+    }
+    expected = {"dit": ("transformer",), "pixel": ("unet", "image_projection")}[kind]
+    assert weights == {f"{name}/diffusion_pytorch_model.safetensors" for name in expected}
+    token = parts.output.conditions.features[0] if kind == "pixel" else None
+    [image] = Sampler(checkpoints.load(after, "cpu", "float32"), parts.spec.generate).draw(
+        [Request("a", 5, token, label=1)]
+    )
+    assert image.pixels is not None
 
 
 def test_workers_of_a_family_draw_validation_samples(ready: Output, tmp_path: Path) -> None:
