@@ -17,21 +17,33 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pooled:
-    """A mean with its standard error over seeds and images, and the degrees of freedom of that (Satterthwaite 1946)."""
+    """A mean with its standard error over seeds and images and the degrees of freedom of that (Satterthwaite 1946), and the seeds' own.
+
+    Where few seeds happen to agree, the images' part brings many degrees of freedom for an error that is mostly unknown: with 3
+    seeds such intervals hold the truth in 92 %. So an interval is never narrower, nor p smaller, than that over seeds alone.
+    """
 
     mean: float
     error: float
     freedom: float
+    seeds_error: float
+    seeds_freedom: int
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Student-t interval."""
-        half = float(student_t.ppf((1 + level) / 2, self.freedom)) * self.error
+        """The wider of the Student-t intervals of the two errors."""
+        at = (1 + level) / 2
+        both = ((self.error, self.freedom), (self.seeds_error, self.seeds_freedom))
+        half = max(float(student_t.ppf(at, freedom)) * error for error, freedom in both)
         return Interval(self.mean - half, self.mean + half)
 
     @property
     def p(self) -> float | None:
-        """Two-sided p of a mean of 0; None where nothing varies."""
-        return float(2 * student_t.sf(abs(self.mean) / self.error, self.freedom)) if self.error else None
+        """Two-sided p of a mean of 0, the larger of the two; None where nothing varies."""
+        if not self.error:
+            return None
+        found = 2 * student_t.sf(abs(self.mean) / self.error, self.freedom)
+        alone = 2 * student_t.sf(abs(self.mean) / self.seeds_error, self.seeds_freedom) if self.seeds_error else 0.0
+        return float(max(found, alone))
 
 
 def pooled(values: Floats) -> Pooled | None:
@@ -50,11 +62,12 @@ def pooled(values: Floats) -> Pooled | None:
     of_rows, of_columns = float(rows.var(ddof=1)) / g, float(columns.var(ddof=1)) / n
     of_rest = float((rest**2).sum()) / ((g - 1) * (n - 1)) / (g * n)
     images = of_columns - of_rest
+    alone = math.sqrt(of_rows)
     if images <= 0:
-        return Pooled(mean, math.sqrt(of_rows), g - 1)
+        return Pooled(mean, alone, g - 1, alone, g - 1)
     total = of_rows + images
     parts = of_rows**2 / (g - 1) + of_columns**2 / (n - 1) + of_rest**2 / ((g - 1) * (n - 1))
-    return Pooled(mean, math.sqrt(total), total**2 / parts)
+    return Pooled(mean, math.sqrt(total), total**2 / parts, alone, g - 1)
 
 
 def pooled_accuracy(accuracies: Sequence[float], images: int) -> Pooled | None:
@@ -69,4 +82,4 @@ def pooled_accuracy(accuracies: Sequence[float], images: int) -> Pooled | None:
     binomial = mean * (1 - mean) / images
     total = of_rows + binomial
     parts = of_rows**2 / (g - 1) + binomial**2 / max(images - 1, 1)
-    return Pooled(mean, math.sqrt(total), total**2 / parts if parts else g - 1)
+    return Pooled(mean, math.sqrt(total), total**2 / parts if parts else g - 1, math.sqrt(of_rows), g - 1)
