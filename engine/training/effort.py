@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from engine.spec import RunSpec
 from engine.spec.training import ClipSpec, DitSpec, PixelSpec, UNetSpec, VaeSpec
@@ -150,7 +151,7 @@ def training(spec: RunSpec, images: int) -> dict[str, float]:
     own, each = spec.pretrain, forward(spec)
     found = {}
     for name, one in each.items():
-        stage = own.trained if name == own.kind else {"clip": own.clip, "vae": own.vae}[name]
+        stage: Any = own.trained if name == own.kind else {"clip": own.clip, "vae": own.vae}[name]
         found[name] = BACKWARD * one * stage.steps * stage.batch
     if own.held_out:
         along, lengths = READINGS
