@@ -36,7 +36,7 @@ def captioned(run: JudgedRun, folder: Path, fitted: dict[str, Any] | None = None
     stored.publish(store, CAPTIONS, table, {}, fitted=fitted or {}, class_names=list(HOSTILE))
     conditions = {"caption": {"kind": "moments"}, "prompt": "photo of {class}, {caption}"}
     data = run.spec.model_dump() | {"conditions": conditions}
-    data["generate"] |= {"quality_suffix": ", best", "guidance_on": "text"}
+    data["generate"] |= {"quality_suffix": ", best", "guidance_on": "text", "guidance": "cfg"}
     return store, RunSpec.model_validate(data)
 
 
