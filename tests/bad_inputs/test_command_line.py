@@ -86,7 +86,7 @@ def expect(result: subprocess.CompletedProcess[str], code: int, *says: str) -> N
             2,
             ["images up to 64 pixels", "images.size is 128"],
         ),
-        (["train", "train_digits", "--set", "train.arms=[reconstructed]"], 2, ["train.arms", "VAE"]),
+        (["train", "train_digits", "--set", "train.arms=[real, reconstructed]"], 2, ["train.arms", "VAE"]),
         (["generate", "quickstart", "--set", "model.checkpoint=/nowhere/model"], 2, ["/nowhere/model"]),
         (["generate", "quickstart", "--set", "model.lora=/nowhere/l.safetensors"], 2, ["/nowhere/l.safetensors"]),
         (["generate", "quickstart", "--set", "split.train=5000"], 3, ["split"]),

@@ -34,6 +34,7 @@ def run_spec(caption: dict[str, object], **resources: object) -> RunSpec:
     data = {
         "name": "digits",
         "source": {"kind": "digits"},
+        "pretrain": {"space": "latent"},
         "images": {"size": 8},
         "split": {"train": 300, "test": 0.2},
         "conditions": {"caption": caption},

@@ -94,7 +94,7 @@ def test_an_interrupted_judge_keeps_its_audit_and_repeats_its_controls(
     again = open_store(tmp_path / "run")
     for name in ("results/judge.json", "results/judge/photocopy_2x-0.json", "results/judge/reconstructed-1.json"):
         again.remove(name)
-    monkeypatch.setattr(audit, "_audit", None)  # nothing is measured a second time
+    monkeypatch.setattr(audit, "audited", None)  # nothing is measured a second time
     found = judge(spec, catalog, again, Quiet())
     assert found["copies"] == result["copies"] == json.loads(store.read(RESULT))
     for key, arm in result["arms"].items():
