@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow   smoke runs of every benchmark, compiled generation and training, a killed search"
 	@echo "make check       lint, format and types"
 	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
-	@echo "make bench-all   all CPU benchmarks, an hour and a half"
+	@echo "make bench-all   all CPU benchmarks, two hours and a half"
 	@echo "make gpu-study   latent against pixel generators on one GPU, 25 minutes; resumes; DATA=folder of cifar10/ and usps/"
 	@echo "make bench-gpu   those of one CUDA device, models of published shapes with random weights"
 

@@ -1,6 +1,6 @@
 """The frontier between copying and worth: one training of the pixel generator, looked at again and again on its way.
 
-    python -m benchmarks.frontier digits [--n 100] [--steps 3000] [--views 0,0.5] [--path FILE] [--seeds 1]
+    python -m benchmarks.frontier [digits] [--n 100] [--steps 3000] [--views 0,0.5] [--path FILE] [--seeds 1]
 
 For each probability of views a generator is trained on n images, and its averaged weights at eight lengths draw 10 n images each, with
 autoguidance. Beside each other stand the copy share (pixels), the membership attack, and the accuracy of judges that were trained on
@@ -132,7 +132,7 @@ def cell(arguments: argparse.Namespace, views: float, seed: int, folder: Path) -
         copies = {key: found.prefix(0, len(labels))[key] for key in ("share", "auc", "median")}
         points.append(told | copies | {"accuracy": float(np.mean(own)), "ratio": float(np.mean(own) / np.mean(real))})
         print(views, points[-1], flush=True)
-    return {"views": views, "seed": seed, "n": n, "real": float(np.mean(real)), "points": points}
+    return {"case": f"{arguments.name}, n = {n}, views {views:g}", "views": views, "seed": seed, "n": n, "real": float(np.mean(real)), "points": points}
 
 
 def figure(cells: list[dict[str, Any]], path: Path, title: str) -> None:
@@ -157,7 +157,7 @@ def figure(cells: list[dict[str, Any]], path: Path, title: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     """As the module says."""
     parser = argparse.ArgumentParser(prog="benchmarks.frontier")
-    parser.add_argument("name", choices=SIDES)
+    parser.add_argument("name", choices=SIDES, nargs="?", default="digits")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--views", default="0,0.5")
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
             if not path.exists():
                 path.write_text(json.dumps(cell(arguments, views, seed, folder)))
             cells.append(json.loads(path.read_text()))
-    told = {"n": arguments.n, "steps": arguments.steps, "cells": cells, "machine": machine("frontier")}
+    told = {"n": arguments.n, "steps": arguments.steps, "results": cells, "machine": machine("frontier")}
     out = RESULTS / f"frontier_{arguments.name}.json"
     out.write_text(json.dumps(told, indent=1) + "\n")
     figure(

@@ -129,7 +129,7 @@ class Study:
             return DRY
         if recipe == "gpu_usps":
             return {"source.path": str(self.data / "usps" / "usps_all.mat")}
-        from benchmarks.cifar10_duplicates import write_apart
+        from benchmarks.data.cifar10_duplicates import write_apart
 
         apart = self.folder / "cifar10-test.parquet"
         if not apart.exists():

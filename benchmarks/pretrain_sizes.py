@@ -78,11 +78,11 @@ def row(size: int) -> dict[str, Any]:
 def main() -> None:
     """As the module says; `samples` are of 18 steps, guided."""
     torch.set_num_threads(1)
-    rows = {}
+    rows = []
     for size in SIZES:
-        rows[size] = row(size)
-        print(size, rows[size], flush=True)
-    OUT.write_text(json.dumps({"sizes": rows, "machine": machine("pretrain_sizes")}, indent=1) + "\n")
+        rows.append({"case": f"{size} px", **row(size)})
+        print(rows[-1], flush=True)
+    OUT.write_text(json.dumps({"results": rows, "machine": machine("pretrain_sizes")}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

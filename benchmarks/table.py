@@ -26,10 +26,11 @@ class Line:
     target: str
     figure: Callable[[Rows], str]
     meaning: str
+    results: str = ""  # the file's name without its end, where it is not the benchmark's
 
     def cells(self, folder: Path) -> list[str]:
         """The cells of the line; the figure is a dash until there are results."""
-        path = folder / f"{self.name}.json"
+        path = folder / f"{self.results or self.name}.json"
         figure = self.figure(json.loads(path.read_text())["results"]) if path.exists() else "-"
         return [f"[{self.name}]({self.name}.py)", self.question, self.peer, self.target, figure, self.meaning]
 
@@ -49,6 +50,18 @@ def judged(*whats: str) -> Callable[[Rows], str]:
         return f"{row['case']}: {number(row['value'])} {row['what']}{told}"
 
     return lambda rows: "; ".join(one(row) for row in rows if row["what"].startswith(whats))
+
+
+def frontier(rows: Rows) -> str:
+    """What held-out images would choose of each training, and its last weights."""
+
+    def told(point: dict[str, Any]) -> str:
+        return f"ratio {number(point['ratio'])}, copies {number(point['share'])}"
+
+    return "; ".join(
+        f"{row['case']}: {told(min(row['points'], key=lambda point: point['held']))} as chosen, {told(row['points'][-1])} at the end"
+        for row in rows
+    )
 
 
 def tokens(rows: Rows) -> str:
@@ -205,6 +218,31 @@ LINES = (
         "false higher <= 2.5 %, coverage 93 to 97 %, false lack of fit <= 5 %, peaks found >= 90 %",
         judged(""),
         "whether the statistics keep their word: nested seeds, selection and test images included",
+    ),
+    Line(
+        "pretrain_sizes",
+        "What does training the default generator cost at each image size?",
+        "-",
+        "-",
+        each("{} CPU minutes of one thread, {} CPU seconds a sample", "cpu_minutes", "cpu_seconds_a_sample"),
+        "how long `mimeo run` trains before it draws",
+    ),
+    Line(
+        "frontier",
+        "How does worth grow with the length of the training, and copying with it?",
+        "real images' own copy share; judges of real images",
+        "-",
+        frontier,
+        "whether a longer training is worth what it copies",
+        results="frontier_digits",
+    ),
+    Line(
+        "gpu_study",
+        "Latent or pixels, copying against n, and matching, on one GPU in 25 minutes?",
+        "the best real-only or control arm",
+        "mixed >= half a point above it, copy share <= 2 %",
+        lambda rows: "see gpu_study.json",
+        "`make gpu-study`; not measured yet: needs a CUDA device",
     ),
     Line(
         "gpu",

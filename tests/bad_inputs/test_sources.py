@@ -162,7 +162,7 @@ def row(
             target.write_bytes(make)
         else:
             make(target)
-        text = f"name: bad\nimages: {{size: 16}}\nsource: {{kind: {kind}, path: '{path}'}}\n{settings}"
+        text = f"name: bad\nimages: {{size: 16}}\nsource: {{kind: {kind}, path: '{path}'}}\npretrain: {{held_out: 0}}\n{settings}"
         (folder / "recipe.yaml").write_text(text)
 
     return Attack(name, (verb[0], "recipe.yaml", *verb[1:]), codes, says, make=lay)

@@ -38,7 +38,7 @@ FILES = (catalog.TABLE, catalog.QUARANTINED, catalog.NEAR_DUPLICATES, catalog.DO
 
 
 def spec_of(source: dict[str, object], **more: object) -> RunSpec:
-    return validate({"name": "t", "source": source, "images": {"size": 32}, **more})
+    return validate({"name": "t", "source": source, "images": {"size": 32}, "pretrain": {"held_out": 0}, **more})
 
 
 def folder(path: Path, **more: object) -> dict[str, object]:

@@ -175,12 +175,12 @@ def test_the_command_refuses_before_anything_is_claimed_and_old_outputs_go_on(
     assert not list((tmp_path / "out").glob("**/*"))
     assert (
         execute(
-            ["study", "ablation", str(recipe), "-o", "out", "--set", "ablation.arms={base: {}, lora: {match.steps: 2}}"]
+            ["study", "ablation", str(recipe), "-o", "out", "--set", "ablation.arms={base: {}, lora: {match.steps: 2}}", "--set", "split.validation=20"]
         )
         == 2
     )
     (line,) = capsys.readouterr().err.splitlines()
-    assert "ablation.arms.base: generate.visual_token: is own" in line
+    assert "ablation.arms.base: generate.visual_token: is own" in line, line
     claim(open_store(str(tmp_path / "old")), validate(data))
     with open_run(str(recipe), None, "old", "generate") as run:
         assert run.spec == validate(data)

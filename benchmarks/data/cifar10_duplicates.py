@@ -1,7 +1,7 @@
 """Test images of CIFAR-10 that look like one of its training images: found by features, confirmed pixel by pixel, and left out.
 
-    python -m benchmarks.cifar10_duplicates find TRAIN.parquet TEST.parquet      writes benchmarks/data/cifar10_near_duplicates.json
-    python -m benchmarks.cifar10_duplicates apart TEST.parquet OUT.parquet       writes the test set without them
+    python -m benchmarks.data.cifar10_duplicates find TRAIN.parquet TEST.parquet      writes benchmarks/data/cifar10_near_duplicates.json
+    python -m benchmarks.data.cifar10_duplicates apart TEST.parquet OUT.parquet       writes the test set without them
 
 Candidates are the five nearest training images, by gradient orientations and coarse colours, of a test image and of its mirror image.
 One counts where the inner 26 x 26 pixels, shifted by up to 3, correlate above 0.92. ciFAIR (arXiv 1902.00423) counts 3.3 % of the
@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-FOUND = Path(__file__).parent / "data" / "cifar10_near_duplicates.json"
+FOUND = Path(__file__).parent / "cifar10_near_duplicates.json"
 THRESHOLD, NEAREST, SHIFT = 0.92, 5, 3
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
