@@ -132,7 +132,14 @@ def cell(arguments: argparse.Namespace, views: float, seed: int, folder: Path) -
         copies = {key: found.prefix(0, len(labels))[key] for key in ("share", "auc", "median")}
         points.append(told | copies | {"accuracy": float(np.mean(own)), "ratio": float(np.mean(own) / np.mean(real))})
         print(views, points[-1], flush=True)
-    return {"case": f"{arguments.name}, n = {n}, views {views:g}", "views": views, "seed": seed, "n": n, "real": float(np.mean(real)), "points": points}
+    return {
+        "case": f"{arguments.name}, n = {n}, views {views:g}",
+        "views": views,
+        "seed": seed,
+        "n": n,
+        "real": float(np.mean(real)),
+        "points": points,
+    }
 
 
 def figure(cells: list[dict[str, Any]], path: Path, title: str) -> None:

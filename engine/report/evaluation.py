@@ -52,7 +52,7 @@ def _row(label: str, images: str, arm: str, own: dict[str, Any], difference: dic
         "set": label,
         "images": images,
         "arm": arm_words(arm),
-        "kind": arm.partition("_")[0],
+        "kind": figures.hue(arm),
         "mean": own["mean"],
         "accuracy": f"{100 * own['mean']:.1f}",
         "interval": bracket(own["interval"], 100).strip(),
@@ -161,7 +161,7 @@ def _bars(groups: dict[str, Any]) -> dict[str, list[figures.Bar]]:
         label: [
             figures.Bar(
                 label=arm_words(arm),
-                kind=arm.partition("_")[0],
+                kind=figures.hue(arm),
                 mean=100 * own["mean"],
                 interval=tuple(None if bound is None else 100 * bound for bound in own["interval"]),
                 values=tuple(100 * value for value in own["values"]),

@@ -25,10 +25,21 @@ PALETTE = {
     "synthetic": "#000006",
     "mixed": "#000007",
 }
+CONTROLS = ("duplicated", "photocopy", "reconstructed", "augmented")
+OF_BOTH, OF_SYNTHETIC = ("mixed", "augmentation", "few_shot_augmentation"), ("synthetic", "replacement")
 _VARIABLES = {value: f"var(--{name})" for name, value in PALETTE.items()}
 _DROPPED_STYLES = ("font", "font-family", "font-style", "font-weight", "font-stretch", "font-variant")
 _FONT_SIZE = re.compile(r"([\d.]+)px")
 _WIDTH = 3.9  # inches: text is about 10 px high on a phone of 360 px, 13 px beside a table on a desktop
+
+
+def hue(arm: str) -> str:
+    """`mixed`, `synthetic`, `muted` or `real`: the colour of an arm, by what its key (or kind) says that it trains on."""
+    if arm.startswith(CONTROLS):
+        return "muted"
+    if arm.startswith(OF_BOTH):
+        return "mixed"
+    return "synthetic" if arm.startswith(OF_SYNTHETIC) else "real"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.errors import DataError
-from engine.evaluation.controls import WORDS as CONTROLS
 from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
 from engine.report import card, evaluation, figures, gallery, heldcurves, likeness, matching
@@ -141,7 +140,7 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     bars = [
         figures.Bar(
             label=arm_label(arm),
-            kind=_colour(arm),
+            kind=figures.hue(arm["kind"]),
             mean=100 * arm["mean"],
             interval=tuple(None if bound is None else 100 * bound for bound in arm["interval"]),
             values=tuple(100 * value for value in arm.get("values", arm["accuracies"])),
@@ -169,14 +168,9 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _colour(arm: dict[str, Any]) -> str:
-    """What an arm is drawn as: controls in grey."""
-    return "muted" if arm["kind"] in CONTROLS else str(arm["kind"])
-
-
 def _arm_row(arm: dict[str, Any], more: list[str]) -> dict[str, Any]:
     return {
-        "kind": _colour(arm),
+        "kind": figures.hue(arm["kind"]),
         "copies": copied(arm),
         "control": best_control(arm),
         "more": [f"{arm['measures'][name]['mean'] * 100:.1f}" for name in more],

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
 
-from engine.report.figures import PALETTE, Bar, accuracy, curve
+from engine.evaluation.controls import WORDS
+from engine.report.figures import PALETTE, Bar, accuracy, curve, hue
+from engine.spec.classifier import ArmKind
 
 BARS = [
     Bar("real", "real", 96.9, (95.1, 98.6), (96.8, 96.2, 97.7)),
@@ -88,3 +91,8 @@ def test_means_stand_at_their_place_on_the_axis() -> None:
 def test_a_long_curve_is_thinned() -> None:
     svg = str(curve("unet", "loss", list(range(1, 100_001)), [1.0] * 100_000))
     assert len(svg) < 60_000
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "mixed", *WORDS, *get_args(ArmKind)])
+def test_every_kind_of_arm_has_a_colour(kind: str) -> None:
+    assert hue(f"{kind}_1x") in PALETTE

@@ -175,7 +175,17 @@ def test_the_command_refuses_before_anything_is_claimed_and_old_outputs_go_on(
     assert not list((tmp_path / "out").glob("**/*"))
     assert (
         execute(
-            ["study", "ablation", str(recipe), "-o", "out", "--set", "ablation.arms={base: {}, lora: {match.steps: 2}}", "--set", "split.validation=20"]
+            [
+                "study",
+                "ablation",
+                str(recipe),
+                "-o",
+                "out",
+                "--set",
+                "ablation.arms={base: {}, lora: {match.steps: 2}}",
+                "--set",
+                "split.validation=20",
+            ]
         )
         == 2
     )
