@@ -74,9 +74,8 @@ def check(spec: RunSpec) -> None:
                 "give a diffusers directory or a Hub id" if key.endswith("checkpoint") else "give a .safetensors file",
             )
     if spec.model.checkpoint is None:
-        check_kind(
-            spec.generate.scheduler, "edm" if spec.pretrain.kind == "pixel" else "diffusion", "the closed-set generator"
-        )
+        kind = spec.pretrain.pixel.objective if spec.pretrain.kind == "pixel" else "diffusion"
+        check_kind(spec.generate.scheduler, kind, "the closed-set generator")
     precheck(spec)
     matching.precheck(spec)
 

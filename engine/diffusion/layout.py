@@ -81,7 +81,7 @@ def read_index(folder: Path) -> Index:
     index = read_json(folder / INDEX)
     where, kind = str(folder / INDEX), index.get("_class_name")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        what = f"is for {kind!r}, not for Stable Diffusion 1, 2, XL or 3, DiT, nor EDM in pixels"
+        what = f"is for {kind!r}, not for Stable Diffusion 1, 2, XL or 3, DiT, nor EDM or flow matching in pixels"
         raise ConfigError(where, what, f"give a directory for {', '.join(family.pipelines[0] for family in ALL)}")
     family = FAMILIES[kind]
     present = {

@@ -107,18 +107,18 @@ class Flow:
 
     UNIT = 1000.0
 
-    def __init__(self, shift: float = 1.0) -> None:
-        """`shift` moves drawn times towards the noise, as at sampling (arXiv 2403.03206, eq. 23)."""
-        self._shift = shift
+    def __init__(self, shift: float = 1.0, mean: float = 0.0, std: float = 1.0) -> None:
+        """`shift` moves drawn times towards the noise, as at sampling (arXiv 2403.03206, eq. 23); `mean`, `std` of their logit."""
+        self._shift, self._mean, self._std = shift, mean, std
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Flow:
+    def of(cls, config: Mapping[str, Any], mean: float = 0.0, std: float = 1.0) -> Flow:
         """The process of a flow-matching scheduler's configuration."""
-        return cls(float(config.get("shift", 1.0)))
+        return cls(float(config.get("shift", 1.0)), mean, std)
 
     def times(self, count: int, generator: torch.Generator) -> Times:
         """Logit-normal (arXiv 2403.03206, section 3.1), shifted."""
-        s = torch.sigmoid(torch.randn(count, generator=generator))
+        s = torch.sigmoid(self._mean + self._std * torch.randn(count, generator=generator))
         return self.UNIT * self._shift * s / (1 + (self._shift - 1) * s)
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: Times) -> torch.Tensor:

@@ -56,7 +56,7 @@ def fill(data: Any) -> Any:
     told = data | ({"match": {**token, **data["match"]}} if isinstance(data.get("match"), dict) else {})
     return told | {
         "pretrain": {"held_out": HELD_OUT, **pretrain, **filled, "space": space},
-        "generate": {**token, **_guidance(filled["pixel"], generate), **generate},
+        "generate": {**token, **_sampling(filled["pixel"], generate), **generate},
     }
 
 
@@ -82,10 +82,11 @@ def _over(rows: dict[str, dict[str, Any]], pretrain: dict[str, Any], size: int) 
     return {part: {**row, **pretrain.get(part, {})} for part, row in fitted.items()}
 
 
-def _guidance(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
-    """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance."""
+def _sampling(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
+    """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance; a sampler of its objective."""
     other = {"guidance_on", "guidance_interval"} & generate.keys()
-    return {} if other or not pixel.get("guide", 1) else {"guidance": "auto"}
+    guided = {} if other or not pixel.get("guide", 1) else {"guidance": "auto"}
+    return guided | ({"scheduler": "flow_euler"} if pixel.get("objective") == "flow" else {})
 
 
 def _closed_set(data: dict[str, Any]) -> bool:

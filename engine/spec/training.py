@@ -92,13 +92,16 @@ class DitSpec(Spec):
 
 
 class PixelSpec(Spec):
-    """The closed-set U-Net in pixels: sizes and training of `diffusers.UNet2DModel` under EDM (arXiv 2206.00364).
+    """The closed-set U-Net in pixels: sizes and training of `diffusers.UNet2DModel`.
 
+    `objective`: EDM's preconditioned denoising (arXiv 2206.00364), or flow matching (arXiv 2210.02747). `noise_mean`, `noise_std`: ln of
+    the noise-to-image ratio is normal in training, under both (under flow matching it is the logit of the time).
     `attention`: the sides in pixels at which blocks have self-attention; `ema`: the length of the average of the weights, relative
     to the training (arXiv 2312.02696), where no image is held out to choose it by; `guide`: the share of the training after which
     the weaker model of autoguidance is kept, 0: none.
     """
 
+    objective: Literal["edm", "flow"] = "edm"
     blocks: tuple[Count, ...] = (32, 64)
     layers: Count = 1
     attention: tuple[Count, ...] = ()

@@ -151,8 +151,8 @@ def _dit(folder: Path) -> Path:
 
 
 @_writer("pixel_plain")
-def _pixel(folder: Path, told: bool = False) -> Path:
-    """Of ten classes and the null class; `told`: image features too, and a weaker model beside it."""
+def _pixel(folder: Path, told: bool = False, **settings: Any) -> Path:
+    """Of ten classes and the null class; `told`: image features too, and a weaker model beside it; settings of `PixelSpec`."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 
@@ -160,8 +160,10 @@ def _pixel(folder: Path, told: bool = False) -> Path:
     from engine.diffusion.tiny import directory, pixelmodels
     from engine.spec.training import PixelSpec
 
+    spec = PixelSpec(blocks=(16, 32), attention=(4,), head_dim=8, **settings)
+
     def unet() -> Any:
-        made: Any = pixelmodels.build_unet(PixelSpec(blocks=(16, 32), attention=(4,), head_dim=8), SIZE, len(LABELS))
+        made: Any = pixelmodels.build_unet(spec, SIZE, len(LABELS))
         made = join(made, pixelmodels.build_projection(made, WIDTHS[0])) if told else made
         for parameter in made.parameters():  # what training begins with predicts nothing
             if not parameter.any():
@@ -175,7 +177,7 @@ def _pixel(folder: Path, told: bool = False) -> Path:
             projection_dim=WIDTHS[0],
         )
     )
-    parts = (make_tokenizer(LENGTH), clip, None, unet(), pixelmodels.build_scheduler(), LABELS)
+    parts = (make_tokenizer(LENGTH), clip, None, unet(), pixelmodels.build_scheduler(spec), LABELS)
     directory.save(directory.Stack(*parts, guide=unet() if told else None), folder)
     return folder
 
@@ -183,6 +185,11 @@ def _pixel(folder: Path, told: bool = False) -> Path:
 @_writer("pixel")
 def _pixel_told(folder: Path) -> Path:
     return _pixel(folder, told=True)
+
+
+@_writer("pixel_flow")
+def _pixel_flow(folder: Path) -> Path:
+    return _pixel(folder, told=True, objective="flow")
 
 
 def vae(channels: int, **more: Any) -> Any:

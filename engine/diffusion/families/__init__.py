@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from engine.diffusion.families.base import Family
 from engine.diffusion.families.dit import Dit
-from engine.diffusion.families.pixel import Pixel
+from engine.diffusion.families.pixel import Pixel, PixelFlow
 from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.families.sd3 import StableDiffusion3
 from engine.diffusion.families.xl import StableDiffusionXl
 
-ALL: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXl(), StableDiffusion3(), Dit(), Pixel())
+ALL: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXl(), StableDiffusion3(), Dit(), Pixel(), PixelFlow())
 FAMILIES: dict[str, Family] = {pipeline: family for family in ALL for pipeline in family.pipelines}
 
 

@@ -1,4 +1,4 @@
-"""Class-conditional U-Nets in pixels, trained under EDM (arXiv 2206.00364): no VAE, no text."""
+"""Class-conditional U-Nets in pixels, trained under EDM (arXiv 2206.00364) or by flow matching: no VAE, no text."""
 
 from __future__ import annotations
 
@@ -157,6 +157,37 @@ class Pixel:
         from engine.diffusion.families.pixelpipeline import save
 
         return save(denoiser, folder, ("unet", PROJECTION))
+
+
+class PixelFlow(Pixel):
+    """The same U-Nets trained by flow matching, in a directory of `DDPMPipeline`, which opens them but does not tell them a class."""
+
+    name = "flow matching in pixels"
+    pipelines: tuple[str, ...] = ("DDPMPipeline",)
+    parts: Mapping[str, Part] = PARTS | {"scheduler": known.FLOW_SCHEDULER}
+    samplers: Kind = "flow"
+
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+        """Those of the other, but for what is predicted."""
+        return super().facts(folder, configs, image_size) | {"prediction_type": "flow"}
+
+    def build(self, components: dict[str, Any]) -> Any:
+        """The pipeline with its own parts beside, and what stands for a VAE."""
+        from engine.diffusion.families.pixelpipeline import FlowToPixels
+
+        return FlowToPixels(**components)
+
+    def process(self, scheduler_config: Any, device: torch.device | str = "cpu") -> Process:
+        """A straight line from the image to the noise."""
+        from engine.diffusion.process import Flow
+
+        return Flow.of(scheduler_config)
+
+    def predict(self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
+        """The U-Net's output."""
+        told = condition if "states" in condition else condition["labels"]
+        predicted: torch.Tensor = denoiser(noisy, times.to(noisy.device), class_labels=told).sample
+        return predicted
 
 
 def _check_guide(folder: Path, configs: Configs) -> None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, ImagePipelineOutput
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
@@ -76,12 +76,15 @@ def save(unet: Any, folder: Path, names: tuple[str, str]) -> tuple[str, ...]:
     return names
 
 
-class ClassToPixels(ConsistencyModelPipeline):
-    """ConsistencyModelPipeline's sampling, which with an EDM sampler is EDM's, plus what it lacks.
+class _InPixels:
+    """What both pipelines do: parts of their own beside the stock ones, each sample's own generator, guidance, images to start from."""
 
-    Where there is neither guidance, feature nor image the results are equal to the stock pipeline's, but for the layout of the
-    noise: here each sample has its own generator.
-    """
+    unet: Any
+    scheduler: Any
+    image_projection: Any
+    guide: Any
+    register_modules: Any
+    _execution_device: torch.device
 
     def __init__(
         self,
@@ -92,7 +95,7 @@ class ClassToPixels(ConsistencyModelPipeline):
         guide_projection: Any = None,
         **kept: Any,
     ) -> None:
-        super().__init__(unet=unet, scheduler=scheduler)
+        super().__init__(unet=unet, scheduler=scheduler)  # type: ignore[call-arg]
         self.register_modules(image_projection=image_projection, guide=guide, guide_projection=guide_projection)
         join(unet, image_projection)
         if guide is not None:
@@ -106,7 +109,7 @@ class ClassToPixels(ConsistencyModelPipeline):
         return {name: getattr(self, name) for name in names}
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]
+    def __call__(
         self,
         told: Condition,
         without: Condition | None = None,
@@ -127,7 +130,7 @@ class ClassToPixels(ConsistencyModelPipeline):
         takes = inspect.signature(self.scheduler.step).parameters
         options = {"generator": generator} if "generator" in takes else {}
         for t in timesteps:
-            taken = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)
+            taken = self._taken(latents, t).to(self.unet.dtype)
             predicted = self._predict(taken, t, told, without, guidance_scale)
             latents = self.scheduler.step(predicted.to(latents), t, latents, **options).prev_sample
         return ImagePipelineOutput(images=latents)
@@ -154,12 +157,42 @@ class ClassToPixels(ConsistencyModelPipeline):
         shape = (count, config.in_channels, config.sample_size, config.sample_size)
         noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if image is None:
-            return noise * scheduler.init_noise_sigma, scheduler.timesteps
+            return noise * getattr(scheduler, "init_noise_sigma", 1.0), scheduler.timesteps
         steps = scheduler.num_inference_steps
         first = max(steps - min(int(steps * strength), steps), 0) * scheduler.order
         timesteps = scheduler.timesteps[first:]
         scheduler.set_begin_index(first)
-        return scheduler.add_noise(image.to(noise), noise, timesteps[:1].repeat(count)), timesteps
+        return self._noised(image.to(noise), timesteps[:1].repeat(count), noise), timesteps
+
+    def _taken(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _noised(self, images: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ClassToPixels(_InPixels, ConsistencyModelPipeline):
+    """ConsistencyModelPipeline's sampling, which with an EDM sampler is EDM's, plus what it lacks.
+
+    Where there is neither guidance, feature nor image the results are equal to the stock pipeline's, but for the layout of the
+    noise: here each sample has its own generator.
+    """
+
+    def _taken(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.scale_model_input(latents, t)  # type: ignore[no-any-return]
+
+    def _noised(self, images: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.add_noise(images, noise, t)  # type: ignore[no-any-return]
+
+
+class FlowToPixels(_InPixels, DDPMPipeline):
+    """The same under flow matching; DDPMPipeline opens its parts, but does not tell a U-Net its class."""
+
+    def _taken(self, latents: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return latents
+
+    def _noised(self, images: torch.Tensor, t: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        return self.scheduler.scale_noise(images, t, noise)  # type: ignore[no-any-return]
 
 
 def _run(unet: Any, taken: torch.Tensor, t: torch.Tensor, told: Condition) -> torch.Tensor:

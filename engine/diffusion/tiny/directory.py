@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ConsistencyModelPipeline, DiTPipeline, StableDiffusionPipeline
+from diffusers import ConsistencyModelPipeline, DDPMPipeline, DiTPipeline, EDMEulerScheduler, StableDiffusionPipeline
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from engine.diffusion.families import pixelpipeline
@@ -74,11 +74,15 @@ def _save_dit(stack: Stack, folder: Path) -> None:
 
 
 def _save_pixel(stack: Stack, folder: Path) -> None:
-    """What stock diffusers opens as ConsistencyModelPipeline, which draws by class; beside it the projection of image features and the guide."""
+    """What stock diffusers opens as ConsistencyModelPipeline, which draws by class (DDPMPipeline for flow matching, which does not).
+
+    Beside it the projection of image features and the guide.
+    """
     written = pixelpipeline.save(stack.denoiser, folder, ("unet", PROJECTION))
     if stack.guide is not None:
         written += pixelpipeline.save(stack.guide, folder, (GUIDE, GUIDE_PROJECTION))
-    pipeline: Any = ConsistencyModelPipeline(unet=stack.denoiser, scheduler=stack.scheduler)
+    kind: Any = ConsistencyModelPipeline if isinstance(stack.scheduler, EDMEulerScheduler) else DDPMPipeline
+    pipeline = kind(unet=stack.denoiser, scheduler=stack.scheduler)
     pipeline.scheduler.save_pretrained(folder / "scheduler")
     pipeline.save_config(folder)
     index = json.loads((folder / INDEX).read_text())

@@ -20,7 +20,7 @@ from transformers import (
 from engine.diffusion import schedulers
 from engine.diffusion.families.base import Family
 from engine.diffusion.families.dit import CLASSES, Dit, without_dropout
-from engine.diffusion.families.pixel import Pixel
+from engine.diffusion.families.pixel import Pixel, PixelFlow
 from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.tiny import pixelmodels
 from engine.errors import ConfigError
@@ -31,10 +31,16 @@ RGB = 3
 MLP_RATIO = 4
 UNET_GROUPS = 32
 TRAIN_TIMESTEPS = 1000
-FAMILY: dict[str, Family] = {"unet": StableDiffusion(), "dit": Dit(), "pixel": Pixel()}
 LAYER_SCALE = (
     0.1  # ConvNeXt's 1e-6 is for deep networks; a shallow one would learn next to nothing in its short training
 )
+
+
+def family_of(spec: PretrainSpec) -> Family:
+    """The family that a closed-set generator belongs to once it is trained."""
+    pixel: Family = PixelFlow() if spec.pixel.objective == "flow" else Pixel()
+    known: dict[str, Family] = {"unet": StableDiffusion(), "dit": Dit(), "pixel": pixel}
+    return known[spec.kind]
 
 
 def latent_size(spec: VaeSpec, image_size: int) -> int:
@@ -71,14 +77,14 @@ def _latent_rules(spec: PretrainSpec, image_size: int) -> list[tuple[bool, str, 
 
 def check_generate(spec: PretrainSpec, generate: GenerateSpec) -> None:
     """Refuse a sampling that the generator will not be able to do once it is trained (ConfigError)."""
-    family = FAMILY[spec.kind]
+    family = family_of(spec)
     schedulers.check_kind(generate.scheduler, family.samplers, "the closed-set generator")
     family.check_generate(generate)
     if generate.guidance == "auto" and not (spec.kind == "pixel" and spec.pixel.guide):
         what = "is auto, but the generator has no weaker model: that is what pretrain.pixel.guide keeps"
         raise ConfigError("generate.guidance", what, "set it to cfg")
     own = spec.trained
-    scheduler: Any = pixelmodels.build_scheduler() if isinstance(own, PixelSpec) else build_scheduler(own)
+    scheduler: Any = pixelmodels.build_scheduler(own) if isinstance(own, PixelSpec) else build_scheduler(own)
     steps, strength = generate.num_inference_steps, generate.strength
     schedulers.check_steps(generate.scheduler, scheduler.config, steps, strength, kind=family.samplers)
 

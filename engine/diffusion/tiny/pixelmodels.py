@@ -6,7 +6,7 @@ from math import gcd
 from typing import Any
 
 import torch
-from diffusers import EDMEulerScheduler, UNet2DModel
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
 from diffusers.pipelines.flux.modeling_flux import ReduxImageEncoder
 
 from engine.spec.training import PixelSpec
@@ -70,6 +70,6 @@ def build_projection(unet: Any, width: int) -> ReduxImageEncoder:
     return projection  # type: ignore[no-any-return]
 
 
-def build_scheduler() -> EDMEulerScheduler:
-    """EDM's noise levels as published: 80 to 0.002, rho 7, data of standard deviation 0.5."""
-    return EDMEulerScheduler()
+def build_scheduler(spec: PixelSpec) -> EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
+    """EDM's noise levels as published: 80 to 0.002, rho 7, data of standard deviation 0.5; flow matching's times without a shift."""
+    return FlowMatchEulerDiscreteScheduler() if spec.objective == "flow" else EDMEulerScheduler()

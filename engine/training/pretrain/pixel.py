@@ -1,4 +1,4 @@
-"""The last stage with a U-Net in pixels under EDM: told the class of an image and, if asked for, its feature."""
+"""The last stage with a U-Net in pixels, under EDM or flow matching: told the class of an image and, if asked for, its feature."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from transformers import CLIPTokenizer
 
 from engine.diffusion.families.base import Family
-from engine.diffusion.families.pixel import Pixel
+from engine.diffusion.families.pixel import Pixel, PixelFlow
 from engine.diffusion.families.pixelpipeline import join
-from engine.diffusion.process import Edm
+from engine.diffusion.process import Edm, Flow
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.pixelmodels import build_projection, build_scheduler, build_unet
 from engine.training.cache import Cache
@@ -42,7 +42,6 @@ class PixelStage(DenoiserStage):
     """The U-Net's sizes and settings are the recipe's `pretrain.pixel`."""
 
     name = "pixel"
-    family: Family = Pixel()
 
     def __init__(self, setting: Setting, cache: Cache, vae: Any = None, factor: float = 1.0) -> None:
         spec, size = setting.spec.pretrain.pixel, setting.spec.images.size
@@ -52,8 +51,10 @@ class PixelStage(DenoiserStage):
             unet = build_unet(spec, size, classes)
             return unet if width is None else join(unet, build_projection(unet, width))
 
-        self.scheduler = build_scheduler()
-        self.process = Edm.of(self.scheduler.config, spec.noise_mean, spec.noise_std)
+        flow = spec.objective == "flow"
+        self.family: Family = PixelFlow() if flow else Pixel()
+        self.scheduler = build_scheduler(spec)
+        self.process = (Flow if flow else Edm).of(self.scheduler.config, spec.noise_mean, spec.noise_std)
         super().__init__(setting, spec, cache, setting.build(self.name, build), spec.drop_image)
         self.guide: Any = None
 

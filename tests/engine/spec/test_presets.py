@@ -128,6 +128,9 @@ def test_blocks_of_ones_own_have_attention_where_the_recipe_says_so() -> None:
 
 
 def test_guidance_is_the_weaker_models_where_there_is_one() -> None:
+    flow = validate(recipe(pretrain={"pixel": {"objective": "flow"}}))
+    assert (flow.generate.scheduler, flow.generate.guidance) == ("flow_euler", "auto")
+    assert validate(recipe()).generate.scheduler == "dpmsolver++"
     assert validate(recipe(pretrain={"pixel": {"guide": 0}})).generate.guidance == "cfg"
     assert validate(recipe(generate={"guidance_interval": [0.2, 0.8]})).generate.guidance == "cfg"
     assert validate(recipe(pretrain={"pixel": {"guide": 0.5}})).generate.guidance == "auto"

@@ -37,7 +37,7 @@ def stock(family_folders: dict[str, Path]) -> Callable[[str], Any]:
     """A family's pipeline as a user of diffusers opens it, afresh each time."""
 
     def open_pipeline(kind: str) -> Any:
-        pixels = dict.fromkeys(("pixel", "pixel_plain"), "ConsistencyModelPipeline")
+        pixels = dict.fromkeys(("pixel", "pixel_plain"), "ConsistencyModelPipeline") | {"pixel_flow": "DDPMPipeline"}
         names = {"xl": "StableDiffusionXLPipeline", "dit": "DiTPipeline"} | pixels
         more = {"xl": {"add_watermarker": False}, "sd3": {"text_encoder_3": None, "tokenizer_3": None}}
         loader = getattr(diffusers, names.get(kind, "StableDiffusion3Pipeline"))

@@ -64,8 +64,9 @@ def test_facts_of_each_family(checked: dict[str, Checkpoint]) -> None:
         "dit": ("DiTPipeline", 4, 4, {}, "epsilon", 1000),
         "pixel_plain": ("ConsistencyModelPipeline", 3, 8, {}, "epsilon", 10),
         "pixel": ("ConsistencyModelPipeline", 3, 8, {WIDTHS[0]: (0, 0)}, "epsilon", 10),
+        "pixel_flow": ("DDPMPipeline", 3, 8, {WIDTHS[0]: (0, 0)}, "flow", 10),
     }  # fmt: skip
-    assert [c.feature_dim for c in checked.values()] == [WIDTHS[1], *[None] * 5]
+    assert [c.feature_dim for c in checked.values()] == [WIDTHS[1], *[None] * 6]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in WRITERS if not kind.startswith("pixel")])

@@ -20,10 +20,13 @@ import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from torch import nn
 
-from engine.diffusion.process import Edm
+from engine.diffusion.checkpoint import inspect, load
+from engine.diffusion.process import Edm, Flow
+from engine.diffusion.sampler import Request, Sampler
 from engine.diffusion.tiny import pixelmodels
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
+from engine.spec.models import ModelSpec
 from engine.spec.training import PixelSpec, ViewsSpec
 from engine.training.cache import Cache
 from engine.training.judge_model import AUGMENTATIONS
@@ -84,6 +87,37 @@ def test_the_loss_is_edms() -> None:
     clean = every[rows]
     error = ((clean - 0.25 / (s**2 + 0.25) * noisy) / (s * 0.5 / (s**2 + 0.25).sqrt())).square()
     assert loss == pytest.approx(float(error.mean()), rel=0.02)
+
+
+def test_the_loss_of_flow_matching_is_that_of_the_velocity() -> None:
+    """Of a network that predicts nothing: the mean of (e - z)^2, at times whose logit is N(-1.2, 1.2^2), given (1 - s) z + s e."""
+    stage, cache = _stage(pixel={"batch": 500, "objective": "flow"})
+    assert isinstance(stage.process, Flow)
+    listener = _Listener()
+    loss = float(stage.loss(listener, 3))
+    [(taken, times, classes)] = listener.asked
+    s = (times / 1000)[:, None, None, None]
+    logits = torch.logit(s.double().flatten())
+    assert (logits.mean().item(), logits.std().item()) == pytest.approx((-1.2, 1.2), abs=0.15)
+    every = cache.latents[0]
+    implied = (taken[:, None] - (1 - s[:, None]) * every[None]) / s[:, None]
+    rows = (implied.square().mean((2, 3, 4)) - 1).abs().argmin(1)
+    certain = s.flatten() < 0.25
+    assert (cache.labels[rows][certain & (classes < 10)] == classes[certain & (classes < 10)]).all()
+    clean = every[rows]
+    noise = (taken - (1 - s) * clean) / s
+    assert loss == pytest.approx(float((noise - clean).square().mean()), rel=0.03)
+    assert stage.error_on(cache) == pytest.approx(1 + float(every.square().mean()), rel=0.05)
+
+
+def test_a_generator_trained_by_flow_matching_draws(tmp_path: Path) -> None:
+    spec = pixel_spec(pixel={"objective": "flow", "steps": 8})
+    assert training(tmp_path, spec).run()["done"]
+    found = inspect(ModelSpec(checkpoint=str(tmp_path / "model")), spec.images.size)
+    assert (found.family, found.prediction_type) == ("DDPMPipeline", "flow")
+    generate = spec.generate.model_copy(update={"scheduler": "flow_heun", "num_inference_steps": 3})
+    [drawn] = Sampler(load(found, "cpu", "float32"), generate).draw([Request("", 1, label=3)])
+    assert drawn.reason is None
 
 
 def test_the_null_class_is_told_as_often_as_asked() -> None:
