@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -30,8 +31,12 @@ class _State:
 class Board:
     """A handle that any worker may use: picklable, fire and forget."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, prefix: str = "") -> None:
+        self._actor, self._prefix = actor, prefix
+
+    def under(self, prefix: str) -> Board:
+        """The same board, with the names of all that is told to it after `prefix`."""
+        return Board(self._actor, f"{self._prefix}{prefix} ")
 
     @classmethod
     def create(cls) -> Board:
@@ -44,13 +49,38 @@ class Board:
 
     def update(self, name: str, done: int, total: int, unit: str = "steps", **fields: float | int | str) -> None:
         """Report from a worker; costs one small message and never waits."""
-        self._actor.update.remote(name, done, total, unit, fields)
+        self._actor.update.remote(self._prefix + name, done, total, unit, fields)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
         """All tasks as they stand."""
         import ray
 
         return ray.get(self._actor.snapshot.remote(), timeout=30)
+
+
+class BoardReporter(Reporter):
+    """A reporter inside a worker: its tasks stand on the board; notes go nowhere."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def task(self, name: str, total: int, unit: str = "images") -> Task:
+        """Open a counted task of `total` units."""
+        return _BoardTask(self._board, name, total, unit)
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+class _BoardTask(Task):
+    def __init__(self, board: Board, name: str, total: int, unit: str) -> None:
+        super().__init__(name, total, unit)
+        self._board, self._last = board, 0.0
+
+    def _show(self, fields: dict[str, float | int | str]) -> None:
+        if self.done >= self.total or time.monotonic() - self._last >= POLL_S:
+            self._board.update(self.name, self.done, self.total, self.unit, **fields)
+            self._last = time.monotonic()
 
 
 @contextmanager

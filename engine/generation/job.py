@@ -105,7 +105,7 @@ def generate(
         else:
             scorer = _scorer_digest(spec, checkpoint)
             what = Order(store.url, spec, checkpoint, adapter, here, attempts.new_session(), 1, scorer)
-            _make_here(what, pending, budget)
+            _make_here(what, pending, budget, reporter)
     made = manifest.finalise(store, facts, plan_digest)
     seconds = time.monotonic() - began
     return Summary(made.seal.samples, made.seal.quarantined, dict(budget.reasons), plan.shards, len(pending), seconds)
@@ -163,13 +163,16 @@ def _scorer_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
     return featuremodel.scorer(spec, checkpoint.path).digest
 
 
-def _make_here(what: Order, pending: list[int], budget: Budget) -> None:
+def _make_here(what: Order, pending: list[int], budget: Budget, reporter: Reporter) -> None:
     """Make the pending shards in this process, one after another."""
     worker = build_worker(what)
     try:
-        for k in pending:
-            record = worker.make(k)
-            budget.add(record.planned, [entry.reason for entry in record.quarantined])
+        with reporter.task("generate", budget.count) as task:
+            task.update(budget.done)
+            for k in pending:
+                record = worker.make(k)
+                budget.add(record.planned, [entry.reason for entry in record.quarantined])
+                task.update(budget.done)
     finally:
         worker.meter.close()
 

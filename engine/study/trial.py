@@ -6,6 +6,7 @@ import io
 from dataclasses import dataclass
 from typing import Any
 
+from engine.cluster.board import Board, BoardReporter
 from engine.cluster.progress import PlainReporter, Reporter
 from engine.conditions import job as conditions
 from engine.conditions import pool, table
@@ -34,6 +35,11 @@ class Shared:
     train: Arrays
     held: Arrays
     validation: Arrays | None = None
+    board: Board | None = None
+
+    def told(self, seed: int) -> Board | None:
+        """The board under the name of a generator seed."""
+        return None if self.board is None else self.board.under(f"generator {seed}:")
 
 
 def generator_key(spec: RunSpec) -> str:
@@ -53,7 +59,7 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     if not store.exists(MODEL_MARKER):
         captions = _captions(spec, shared, store)
-        job = Job(spec, store, made_from(spec, shared.catalog, captions))
+        job = Job(spec, store, made_from(spec, shared.catalog, captions), board=shared.told(spec.seed))
         images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
         Training(job, _place(device), images).run()
     return address(store, "model")
@@ -92,7 +98,7 @@ def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Share
     model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": tuned})
     base = checkpoints.inspect(model, spec.images.size)
     known, lora = table.load(store, spec), lora_of(spec, store)
-    generation.generate(spec, store, base, known, shared.catalog, quiet(), lora=lora, here=device)
+    generation.generate(spec, store, base, known, shared.catalog, reporter(shared, spec.seed), lora=lora, here=device)
     return store
 
 
@@ -154,6 +160,12 @@ def _model(spec: RunSpec, generator: str | None) -> ModelSpec:
 def output(shared: Shared, name: str) -> Store:
     """The output of a trial, or of what trials share."""
     return open_store(f"{shared.url}/trials/{name}")
+
+
+def reporter(shared: Shared, seed: int) -> Reporter:
+    """Where the work of a generator seed is told: the board, if there is one."""
+    board = shared.told(seed)
+    return quiet() if board is None else BoardReporter(board)
 
 
 def quiet() -> Reporter:

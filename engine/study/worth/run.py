@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog
@@ -86,8 +87,9 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
     await_room(one_worker(spec.resources), where)
     slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
     slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
-    images = ray.put(trial.Images(store.url, catalog, *read))
-    shared = ray.put(Shared(store.url, catalog, read[0], read[2]))
+    board = Board.create()
+    images = ray.put(trial.Images(store.url, catalog, read[0], read[1], read[2], board))
+    shared = ray.put(Shared(store.url, catalog, read[0], read[2], board=board))
     train, run = (ray.remote(function).options(**slots) for function in (train_generator, trial.run))
     for one in pending:
         judges = [f"{one.seed}-{number}" for number in range(spec.judge.seeds)]
@@ -96,7 +98,7 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
     for one in pending:
         generator = None if one.model.checkpoint is not None else train.remote(one, shared, where)
         refs[run.remote(one, generator, images, where)] = one
-    with reporter.task("worth", len(pending), "generator seeds") as task:
+    with reporter.task("worth", len(pending), "generator seeds") as task, follow(board, reporter):
         task.update(0)
         waiting = list(refs)
         while waiting:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.cluster.board import Board
+from engine.cluster.progress import Task
 from engine.evaluation import audit, controls
 from engine.evaluation.evaluationresults import Copies
 from engine.evaluation.fidelity import distances
@@ -17,7 +19,7 @@ from engine.spec.models import JudgeSpec
 from engine.storage.store import Store
 from engine.study.nested import judge_seeds
 from engine.study.reading import packed
-from engine.study.trial import Shared, quiet, synthetic_set
+from engine.study.trial import Shared, quiet, reporter, synthetic_set
 from engine.training.judge import Arm, Data, arms, fit
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.measures import METRICS, measured
@@ -32,6 +34,7 @@ class Images:
     train: Arrays
     validation: Arrays
     test: Arrays
+    board: Board | None = None
 
 
 def name(seed: int) -> str:
@@ -46,7 +49,7 @@ def judged(spec: RunSpec, planned: controls.Planned) -> list[Arm]:
 
 def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> dict[str, Any]:
     """The seed's result, as `WorthTrial`. Judges that are scored on validation images are others than those that read the test split."""
-    given = Shared(shared.url, shared.catalog, shared.train, shared.test)
+    given = Shared(shared.url, shared.catalog, shared.train, shared.test, board=shared.board)
     store = synthetic_set(spec, "worth", generator, given, device)
     planned = controls.plan(spec, store)
     data = _data(spec, store, shared)
@@ -58,14 +61,18 @@ def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> di
     wanted, count = judged(spec, planned), spec.judge.seeds
     seeds = judge_seeds(spec.seed, 2 * count)
     ways = {"validation": (shared.validation, seeds[count:]), "test": (shared.test, seeds[:count])}
+    with reporter(given, spec.seed).task("judges", 2 * count * len(wanted), "judges") as task:
+        judged_arms = {
+            arm.key: {
+                way: _judge(arm, own, spec.judge, data, images, device, task) for way, (images, own) in ways.items()
+            }
+            for arm in wanted
+        }
     return {
         "identity": identity(spec),
         "seed": spec.seed,
         "images": {way: len(images.labels) for way, (images, _) in ways.items()},
-        "arms": {
-            arm.key: {way: _judge(arm, own, spec.judge, data, images, device) for way, (images, own) in ways.items()}
-            for arm in wanted
-        },
+        "arms": judged_arms,
         "kinds": {arm.key: {"kind": arm.kind, "multiple": arm.multiple} for arm in wanted},
         "left_out": planned.left_out,
         "fidelity": _fidelity(spec, data, held, multiples, device),
@@ -112,7 +119,7 @@ def _with_controls(
 
 
 def _judge(
-    arm: Arm, seeds: list[int], spec: JudgeSpec, data: Data, images: Arrays, device: str
+    arm: Arm, seeds: list[int], spec: JudgeSpec, data: Data, images: Arrays, device: str, task: Task
 ) -> dict[str, list[Any]]:
     """Each metric, a value a judge, and which images were right."""
     from engine.training import judge_model
@@ -126,4 +133,5 @@ def _judge(
         out["right"].append(packed(right))
         for metric, value in measured(logits, images.labels).items():
             out[metric].append(value)
+        task.update(task.done + 1, arm=arm.key)
     return out

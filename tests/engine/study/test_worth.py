@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ def _spec(seeds: int = 2, **changes: Any) -> RunSpec:
 def test_a_study_runs_resumes_and_grows(tmp_path: Path, ray_cluster: None) -> None:
     store = open_store(str(tmp_path))
     catalog = catalogs.build(_spec(), store, Quiet())
-    result = worth(_spec(), catalog, store, PlainReporter())
+    said = io.StringIO()
+    result = worth(_spec(), catalog, store, PlainReporter(said))
+    for seed in (0, 1):  # each seed's training, drawing and judging is seen on its way
+        for part in ("pretrain pixel: ", "generate: ", "judges: "):
+            assert f"generator {seed}: {part}" in said.getvalue()
     kept = {entry.name: store.read(entry.name) for entry in store.list("results/worth/")}
     assert set(kept) == {"results/worth/seed-0.json", "results/worth/seed-1.json"}
     assert list(result["arms"]) == ["real", "duplicated_2x", "photocopy_2x", "augmented", "synthetic_2x", "mixed_2x"]
