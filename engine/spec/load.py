@@ -40,6 +40,7 @@ ADDED: dict[str, Any] = {
     "pretrain.denoiser": "unet",
     "pretrain.held_out": 0.0,
     "pretrain.pixel": PixelSpec().model_dump(mode="json"),
+    "pretrain.pixel.objective": "edm",
     "pretrain.space": "latent",
     "pretrain.views": ViewsSpec().model_dump(mode="json"),
     "pretrain.encoder": None,

@@ -80,6 +80,8 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     }
     for part in unused[spec.pretrain.kind]:
         settings["pretrain"].pop(part)  # a U-Net's settings are those of before there was a choice
+    if spec.pretrain.kind == "pixel" and spec.pretrain.pixel.objective == "edm":
+        settings["pretrain"]["pixel"].pop("objective")  # as before there was a choice
     none = {"views": ViewsSpec().model_dump(mode="json"), "held_out": 0.0, "encoder": None}
     for part, absent in none.items():
         if settings["pretrain"][part] == absent:
