@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from engine.evaluation.controls import WORDS as CONTROLS
+
 MAX_POINTS = 400  # of a curve
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
@@ -25,7 +27,6 @@ PALETTE = {
     "synthetic": "#000006",
     "mixed": "#000007",
 }
-CONTROLS = ("duplicated", "photocopy", "reconstructed", "augmented")
 OF_BOTH, OF_SYNTHETIC = ("mixed", "augmentation", "few_shot_augmentation"), ("synthetic", "replacement")
 _VARIABLES = {value: f"var(--{name})" for name, value in PALETTE.items()}
 _DROPPED_STYLES = ("font", "font-family", "font-style", "font-weight", "font-stretch", "font-variant")
@@ -35,7 +36,7 @@ _WIDTH = 3.9  # inches: text is about 10 px high on a phone of 360 px, 13 px bes
 
 def hue(arm: str) -> str:
     """`mixed`, `synthetic`, `muted` or `real`: the colour of an arm, by what its key (or kind) says that it trains on."""
-    if arm.startswith(CONTROLS):
+    if arm.startswith(tuple(CONTROLS)):
         return "muted"
     if arm.startswith(OF_BOTH):
         return "mixed"
