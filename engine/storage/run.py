@@ -15,6 +15,7 @@ from engine.storage.store import Store
 
 SPEC = "spec.yaml"
 _SHOWN = 5
+_END = b"\n...\n"  # YAML's end of a document: a file that was cut has none
 _HEAD = "# The resolved recipe of this output. mimeo compares it with the recipe of every later run.\n"
 
 
@@ -69,7 +70,9 @@ def is_output(folder: Path) -> bool:
 
 def to_yaml(spec: RunSpec) -> str:
     """The resolved spec as YAML that strict and ordinary YAML readers take for the same values."""
-    return _HEAD + yaml.dump(plain(spec), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return _HEAD + yaml.dump(
+        plain(spec), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120, explicit_end=True
+    )
 
 
 def _write(store: Store, spec: RunSpec) -> RunSpec | None:
@@ -109,7 +112,10 @@ def _read(store: Store) -> RunSpec | None:
         data = strict_yaml.parse(text.decode(), where)
         if not isinstance(data, dict):
             raise DataError(where, "holds no recipe", "restore it, or choose another output")
-        return validate(data, where)
+        spec = validate(data, where)
     except (UnicodeDecodeError, ConfigError) as error:
         what = error.what if isinstance(error, MimeoError) else "is not UTF-8 text"
         raise DataError(where, what, "restore it, use the engine that wrote it, or choose another output") from None
+    if not text.endswith(_END):
+        raise DataError(where, "ends in the middle", "restore it, or choose another output")
+    return spec

@@ -115,6 +115,17 @@ def test_a_broken_recipe_is_a_data_error(store: Store, text: bytes) -> None:
     assert store.read(SPEC) == text
 
 
+def test_a_recipe_that_was_cut_anywhere_is_a_data_error(store: Store) -> None:
+    whole = to_yaml(make()).encode()
+    ends = [k for k in range(len(whole)) if whole[k : k + 1] == b"\n"]
+    for end in (0, *ends[:: max(1, len(ends) // 40)], len(whole) - 1):
+        store.replace(SPEC, whole[:end])
+        with pytest.raises(DataError):
+            read_spec(store)
+    store.replace(SPEC, whole)
+    assert read_spec(store) == make()
+
+
 def test_of_two_runs_in_the_same_instant_one_claims(tmp_path: Path) -> None:
     for number in range(5):
         store = open_store(tmp_path / str(number))
