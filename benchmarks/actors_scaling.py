@@ -1,12 +1,15 @@
-"""What many actors lose to each other and to the driver, on one machine, with devices that sleep (python -m benchmarks.actors_scaling).
+"""What many actors lose to each other and to the driver, on one machine, with devices that sleep (python -m
+benchmarks.actors_scaling).
 
-1 to 32 actors, whose sampler sleeps 100 ms a batch (benchmarks/sleeping.py), make shards through the engine's pool, board, records and
-manifest. The ideal is the sleep itself. "efficiency" is rate(N) / (N x rate(1)), from the moment that all actors are there to the last
-record; "of the sleep" is rate(N) against N sleeping devices. "one slow": eight actors, one of them three times slower; makespan over
-the ideal, which is all batches shared out by speed. "driver" is the CPU time of the driver's process between its first and last record.
+1 to 32 actors, whose sampler sleeps 100 ms a batch (benchmarks/sleeping.py), make shards through the engine's pool,
+board, records and manifest. The ideal is the sleep itself. "efficiency" is rate(N) / (N x rate(1)), from the moment
+that all actors are there to the last record; "of the sleep" is rate(N) against N sleeping devices. "one slow": eight
+actors, one of them three times slower; makespan over the ideal, which is all batches shared out by speed. "driver" is
+the CPU time of the driver's process between its first and last record.
 
-"simulated" is not a run: it feeds the driver's own path (pool rows, records, watch, board's snapshots, budget) with the records of 256
-nodes of 8 actors that do not exist. There is no Ray, no process and no network in it, so it is a lower bound of what a driver pays.
+"simulated" is not a run: it feeds the driver's own path (pool rows, records, watch, board's snapshots, budget) with the
+records of 256 nodes of 8 actors that do not exist. There is no Ray, no process and no network in it, so it is a lower
+bound of what a driver pays.
 """
 
 from __future__ import annotations
@@ -131,7 +134,8 @@ def scaling(ready: Output, counts: Sequence[int], rounds: int, sizes: dict[str, 
 
 
 def one_slow(ready: Output, rounds: int, actors: int, sizes: dict[str, Any]) -> dict[str, Any]:
-    """One actor three times slower than the rest: makespan over all work shared out by speed, and the same with all alike."""
+    """One actor three times slower than the rest: makespan over all work shared out by speed, and the same with all
+    alike."""
     batches = sizes["slow_batches"]
     speeds = {True: (actors - 1 + 1 / SLOWER) / BATCH_S, False: actors / BATCH_S}
     shards = {slow: max(actors, round(sizes["slow_seconds"] * speed / batches)) for slow, speed in speeds.items()}

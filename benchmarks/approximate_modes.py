@@ -1,10 +1,12 @@
-"""What the modes that leave work out cost in quality, and what they save, on 100 real digits (python -m benchmarks.approximate_modes).
+"""What the modes that leave work out cost in quality, and what they save, on 100 real digits (python -m
+benchmarks.approximate_modes).
 
-`mimeo study ablation` with the exact mode as reference: for each seed a generator is trained on the 100 images only, every mode draws
-1,000 images with it, and classifiers trained on these alone are tested on 899 real images. Beside their accuracy stands the Fréchet
-distance (Heusel et al. 2017, arXiv 1706.08500, equation 6) between the 1,000 images and the 899, in the space of their 64 pixels: no
-Inception network is at hand, and 8 x 8 digits are not what it was trained for. Rates are images a second of the drawing alone, from the
-records of the shards; trials run beside each other, one a core, so their noise is that of a busy machine. Everything is paired by seed.
+`mimeo study ablation` with the exact mode as reference: for each seed a generator is trained on the 100 images only,
+every mode draws 1,000 images with it, and classifiers trained on these alone are tested on 899 real images. Beside
+their accuracy stands the Fréchet distance (Heusel et al. 2017, arXiv 1706.08500, equation 6) between the 1,000 images
+and the 899, in the space of their 64 pixels: no Inception network is at hand, and 8 x 8 digits are not what it was
+trained for. Rates are images a second of the drawing alone, from the records of the shards; trials run beside each
+other, one a core, so their noise is that of a busy machine. Everything is paired by seed.
 """
 
 from __future__ import annotations
@@ -132,7 +134,8 @@ def study(spec: RunSpec, folder: Path) -> tuple[dict[str, Any], dict[str, dict[s
 
 
 def results(result: dict[str, Any], found: dict[str, dict[str, list[float]]]) -> list[pairs.Row]:
-    """For each mode its rate over the exact one's, its distance, and its accuracy with the difference to the exact one's."""
+    """For each mode its rate over the exact one's, its distance, and its accuracy with the difference to the exact
+    one's."""
     sets = result["training_sets"][KIND]
     accuracy = {one["arm"]: one for one in sets["comparisons"]}
     drawn_ones = {arm: own for arm, own in found["distance"].items() if arm != "real"}

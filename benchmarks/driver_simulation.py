@@ -1,7 +1,8 @@
-"""A driver without a cluster: the records of actors that do not exist, through the driver's own code, for its CPU time and memory.
+"""A driver without a cluster: the records of actors that do not exist, through the driver's own code, for its CPU time
+and memory.
 
-`pool.records`, `Watch`, `Budget` and the board's content are the engine's; only `pool._run`, which is Ray Data, gives rows that were
-made before. What Ray itself costs a driver (messages, tasks, nodes) is therefore not in it.
+`pool.records`, `Watch`, `Budget` and the board's content are the engine's; only `pool._run`, which is Ray Data, gives
+rows that were made before. What Ray itself costs a driver (messages, tasks, nodes) is therefore not in it.
 """
 
 from __future__ import annotations

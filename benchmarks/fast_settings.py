@@ -1,11 +1,11 @@
 """What each setting of `resources.fast` brings on a CPU (python -m benchmarks.fast_settings).
 
-The engine's own sampler, from requests to uint8 pixels, one thread, in one process that keeps freed memory, as a worker does: a batch
-with the setting and one without it, in turning order. "pixel difference" is the largest one of that batch, of 255: a setting is exact in
-float32, so it must not exceed 2, which is what another batch size may change. `model.dtype: bfloat16` stands beside them because a
-CPU that multiplies in bfloat16 gains most from it; it is no such setting, draws other last bits and has no target. "seconds to compile" is the
-first batch, without anything kept from earlier runs. Of the attention
-kernels only `math` differs on a CPU.
+The engine's own sampler, from requests to uint8 pixels, one thread, in one process that keeps freed memory, as a worker
+does: a batch with the setting and one without it, in turning order. "pixel difference" is the largest one of that
+batch, of 255: a setting is exact in float32, so it must not exceed 2, which is what another batch size may change.
+`model.dtype: bfloat16` stands beside them because a CPU that multiplies in bfloat16 gains most from it; it is no such
+setting, draws other last bits and has no target. "seconds to compile" is the first batch, without anything kept from
+earlier runs. Of the attention kernels only `math` differs on a CPU.
 """
 
 from __future__ import annotations

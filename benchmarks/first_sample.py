@@ -1,9 +1,11 @@
-"""Seconds from a command's start to the first image that is durable on disk, engine and scripts (python -m benchmarks.first_sample).
+"""Seconds from a command's start to the first image that is durable on disk, engine and scripts (python -m
+benchmarks.first_sample).
 
-Every start is a fresh process, with the same checkpoint, batch, steps and one thread for the model. "engine" is `mimeo generate` whose
-catalog and conditions are there already: imports, Ray, an actor, the checkpoint, one batch, its shard and record. "script" imports
-diffusers, loads the checkpoint, draws one batch and saves a file an image. "ray script" does so in an actor of a Ray that it starts
-first, which is the least that anything on Ray takes. Sides follow each other in turning order.
+Every start is a fresh process, with the same checkpoint, batch, steps and one thread for the model. "engine" is `mimeo
+generate` whose catalog and conditions are there already: imports, Ray, an actor, the checkpoint, one batch, its shard
+and record. "script" imports diffusers, loads the checkpoint, draws one batch and saves a file an image. "ray script"
+does so in an actor of a Ray that it starts first, which is the least that anything on Ray takes. Sides follow each
+other in turning order.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a CPU worker gains by keeping the memory that it frees (python -m benchmarks.freed_memory).
 
-Two processes draw the same batches with stock diffusers, one thread each, in turning order: "kept" has called the engine's
-`keep_freed`, "handed back" has glibc's defaults, which give large blocks back to the kernel. "faults" are the minor page faults of
-a batch. The pictures are compared: they must be equal to the byte.
+Two processes draw the same batches with stock diffusers, one thread each, in turning order: "kept" has called the
+engine's
+`keep_freed`, "handed back" has glibc's defaults, which give large blocks back to the kernel. "faults" are the minor
+page faults of a batch. The pictures are compared: they must be equal to the byte.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ BATCHES = 6
 
 
 def child(kept: bool, order: str) -> None:
-    """Draw so many batches for each line of standard input; answer seconds, page faults and a digest of the pictures."""
+    """Draw so many batches for each line of standard input; answer seconds, page faults and a digest of the
+    pictures."""
     import torch
 
     from engine.cluster.memory import keep_freed

@@ -2,10 +2,11 @@
 
     python -m benchmarks.frontier [digits] [--n 100] [--steps 3000] [--views 0,0.5] [--path FILE] [--seeds 1]
 
-For each probability of views a generator is trained on n images, and its averaged weights at eight lengths draw 10 n images each, with
-autoguidance. Beside each other stand the copy share (pixels), the membership attack, and the accuracy of judges that were trained on
-the synthetic images alone, as a ratio to that of real ones; held-out loss says which length the engine would have chosen. Every
-(views, seed) is published on its own, so that the command goes on. Writes benchmarks/results/frontier_NAME.json and .svg.
+For each probability of views a generator is trained on n images, and its averaged weights at eight lengths draw 10 n
+images each, with autoguidance. Beside each other stand the copy share (pixels), the membership attack, and the accuracy
+of judges that were trained on the synthetic images alone, as a ratio to that of real ones; held-out loss says which
+length the engine would have chosen. Every (views, seed) is published on its own, so that the command goes on. Writes
+benchmarks/results/frontier_NAME.json and .svg.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
-"""What the engine costs over a plain diffusers loop: images a second of both, in pairs, in one process (python -m benchmarks.generation_overhead).
+"""What the engine costs over a plain diffusers loop: images a second of both, in pairs, in one process (python -m
+benchmarks.generation_overhead).
 
-The engine's side is everything between two shards of a running job: waiting for the next one, planning, conditions, sampling, gate,
-encoding, and the durable tar and its record, which a run makes beside the next shard's drawing and this does in turn. The plain side
-is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third side, "bare", is the same pipeline from precomputed prompt
-embeddings to uint8 arrays, with no work on the host at all. All three run in the actor's device thread, one after another, in turning
-order, with the same weights, batch size, steps and one thread; starting Ray and loading models is in none of them. The worker keeps
-the memory that it frees, so the other two sides do so too. Ratios are medians over pairs; the target is one of engine / bare, judged
-by half the 95 % interval of that median as its noise.
+The engine's side is everything between two shards of a running job: waiting for the next one, planning, conditions,
+sampling, gate, encoding, and the durable tar and its record, which a run makes beside the next shard's drawing and this
+does in turn. The plain side is `pipeline(prompt=[...], generator=[...]).images`, nothing saved. A third side, "bare",
+is the same pipeline from precomputed prompt embeddings to uint8 arrays, with no work on the host at all. All three run
+in the actor's device thread, one after another, in turning order, with the same weights, batch size, steps and one
+thread; starting Ray and loading models is in none of them. The worker keeps the memory that it frees, so the other two
+sides do so too. Ratios are medians over pairs; the target is one of engine / bare, judged by half the 95 % interval of
+that median as its noise.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ QUICK = {"batches": 2, "steps": 2, "batch": 2}
 
 
 class PairedActor(ShardActor):
-    """Makes each shard, and draws as many images with stock diffusers beside it; writes the seconds of every side to a file."""
+    """Makes each shard, and draws as many images with stock diffusers beside it; writes the seconds of every side to a
+    file."""
 
     def __init__(self, order: Order, board: Any = None) -> None:
         super().__init__(order, board)
@@ -180,7 +183,8 @@ def measure(name: str, case: dict[str, Any], pairs: int) -> dict[str, Any]:
 
 
 def results(case: dict[str, Any], seconds: list[dict[str, float]]) -> dict[str, Any]:
-    """Medians over pairs; "spread" is how far plain shards differ from the next plain ones, the noise of a single pair."""
+    """Medians over pairs; "spread" is how far plain shards differ from the next plain ones, the noise of a single
+    pair."""
     images = case["batch"] * case["batches"]
     engine = [pair["engine"] + pair["gap"] for pair in seconds]
     plain, bare = ([pair[side] for pair in seconds] for side in ("plain", "bare"))

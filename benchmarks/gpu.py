@@ -1,16 +1,18 @@
-"""What the engine reaches on one CUDA device: share of the matmul peak, switches, the script (python -m benchmarks.gpu --part sd15).
+"""What the engine reaches on one CUDA device: share of the matmul peak, switches, the script (python -m benchmarks.gpu
+--part sd15).
 
-Models have the published shapes and random weights (benchmarks/gpumodels.py), so nothing is downloaded. Parts, each below ten minutes:
+Models have the published shapes and random weights (benchmarks/gpumodels.py), so nothing is downloaded. Parts, each
+below ten minutes:
 
-- `sd15`, `sdxl`, `dit`: images a second of the engine's sampler (prompt to uint8 pixels on the host), bfloat16, guided, over batch
-  sizes; its FLOPs, counted on meta tensors, over the bf16 matmul rate (8192^3) of the same run; and the best batch once more with
-  channels_last and a compiled denoiser, compiling given apart.
-- `switches`: each fast switch of the denoiser alone, in pairs with eager; and whether it is exact: in float32 against eager float32
-  within 1e-3, in bfloat16 no further from eager float32 than twice what eager bfloat16 is.
+- `sd15`, `sdxl`, `dit`: images a second of the engine's sampler (prompt to uint8 pixels on the host), bfloat16, guided,
+  over batch sizes; its FLOPs, counted on meta tensors, over the bf16 matmul rate (8192^3) of the same run; and the best
+  batch once more with channels_last and a compiled denoiser, compiling given apart.
+- `switches`: each fast switch of the denoiser alone, in pairs with eager; and whether it is exact: in float32 against
+  eager float32 within 1e-3, in bfloat16 no further from eager float32 than twice what eager bfloat16 is.
 - `scripts`: the whole way to the disk against the Real-Fake script (benchmarks/gpuscripts.py).
 
-Without a CUDA device nothing is measured; `--quick` runs every part on the CPU with tiny shapes and without compiling, to see that
-it works. Each part writes a file into the folder `--results`, else $OUT, else benchmarks/results.
+Without a CUDA device nothing is measured; `--quick` runs every part on the CPU with tiny shapes and without compiling,
+to see that it works. Each part writes a file into the folder `--results`, else $OUT, else benchmarks/results.
 """
 
 from __future__ import annotations
@@ -183,7 +185,8 @@ def error(found: Any, reference: Any) -> float:
 def one_switch(
     name: str, exact: Any, low: Any, how: tuple[str, int, int], reference: Any, eager_error: float
 ) -> dict[str, Any]:
-    """A row: ratio to eager, its noise, errors, and whether they are within the tolerances; a switch that cannot be used says why."""
+    """A row: ratio to eager, its noise, errors, and whether they are within the tolerances; a switch that cannot be
+    used says why."""
     import torch
 
     device, batch, count = how

@@ -1,16 +1,19 @@
-"""One GPU, 25 minutes: latent against pixel generators, copying against n, and matching, as a user would run them (make gpu-study).
+"""One GPU, 25 minutes: latent against pixel generators, copying against n, and matching, as a user would run them (make
+gpu-study).
 
-Every cell is a mimeo command on an output of its own below `--folder`: what is finished is not run again, what was cut short goes
-on, so that the same command resumes the study. Parts:
+Every cell is a mimeo command on an output of its own below `--folder`: what is finished is not run again, what was cut
+short goes on, so that the same command resumes the study. Parts:
 
-- `cifar10`: 5,000 training images. A latent and a pixel generator of about 15 M weights, each trained for GENERATOR_S seconds (by a
-  short timed training, whose number of steps is kept in the folder); 50,000 images each; ResNet-18 at fixed steps on real, synthetic
-  (10x), mixed (10x) and duplicated; the judge with all controls and copy shares.
+- `cifar10`: 5,000 training images. A latent and a pixel generator of about 15 M weights, each trained for GENERATOR_S
+  seconds (by a short timed training, whose number of steps is kept in the folder); 50,000 images each; ResNet-18 at
+  fixed steps on real, synthetic (10x), mixed (10x) and duplicated; the judge with all controls and copy shares.
 - `usps`: copy share and accuracy at 50, 100, 200 and 500 training images.
-- `matching`: the latent generator with no matching term, `residual` and `kernel_latent`: KID of 5,000 images against held-out ones.
+- `matching`: the latent generator with no matching term, `residual` and `kernel_latent`: KID of 5,000 images against
+  held-out ones.
 
-The criterion, fixed beforehand: mixed beats the best real or control arm by half a point of accuracy with a copy share of at most
-2 %. `--dry` runs everything on the CPU with digits and a few steps, to see that it works; its figures say nothing.
+The criterion, fixed beforehand: mixed beats the best real or control arm by half a point of accuracy with a copy share
+of at most 2 %. `--dry` runs everything on the CPU with digits and a few steps, to see that it works; its figures say
+nothing.
 
     python -m benchmarks.gpu_study --data ../shared/data [--part cifar10] [--folder runs/gpu-study] [--dry]
 """
@@ -212,7 +215,8 @@ def _means(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def met(judged: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the best mixed arm beats the best real or control arm by half a point with a copy share of at most 2 %."""
+    """Whether the best mixed arm beats the best real or control arm by half a point with a copy share of at most 2
+    %."""
     arms = judged["arms"]
     alone = {key: arm["mean"] for key, arm in arms.items() if arm["kind"] not in ("synthetic", "mixed")}
     mixed = {key: arm for key, arm in arms.items() if arm["kind"] == "mixed"}

@@ -1,7 +1,9 @@
-"""Pipelines of published shapes with random weights, made on the device: nothing is downloaded; and what a forward costs in FLOPs.
+"""Pipelines of published shapes with random weights, made on the device: nothing is downloaded; and what a forward
+costs in FLOPs.
 
-The configurations are those of the published repositories: Stable Diffusion 1.5 (U-Net of 860 M parameters), Stable Diffusion XL base
-(2,567 M), DiT-XL/2 at 256 pixels (750 M with its tables). `tiny=True` gives the same classes with few channels, to see that a benchmark works.
+The configurations are those of the published repositories: Stable Diffusion 1.5 (U-Net of 860 M parameters), Stable
+Diffusion XL base (2,567 M), DiT-XL/2 at 256 pixels (750 M with its tables). `tiny=True` gives the same classes with few
+channels, to see that a benchmark works.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ LENGTH = 77
 
 @dataclass(frozen=True)
 class Shape:
-    """A family's sizes: image side in pixels, denoising steps, batches to try, target share of the device's matmul rate."""
+    """A family's sizes: image side in pixels, denoising steps, batches to try, target share of the device's matmul
+    rate."""
 
     name: str
     size: int
@@ -41,7 +44,8 @@ def shape(kind: str, tiny: bool) -> Shape:
 
 
 def pipeline(kind: str, device: str, dtype: str, tiny: bool) -> Any:
-    """The family's stock text-to-image (DiT: class-to-image) pipeline on the device; its modules are in `.components`."""
+    """The family's stock text-to-image (DiT: class-to-image) pipeline on the device; its modules are in
+    `.components`."""
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device(device):
@@ -55,7 +59,8 @@ def pipeline(kind: str, device: str, dtype: str, tiny: bool) -> Any:
 
 
 def forward(kind: str, denoiser: Any, batch: int, device: str, dtype: Any) -> Any:
-    """A function that calls the denoiser once with random inputs of a batch (both halves of a guided one: 2 x images)."""
+    """A function that calls the denoiser once with random inputs of a batch (both halves of a guided one: 2 x
+    images)."""
     import torch
 
     config = denoiser.config
@@ -79,7 +84,8 @@ def forward(kind: str, denoiser: Any, batch: int, device: str, dtype: Any) -> An
 
 
 def flops(kind: str, steps: int, tiny: bool) -> dict[str, float]:
-    """FLOPs of one denoiser forward, one VAE decoding, and one guided image (2 x steps forwards, 1 decoding), on meta tensors."""
+    """FLOPs of one denoiser forward, one VAE decoding, and one guided image (2 x steps forwards, 1 decoding), on meta
+    tensors."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -1,9 +1,9 @@
 """The engine against the Real-Fake script on one GPU, Stable Diffusion 1.5 of real shape, images durable on disk.
 
-The engine's side is its worker (plan, requests, sampler, gate, encoder thread, tar with fsync, record) in this process, without Ray; the
-script's is `benchmarks.peers.save_all`, with `enable_model_cpu_offload()` as released, and without. "engine fast" has channels_last and
-a compiled U-Net, whose compiling is given apart. Both sides read JPEG files of 500 x 375 where they start from images, and both VAEs
-answer with photographs, so that codecs work on pictures.
+The engine's side is its worker (plan, requests, sampler, gate, encoder thread, tar with fsync, record) in this process,
+without Ray; the script's is `benchmarks.peers.save_all`, with `enable_model_cpu_offload()` as released, and without.
+"engine fast" has channels_last and a compiled U-Net, whose compiling is given apart. Both sides read JPEG files of 500
+x 375 where they start from images, and both VAEs answer with photographs, so that codecs work on pictures.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def make_spec(workload: dict[str, Any], size: int, batch: int, shards: int, batc
 
 
 class Bench:
-    """Everything that the sides share: real images, their conditions, and a pipeline for each side that is on the device."""
+    """Everything that the sides share: real images, their conditions, and a pipeline for each side that is on the
+    device."""
 
     def __init__(self, device: str, tiny: bool, folder: Path) -> None:
         self.device, self.tiny, self.folder = device, tiny, folder

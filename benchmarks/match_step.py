@@ -1,11 +1,13 @@
-"""Images a second of the LoRA fine-tune: inputs computed once, live, and diffusers' own training loop (python -m benchmarks.match_step).
+"""Images a second of the LoRA fine-tune: inputs computed once, live, and diffusers' own training loop (python -m
+benchmarks.match_step).
 
-All train the same LoRA (rank 4 on attention) of the same random-weight checkpoint on the same images, one after another in turning
-order, in one process: "cached" is the engine from precomputed latents and prompts, "live" the engine encoding every batch anew, "plain"
-the cached one without the MMD term, "diffusers" the loop of diffusers' train_text_to_image_lora.py (encode the batch with VAE and text
-encoder, noise, U-Net, min-SNR loss, clip, AdamW), written here without its accelerate wrapping. Loading models, and the one-off cost
-of the cache, are in none; the latter is given apart. Ratios are medians over rounds. On a GPU (`--case sd15`) the checkpoint has Stable
-Diffusion 1.5's sizes, 512 pixels and bfloat16, and the peak memory of each side is read.
+All train the same LoRA (rank 4 on attention) of the same random-weight checkpoint on the same images, one after another
+in turning order, in one process: "cached" is the engine from precomputed latents and prompts, "live" the engine
+encoding every batch anew, "plain" the cached one without the MMD term, "diffusers" the loop of diffusers'
+train_text_to_image_lora.py (encode the batch with VAE and text encoder, noise, U-Net, min-SNR loss, clip, AdamW),
+written here without its accelerate wrapping. Loading models, and the one-off cost of the cache, are in none; the latter
+is given apart. Ratios are medians over rounds. On a GPU (`--case sd15`) the checkpoint has Stable Diffusion 1.5's
+sizes, 512 pixels and bfloat16, and the peak memory of each side is read.
 """
 
 from __future__ import annotations

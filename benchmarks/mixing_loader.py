@@ -1,13 +1,17 @@
-"""Images a second of the mixing loader and of stock webdataset, which read the same shards (python -m benchmarks.mixing_loader).
+"""Images a second of the mixing loader and of stock webdataset, which read the same shards (python -m
+benchmarks.mixing_loader).
 
-Both give batches of uint8 pixels (B, H, W, 3) with labels, in one process, in turning order, in one run. "webdataset" is
-`WebDataset(shards, shardshuffle) | shuffle(1000) | decode("rgb8") | to_tuple | batched`: it decodes every epoch anew, as any reader
-of shards does that keeps nothing. "mixing" draws half of each batch from the shards and half from as many real images, by the plan
-that training uses. Its ingest (Ray Data over the same shards: hash against the manifest, checked decoding, blocks in the object store) is
-timed apart, for the shards alone, and counted into the figures for 1 and 10 epochs. Starting Ray is in none. Ratios are medians over rounds.
+Both give batches of uint8 pixels (B, H, W, 3) with labels, in one process, in turning order, in one run. "webdataset"
+is
+`WebDataset(shards, shardshuffle) | shuffle(1000) | decode("rgb8") | to_tuple | batched`: it decodes every epoch anew,
+as any reader of shards does that keeps nothing. "mixing" draws half of each batch from the shards and half from as many
+real images, by the plan that training uses. Its ingest (Ray Data over the same shards: hash against the manifest,
+checked decoding, blocks in the object store) is timed apart, for the shards alone, and counted into the figures for 1
+and 10 epochs. Starting Ray is in none. Ratios are medians over rounds.
 
-The targets are of processor time, all threads counted, against the fastest that stock webdataset can be made with a decoder of one's own:
-"simplejpeg" is the same pipeline with simplejpeg in the place of PIL. "reading" is the ingest's function called in this process.
+The targets are of processor time, all threads counted, against the fastest that stock webdataset can be made with a
+decoder of one's own: "simplejpeg" is the same pipeline with simplejpeg in the place of PIL. "reading" is the ingest's
+function called in this process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Generation without a generator: the engine's actor whose sampler answers at once and whose images are encoded already."""
+"""Generation without a generator: the engine's actor whose sampler answers at once and whose images are encoded
+already."""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""Samples a second and bytes of memory a sample of the engine with a generator that costs nothing (python -m benchmarks.null_generator).
+"""Samples a second and bytes of memory a sample of the engine with a generator that costs nothing (python -m
+benchmarks.null_generator).
 
-Two actors under Ray make shards of 8-pixel samples: plan, requests, gate, provenance, tar, SHA-256, durable publish and record are the
-engine's; the sampler gives fixed pixels at once and their JPEG is encoded before. What is left is what the engine itself costs. The rate
-is all samples over the time from the first shard's begin to the last one's end; starting Ray and loading models is not in it. The limit is
-one process that writes shards of the same files, whose JSON is made before, with `ShardBuilder` and the same publish. Memory is the
-resident size of driver and actors late in the run (psutil): the slope between a short and a long run, each in a fresh process, is
-what a sample costs. Limit, short and long run follow each other in turning order; figures are medians over pairs.
+Two actors under Ray make shards of 8-pixel samples: plan, requests, gate, provenance, tar, SHA-256, durable publish and
+record are the engine's; the sampler gives fixed pixels at once and their JPEG is encoded before. What is left is what
+the engine itself costs. The rate is all samples over the time from the first shard's begin to the last one's end;
+starting Ray and loading models is not in it. The limit is one process that writes shards of the same files, whose JSON
+is made before, with `ShardBuilder` and the same publish. Memory is the resident size of driver and actors late in the
+run (psutil): the slope between a short and a long run, each in a fresh process, is what a sample costs. Limit, short
+and long run follow each other in turning order; figures are medians over pairs.
 """
 
 from __future__ import annotations

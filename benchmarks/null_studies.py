@@ -1,12 +1,13 @@
 """How often a study of nothing finds something, and one of something misses it (python -m benchmarks.null_studies).
 
-Studies are simulated down to the answer of each classifier on each image, and judged by the functions that `mimeo search`, `study`
-and `equivalence` use. "no effect": images differ in difficulty, settings in which images they find hard, generators in level, classifiers
-in level and in their answers; all settings have the same accuracy over the population of images. Settings are compared on
-validation images, the best is chosen, and its gain over ratio 0 read on test images with fresh generators and classifiers. "effects":
-the same with true gains, known by quadrature. "as before": what earlier versions did in an ablation, for comparison: settings are
-compared, by Holm, on test images, classifier seeds are shared by the generators, and intervals are over generators alone.
-"true curves", "peaked curves": equivalence studies of the fitted form, and of accuracies that rise and fall.
+Studies are simulated down to the answer of each classifier on each image, and judged by the functions that `mimeo
+search`, `study` and `equivalence` use. "no effect": images differ in difficulty, settings in which images they find
+hard, generators in level, classifiers in level and in their answers; all settings have the same accuracy over the
+population of images. Settings are compared on validation images, the best is chosen, and its gain over ratio 0 read on
+test images with fresh generators and classifiers. "effects": the same with true gains, known by quadrature. "as
+before": what earlier versions did in an ablation, for comparison: settings are compared, by Holm, on test images,
+classifier seeds are shared by the generators, and intervals are over generators alone. "true curves", "peaked curves":
+equivalence studies of the fitted form, and of accuracies that rise and fall.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ PEAKS = ((1.0, 0.0), (0.5, 0.0), (0.3, 0.0), (0.5, 0.2))  # worth at 5x and at 2
 
 @dataclass(frozen=True)
 class Truth:
-    """Standard deviations in logits: `images` of difficulty, `taste` of a setting's own difficulty of an image, `generator` and
+    """Standard deviations in logits: `images` of difficulty, `taste` of a setting's own difficulty of an image,
+    `generator` and
     `judge` of levels, `answer` of a classifier's own view of an image; `level` the mean."""
 
     level: float = 3.5
@@ -75,7 +77,8 @@ class Truth:
 
 @dataclass(frozen=True)
 class Found:
-    """One study: the setting that was chosen, and of its gain on test images the finding and both intervals (none for ratio 0)."""
+    """One study: the setting that was chosen, and of its gain on test images the finding and both intervals (none for
+    ratio 0)."""
 
     chosen: int
     finding: str
@@ -127,7 +130,8 @@ def holds(interval: Sequence[float | None], truth: float) -> bool:
 
 
 def searches(truth: Truth, count: int, **options: int | bool) -> dict[str, float]:
-    """Shares of `count` studies: false or true "higher", and coverage of the chosen setting's true gain where one was chosen."""
+    """Shares of `count` studies: false or true "higher", and coverage of the chosen setting's true gain where one was
+    chosen."""
     true = [truth.accuracy(k) for k in range(len(RATIOS))]
     found = [study(truth, seed, **options) for seed in range(count)]  # type: ignore[arg-type]
     compared = [one for one in found if one.chosen]

@@ -1,4 +1,5 @@
-"""Sides measured in turn: pairs, their medians and noise, the verdict on a target, the table and the file of results."""
+"""Sides measured in turn: pairs, their medians and noise, the verdict on a target, the table and the file of
+results."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ Row = dict[str, Any]
 
 
 def alternate(sides: Mapping[str, Callable[[], Cost]], pairs: int, warm: int = 1) -> dict[str, list[Cost]]:
-    """What each side returns, `pairs` times: all sides one after another, in turning order, after `warm` rounds that do not count."""
+    """What each side returns, `pairs` times: all sides one after another, in turning order, after `warm` rounds that do
+    not count."""
     costs: dict[str, list[Cost]] = {side: [] for side in sides}
     for number in range(-warm, pairs):
         for side in sides if number % 2 else reversed(sides):
@@ -38,27 +40,31 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> float:
 
 
 def spread(values: Sequence[float]) -> float:
-    """How far a side differs from itself one pair later, as a share: the noise of a single pair; infinite for fewer than two."""
+    """How far a side differs from itself one pair later, as a share: the noise of a single pair; infinite for fewer
+    than two."""
     if len(values) < 2:
         return math.inf
     return statistics.median(abs(b / a - 1) for a, b in itertools.pairwise(values))
 
 
 def interval(above: Sequence[float], below: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of `ratio`, by order statistics: no shape of the noise is assumed. NaN with fewer than six pairs."""
+    """The 95 % interval of `ratio`, by order statistics: no shape of the noise is assumed. NaN with fewer than six
+    pairs."""
     found = quantile_test([a / b for a, b in zip(above, below, strict=True)]).confidence_interval()
     return float(found.low), float(found.high)
 
 
 def verdict(value: float, noise: float, target: float, *, at_most: bool = False) -> str:
-    """Whether the target is met or missed by more than the noise, which has the unit of the value; being equal to it is enough."""
+    """Whether the target is met or missed by more than the noise, which has the unit of the value; being equal to it is
+    enough."""
     if abs(value - target) < noise:
         return "too noisy to judge"
     return "met" if (value <= target if at_most else value >= target) else "missed"
 
 
 def judged(case: str, what: str, value: float, noise: float, target: float | None, **more: Any) -> Row:
-    """A row of results: `value` of `what` in a case, the share of it that is noise, and the verdict where there is a target.
+    """A row of results: `value` of `what` in a case, the share of it that is noise, and the verdict where there is a
+    target.
 
     `at_most=True` in `more` says that less is better.
     """
@@ -87,7 +93,8 @@ def number(value: float) -> str:
 
 
 def parser(doc: str | None, pairs: int | None = None, cases: Iterable[str] = ()) -> argparse.ArgumentParser:
-    """The options that benchmarks share: `--quick`, `--results`, and where there is something to choose `--pairs`, `--case`."""
+    """The options that benchmarks share: `--quick`, `--results`, and where there is something to choose `--pairs`,
+    `--case`."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     if pairs is not None:
         made.add_argument("--pairs", type=int, default=pairs, help="how often each side is measured")
@@ -105,9 +112,11 @@ def parser(doc: str | None, pairs: int | None = None, cases: Iterable[str] = ())
 def finish(
     name: str, rows: Sequence[Row], arguments: argparse.Namespace, facts: Row | None = None, text: str | None = None
 ) -> NoReturn:
-    """Print the table, write the JSON (a quick run only where `--results` says so), exit with 1 where a target was missed.
+    """Print the table, write the JSON (a quick run only where `--results` says so), exit with 1 where a target was
+    missed.
 
-    `facts`: what `machine` said inside a session; asked now where it is None. `text`: what is printed of rows that are not of
+    `facts`: what `machine` said inside a session; asked now where it is None. `text`: what is printed of rows that are
+    not of
     `judged`. A quick run exits with 0: it judges nothing.
     """
     print(table(rows) if text is None else text)

@@ -1,19 +1,23 @@
 """Images a second, durable on disk, of the engine and of what people run instead (python -m benchmarks.peer_scripts).
 
-The engine is the whole generation job with one actor of one thread: from the first shard's record to the last one's, and the sealing
-of the set. The peers (benchmarks/peers.py) are the Real-Fake script, which saves a file an image, and Ray Data's `map_batches` with
-`write_webdataset`; each saves JPEG and PNG. All have the same weights, prompts, seeds, sampler, steps, batch, float32 and one thread of
-torch for the model; the engine's encoder and Ray Data's writer run beside it, on another core if there is one. Left out on all sides:
-starting Ray and processes, loading the model, and a first batch (of the engine and its pool: a first shard). Sides run one after another
-in turning order, for some rounds. The engine also fsyncs every shard, checks every image and keeps records; the peers do not.
+The engine is the whole generation job with one actor of one thread: from the first shard's record to the last one's,
+and the sealing of the set. The peers (benchmarks/peers.py) are the Real-Fake script, which saves a file an image, and
+Ray Data's `map_batches` with
+`write_webdataset`; each saves JPEG and PNG. All have the same weights, prompts, seeds, sampler, steps, batch, float32
+and one thread of torch for the model; the engine's encoder and Ray Data's writer run beside it, on another core if
+there is one. Left out on all sides: starting Ray and processes, loading the model, and a first batch (of the engine and
+its pool: a first shard). Sides run one after another in turning order, for some rounds. The engine also fsyncs every
+shard, checks every image and keeps records; the peers do not.
 
-What can be gained is what the peers do on the host between two batches, so it is bounded by its share of a batch: nothing with 12
-denoising steps at 8 pixels, much where few steps make a large image. "bound" is the peer against the model alone, in the script's
-process: the same batches from encoded prompts and decoded images to floats, with no work on the host. An engine that computes in the same
-way on the same core and does all else for nothing is as much faster than the peer; what is above the bound comes from computing in
-another way (freed memory that is kept, large images one at a time through the VAE). Targets are therefore judged in the few-step and
-img2img cases only; the others are reported. Where "photographs" is set the VAE's answers are replaced, after its work, by crops of real photographs on
-every side, as pictures of random weights cost a codec another time than real ones.
+What can be gained is what the peers do on the host between two batches, so it is bounded by its share of a batch:
+nothing with 12 denoising steps at 8 pixels, much where few steps make a large image. "bound" is the peer against the
+model alone, in the script's
+process: the same batches from encoded prompts and decoded images to floats, with no work on the host. An engine that
+computes in the same way on the same core and does all else for nothing is as much faster than the peer; what is above
+the bound comes from computing in another way (freed memory that is kept, large images one at a time through the VAE).
+Targets are therefore judged in the few-step and img2img cases only; the others are reported. Where "photographs" is set
+the VAE's answers are replaced, after its work, by crops of real photographs on every side, as pictures of random
+weights cost a codec another time than real ones.
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
-"""The other ways to fill a disk with a diffusers pipeline's images, written as their authors write them: a script, and Ray Data.
+"""The other ways to fill a disk with a diffusers pipeline's images, written as their authors write them: a script, and
+Ray Data.
 
-`Script` is the loop of Real-Fake's generate.py (BAAI-DCAI/Training-Data-Synthesis): one process a device, a list of output paths a
-batch, resume by `os.path.exists` of the last one, init images by `Image.open(path).convert("RGB").resize(size)`, `pipeline(...).images`
-as PIL, `image.save(path)` for each with PIL's defaults. Left out: its CPU offload (there is no GPU), captions and visual tokens from
-files, its UniPC sampler (every side has the same one). StableRep's and EDM's scripts are the same loop with `.png`.
+`Script` is the loop of Real-Fake's generate.py (BAAI-DCAI/Training-Data-Synthesis): one process a device, a list of
+output paths a batch, resume by `os.path.exists` of the last one, init images by
+`Image.open(path).convert("RGB").resize(size)`, `pipeline(...).images` as PIL, `image.save(path)` for each with PIL's
+defaults. Left out: its CPU offload (there is no GPU), captions and visual tokens from files, its UniPC sampler (every
+side has the same one). StableRep's and EDM's scripts are the same loop with `.png`.
 
-`ray_data` is a pipeline in an actor of `map_batches`, whose images go to `write_webdataset`, which encodes them with PIL.
+`ray_data` is a pipeline in an actor of `map_batches`, whose images go to `write_webdataset`, which encodes them with
+PIL.
 """
 
 from __future__ import annotations
@@ -96,7 +99,8 @@ def batches(items: list[Item], size: int) -> list[list[Item]]:
 
 
 def model_alone(pipeline: Any, work: Work, items: list[Item]) -> float:
-    """Every item through denoiser and VAE alone, from encoded prompts and decoded images to floats on the device; seconds."""
+    """Every item through denoiser and VAE alone, from encoded prompts and decoded images to floats on the device;
+    seconds."""
     import torch
 
     encoded = {item.prompt: pipeline.encode_prompt(item.prompt, "cpu", 1, work.guidance_scale > 1) for item in items}
@@ -150,7 +154,8 @@ class Script:
 
 
 class Pipe:
-    """The actor of `map_batches`; it says in `folder`/began when its first batch begins, after loading and a warm-up."""
+    """The actor of `map_batches`; it says in `folder`/began when its first batch begins, after loading and a
+    warm-up."""
 
     def __init__(self, work: Work, warm: list[Item], folder: str) -> None:
         self._work, self._pipeline, self._began = work, open_pipeline(work), Path(folder, "began")
@@ -168,7 +173,8 @@ class Pipe:
 
 
 def ray_data(work: Work, items: list[Item], folder: Path, shards: int, warm: list[Item]) -> float:
-    """Draw and write every item as WebDataset tars with Ray Data; seconds from the first batch to the last byte of a tar."""
+    """Draw and write every item as WebDataset tars with Ray Data; seconds from the first batch to the last byte of a
+    tar."""
     import ray
 
     rows = [

@@ -1,7 +1,9 @@
-"""Photographs for benchmarks whose models have random weights: what a codec costs depends on the picture, and noise is not one.
+"""Photographs for benchmarks whose models have random weights: what a codec costs depends on the picture, and noise is
+not one.
 
-The two photographs that scikit-learn carries are cut into crops. `Developed` makes a VAE answer with such crops: it decodes as always,
-so its time is all there, and then gives pictures that a trained model could have drawn, the same ones to every side of a comparison.
+The two photographs that scikit-learn carries are cut into crops. `Developed` makes a VAE answer with such crops: it
+decodes as always, so its time is all there, and then gives pictures that a trained model could have drawn, the same
+ones to every side of a comparison.
 """
 
 from __future__ import annotations

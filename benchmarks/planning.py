@@ -1,10 +1,11 @@
 """Nanoseconds a planned row, and time and memory to open plans of up to 1e9 samples (python -m benchmarks.planning).
 
-"enumerate": `Plan.rows` over stretches of 100,000 rows, in ns of CPU time a row, against the plan that a script makes: one table in memory of as many
-rows (NumPy: a new order of the images for each version, random seeds, classes and a partner of the class looked up). "open": a fresh process opens a plan
-and reads 1,000 rows at random places, one at a time; its clock starts after the imports, its memory is the peak of the whole process
-(VmHWM). Processes of all sizes run one after another, in turning order. What must not grow is the time at 1e9 samples over that at
-1e6. Ratios are medians over pairs.
+"enumerate": `Plan.rows` over stretches of 100,000 rows, in ns of CPU time a row, against the plan that a script makes:
+one table in memory of as many rows (NumPy: a new order of the images for each version, random seeds, classes and a
+partner of the class looked up). "open": a fresh process opens a plan and reads 1,000 rows at random places, one at a
+time; its clock starts after the imports, its memory is the peak of the whole process (VmHWM). Processes of all sizes
+run one after another, in turning order. What must not grow is the time at 1e9 samples over that at 1e6. Ratios are
+medians over pairs.
 """
 
 from __future__ import annotations

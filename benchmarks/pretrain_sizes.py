@@ -1,7 +1,8 @@
 """What the closed-set generator's default settings cost at each image size (python -m benchmarks.pretrain_sizes).
 
 CPU seconds of one thread for a training step's image and for a sample, the fastest of a few, with the settings that
-engine/spec/presets.py fills in; times the steps and batch of these settings. Writes benchmarks/results/pretrain_sizes.json.
+engine/spec/presets.py fills in; times the steps and batch of these settings. Writes
+benchmarks/results/pretrain_sizes.json.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """How much of a generating actor's time is the model's, and where the rest goes (python -m benchmarks.profile).
 
-One actor of one thread makes half-second batches. Timers (`perf_counter`) are put around the pipeline's call and the VAE, which are "the
-model" (diffusers' own Python inside of the call belongs to it), and around the engine's other steps in the actor's device thread. The
-wall time is all of it from the end of the first shard's drawing, which warms up, to the end of the last one's: what is not inside a
-timer is waiting for the encoder's thread, or Python between the steps. The share is judged over shards; its noise is how far that of one
-shard differs from that of the next. "Safety" is what the actor spends on checking images and, beside the drawing, on a shard that is
-whole or absent (tar, digest, fsync, exclusive publish, record): more than safety alone, since a plain script writes its files too.
+One actor of one thread makes half-second batches. Timers (`perf_counter`) are put around the pipeline's call and the
+VAE, which are "the model" (diffusers' own Python inside of the call belongs to it), and around the engine's other steps
+in the actor's device thread. The wall time is all of it from the end of the first shard's drawing, which warms up, to
+the end of the last one's: what is not inside a timer is waiting for the encoder's thread, or Python between the steps.
+The share is judged over shards; its noise is how far that of one shard differs from that of the next. "Safety" is what
+the actor spends on checking images and, beside the drawing, on a shard that is whole or absent (tar, digest, fsync,
+exclusive publish, record): more than safety alone, since a plain script writes its files too.
 """
 
 from __future__ import annotations

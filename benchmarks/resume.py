@@ -1,10 +1,12 @@
-"""Seconds from the start of `mimeo generate` to the first new sample, cold and with up to 1e6 samples done (python -m benchmarks.resume).
+"""Seconds from the start of `mimeo generate` to the first new sample, cold and with up to 1e6 samples done (python -m
+benchmarks.resume).
 
-Every start is the verb in a fresh process: imports, Ray, checkpoint, plan, what is published already, actor, first durable shard (by the
-time in its record). The generator costs nothing (`benchmarks/null.py`), so that nothing hides what a resume adds; catalog and
-conditions are there in both arms. "cold" has two shards to make and none done; the others have the same two left after 1,000 samples in
-each of the shards that are done: tars with the planned keys (of one small member each, since a resume reads none) and records with the
-digests of the plan. What was made is removed after each start. The arms follow each other in turning order; ratios are medians over pairs.
+Every start is the verb in a fresh process: imports, Ray, checkpoint, plan, what is published already, actor, first
+durable shard (by the time in its record). The generator costs nothing (`benchmarks/null.py`), so that nothing hides
+what a resume adds; catalog and conditions are there in both arms. "cold" has two shards to make and none done; the
+others have the same two left after 1,000 samples in each of the shards that are done: tars with the planned keys (of
+one small member each, since a resume reads none) and records with the digests of the plan. What was made is removed
+after each start. The arms follow each other in turning order; ratios are medians over pairs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Shards a second of the engine's writer, a plain write of the same bytes, and webdataset's TarWriter (python -m benchmarks.shard_writing).
+"""Shards a second of the engine's writer, a plain write of the same bytes, and webdataset's TarWriter (python -m
+benchmarks.shard_writing).
 
-A shard is what a run writes: random bytes as JPEG, with cls, json and txt. "engine" is `ShardBuilder`, SHA-256, the exclusive durable
-publish of the tar (file, link and folder synced) and of its record. "raw" writes the finished tar's bytes to a new file and syncs it:
-the limit of the disk, which the engine is compared with in wall time. "webdataset" is `TarWriter` (members encoded before, its
-fastest way) into a new file and a sync, compared in CPU time of the process; "hashed" is the raw write and the SHA-256 of its bytes,
-what no writer of shards with digests can do without. All run in one process, one after another, in turning order; the files go to
+A shard is what a run writes: random bytes as JPEG, with cls, json and txt. "engine" is `ShardBuilder`, SHA-256, the
+exclusive durable publish of the tar (file, link and folder synced) and of its record. "raw" writes the finished tar's
+bytes to a new file and syncs it: the limit of the disk, which the engine is compared with in wall time. "webdataset" is
+`TarWriter` (members encoded before, its fastest way) into a new file and a sync, compared in CPU time of the process;
+"hashed" is the raw write and the SHA-256 of its bytes, what no writer of shards with digests can do without. All run in
+one process, one after another, in turning order; the files go to
 `--folder`, and are removed after each. Ratios are medians over pairs.
 """
 

@@ -1,8 +1,9 @@
-"""Actors that sleep instead of drawing: the engine's own pool, shards, records and board around a device that costs no CPU.
+"""Actors that sleep instead of drawing: the engine's own pool, shards, records and board around a device that costs no
+CPU.
 
-`SleepingActor` is the engine's actor with another worker inside: its sampler sleeps for each batch and hands out a fixed small picture.
-Neither torch nor diffusers is imported there. Actors wait for each other before the first shard, so that starting them is not measured;
-the first to come may be made slower than the rest.
+`SleepingActor` is the engine's actor with another worker inside: its sampler sleeps for each batch and hands out a
+fixed small picture. Neither torch nor diffusers is imported there. Actors wait for each other before the first shard,
+so that starting them is not measured; the first to come may be made slower than the rest.
 """
 
 from __future__ import annotations

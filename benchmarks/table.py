@@ -1,4 +1,5 @@
-"""The table of all benchmarks in benchmarks/README.md, with the figures of the committed results (python -m benchmarks.table [--write])."""
+"""The table of all benchmarks in benchmarks/README.md, with the figures of the committed results (python -m
+benchmarks.table [--write])."""
 
 from __future__ import annotations
 

@@ -1,14 +1,18 @@
-"""Which source of visual tokens covers a class without copying its training images (python -m benchmarks.token_sources).
+"""Which source of visual tokens covers a class without copying its training images (python -m
+benchmarks.token_sources).
 
-No generator takes part: what a source draws are feature vectors, compared with the features of held-out images of the same class. CLIP,
-SimCLR and a classifier are trained on the training images alone, as `pretrain` does; the tokens are those that a run would draw.
-Half of the held-out images are the reference, the other half stand as a source of their own: what a perfect one would reach.
+No generator takes part: what a source draws are feature vectors, compared with the features of held-out images of the
+same class. CLIP, SimCLR and a classifier are trained on the training images alone, as `pretrain` does; the tokens are
+those that a run would draw. Half of the held-out images are the reference, the other half stand as a source of their
+own: what a perfect one would reach.
 
-Precision, recall, density and coverage are those of Naeem et al. (arXiv 2002.09797) with 5 neighbours, each class alone with as many draws
-as reference images, then averaged. `energy`: the energy distance by its U-statistic over the mean distance of two images of the
-class, 0 for equal distributions. `copies`: the share of draws nearer to a training image than 99 % of the other held-out half.
-`accuracy`: of a logistic regression trained on the draws (4 times the training images), read on the reference half. Figures are means over
-seeds, each with a split and networks of its own, with the lowest and the highest. A case that is measured alone takes the place of its rows in the file of results.
+Precision, recall, density and coverage are those of Naeem et al. (arXiv 2002.09797) with 5 neighbours, each class alone
+with as many draws as reference images, then averaged. `energy`: the energy distance by its U-statistic over the mean
+distance of two images of the class, 0 for equal distributions. `copies`: the share of draws nearer to a training image
+than 99 % of the other held-out half.
+`accuracy`: of a logistic regression trained on the draws (4 times the training images), read on the reference half.
+Figures are means over seeds, each with a split and networks of its own, with the lowest and the highest. A case that is
+measured alone takes the place of its rows in the file of results.
 """
 
 from __future__ import annotations
@@ -74,7 +78,8 @@ def digits() -> Images:
 
 
 def cifar10(path: Path, count: int) -> Images:
-    """The first `count` images of CIFAR-10's training part as Parquet of the Hugging Face Hub: pixels (N, 32, 32, 3) and labels."""
+    """The first `count` images of CIFAR-10's training part as Parquet of the Hugging Face Hub: pixels (N, 32, 32, 3)
+    and labels."""
     import pyarrow.parquet as pq
     from PIL import Image
 
@@ -136,7 +141,8 @@ def drawn(source: str, known: Array, labels: Array, seed: int) -> tuple[Array, A
 
 
 def neighbourhoods(real: Array, made: Array) -> Array:
-    """Precision, recall, density, coverage (4,) of `made` (m,D) against `real` (n,D): arXiv 2002.09797, equations 1 to 6."""
+    """Precision, recall, density, coverage (4,) of `made` (m,D) against `real` (n,D): arXiv 2002.09797, equations 1 to
+    6."""
     k = NEIGHBOURS
     real_radius = np.partition(cdist(real, real), k, axis=1)[:, k]
     made_radius = np.partition(cdist(made, made), k, axis=1)[:, k]

@@ -1,4 +1,5 @@
-"""Files that others have written: regular ones only, of a bounded size, so that no pipe, device or giant is ever waited for."""
+"""Files that others have written: regular ones only, of a bounded size, so that no pipe, device or giant is ever waited
+for."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def read_json(path: Path, limit: int) -> Any:
 
 
 def irregular(folder: Path) -> Path | None:
-    """The first entry of a folder that is neither a file nor a folder, such as a pipe, which a library would wait for."""
+    """The first entry of a folder that is neither a file nor a folder, such as a pipe, which a library would wait
+    for."""
     entries = sorted(folder.iterdir())
     return next((path for path in entries if path.exists() and not (path.is_file() or path.is_dir())), None)
 

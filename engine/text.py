@@ -1,4 +1,5 @@
-"""What may be shown to a person or written to a log: no secret of a URL or the environment, no character that a terminal obeys."""
+"""What may be shown to a person or written to a log: no secret of a URL or the environment, no character that a
+terminal obeys."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ _JOINERS = "\u200c\u200d"  # parts of words and of emoji
 
 
 def redacted(text: str) -> str:
-    """The text with `***` for user names and passwords of URLs, values of their queries, keys that name themselves, and the
-    values of environment variables that hold secrets."""
+    """The text with `***` for user names and passwords of URLs, values of their queries, keys that name themselves, and
+    the values of environment variables that hold secrets."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST_SECRET and value in text and _VARIABLE.search(name):
             text = text.replace(value, HIDDEN)
@@ -44,8 +45,8 @@ def _without_user(word: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with escapes such as `\\x1b` for control characters, those that turn the direction of text, and bytes that are
-    no text; line ends stay."""
+    """The text with escapes such as `\\x1b` for control characters, those that turn the direction of text, and bytes
+    that are no text; line ends stay."""
     if text.isprintable():
         return text
     return "".join(c if _is_harmless(c) else c.encode("unicode_escape").decode() for c in text)

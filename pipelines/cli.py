@@ -122,8 +122,8 @@ def _refused(error: MimeoError) -> int:
 def execute(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0 done; 2 recipe or usage; 3 data or verification; 4 storage; 5 output in use; 6 cluster resources; 70 a fault that nobody
-    expected, whose traceback is in a log file; 130 and 143 signals; 141 nobody reads what it says.
+    0 done; 2 recipe or usage; 3 data or verification; 4 storage; 5 output in use; 6 cluster resources; 70 a fault that
+    nobody expected, whose traceback is in a log file; 130 and 143 signals; 141 nobody reads what it says.
     `MIMEO_DEBUG=1` shows the tracebacks of expected failures too.
     """
     guard()

@@ -13,7 +13,8 @@ from engine.cluster.terminal import say
 def main(
     files: Annotated[list[Path], typer.Argument(help="Files for `ray up` or KubeRay, such as clusters/aws.yaml.")],
 ) -> None:
-    """Check cluster files offline: fields, limits, versions, tokens, open ports, keys; exit code 2 when one has a problem."""
+    """Check cluster files offline: fields, limits, versions, tokens, open ports, keys; exit code 2 when one has a
+    problem."""
     from engine.cluster.files import check
 
     failed = False

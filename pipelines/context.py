@@ -106,7 +106,8 @@ def _check_place(key: str, place: str) -> str:
 
 
 def _check_secrets(node: Any, key: str = "") -> None:
-    """Refuse a URL with a password or a signature anywhere in a recipe: it would be written to the output and its report."""
+    """Refuse a URL with a password or a signature anywhere in a recipe: it would be written to the output and its
+    report."""
     if isinstance(node, dict):
         for name, value in node.items():
             _check_secrets(value, f"{key}.{name}" if key else name)
@@ -118,7 +119,8 @@ def _check_secrets(node: Any, key: str = "") -> None:
 
 
 def check_models(spec: RunSpec, drawn: Drawn) -> None:
-    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the weights.
+    """What only the models' files can tell, before the output is claimed or Ray starts; imports torch, hashes the
+    weights.
 
     `drawn`: the recipes that are drawn from, by what they are called in errors.
     """
@@ -164,7 +166,8 @@ def _check_learnt(drawn: Drawn) -> None:
 
 
 def _check_prompts(drawn: Drawn, folder: Path | None) -> None:
-    """Whether every class that can be listed now is told by what is read of its prompt; `folder` holds the checkpoint."""
+    """Whether every class that can be listed now is told by what is read of its prompt; `folder` holds the
+    checkpoint."""
     from engine.conditions import cuts
 
     names: tuple[str, ...] | None = None
@@ -215,7 +218,8 @@ def open_run(
     check_more: Callable[[RunSpec, Store], None] = lambda spec, store: None,
     drawn: Callable[[RunSpec], Drawn] = _itself,
 ) -> Iterator[Run]:
-    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the block runs.
+    """Validate, with what the verb has to check besides, claim the output for this spec, and hold its lock while the
+    block runs.
 
     `drawn` gives the recipes that the verb draws from by their names, where it is not the recipe itself.
     """

@@ -20,7 +20,8 @@ Against = Annotated[
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Against = None) -> None:
-    """How many synthetic images are worth n real ones: generators, classifiers, a fit with intervals, and what to do next."""
+    """How many synthetic images are worth n real ones: generators, classifiers, a fit with intervals, and what to do
+    next."""
     from engine.study.equivalence.plan import check
 
     others = [_finished(url) for url in against or ()]

@@ -11,7 +11,8 @@ from pipelines.stages import run_stages, upto
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
-    """Evaluate the run's classifiers on other sets and under corruptions, and measure the gap between real and synthetic."""
+    """Evaluate the run's classifiers on other sets and under corruptions, and measure the gap between real and
+    synthetic."""
     from engine.evaluation.precheck import check
 
     with open_run(recipe, set_, output, "evaluate", check) as run:

@@ -46,7 +46,8 @@ def begun(spec: RunSpec, output: str | None) -> Store | None:
 
 
 def train_labels(spec: RunSpec, store: Store | None) -> tuple[np.ndarray, tuple[str, ...], str]:
-    """Labels of the training rows, class names, and where they come from: the run's catalog, or a scan of the source."""
+    """Labels of the training rows, class names, and where they come from: the run's catalog, or a scan of the
+    source."""
     if store is not None and store.exists("catalog/_done.json"):
         from engine.images import catalog
 
@@ -67,7 +68,8 @@ def examples(spec: RunSpec, store: Store | None, plan: Plan, names: tuple[str, .
 
 
 def reading(spec: RunSpec, store: Store | None, names: tuple[str, ...]) -> tuple[str, str]:
-    """What is cut of the prompts, where the checkpoint lies here: of all of them once there are captions, else of the classes'."""
+    """What is cut of the prompts, where the checkpoint lies here: of all of them once there are captions, else of the
+    classes'."""
     from engine.conditions import cuts
     from engine.diffusion.reading import of_folder
 
@@ -126,14 +128,16 @@ def ahead(spec: RunSpec, store: Store | None, found: list[Record]) -> list[tuple
 
 
 def _held_out(spec: RunSpec, images: int) -> list[tuple[str, str]]:
-    """Of the training images, those that the generator is not trained on; ConfigError where they should be some and are none."""
+    """Of the training images, those that the generator is not trained on; ConfigError where they should be some and are
+    none."""
     if spec.model.checkpoint is not None or not spec.pretrain.held_out:
         return []
     return [("of them held out", f"{spec.pretrain.holds_out(images):,}, by which the generator's training is chosen")]
 
 
 def generator_time(spec: RunSpec, store: Store | None, images: int) -> list[tuple[str, str]]:
-    """What training the closed-set generator and drawing by it take, counted from the recipe; without the training where it is done."""
+    """What training the closed-set generator and drawing by it take, counted from the recipe; without the training
+    where it is done."""
     if spec.model.checkpoint is not None:
         return []
     rate = effort.per_second()

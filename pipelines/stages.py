@@ -19,7 +19,8 @@ SECONDS = "results/seconds.json"
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: whether its result is there, and how to make it inside a Ray session; `make` says in words what came out."""
+    """One stage: whether its result is there, and how to make it inside a Ray session; `make` says in words what came
+    out."""
 
     name: str
     done: Callable[[Run], bool]

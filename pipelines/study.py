@@ -70,7 +70,8 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
 
 @app.command()
 def worth(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
-    """What the synthetic set is worth beside the controls that it must beat, and how much of it is copies, over generator seeds."""
+    """What the synthetic set is worth beside the controls that it must beat, and how much of it is copies, over
+    generator seeds."""
     from engine.study.worth.run import check
 
     with open_run(recipe, set_, output, "study worth", lambda spec, _: check(spec)) as run:

@@ -28,7 +28,8 @@ def check(spec: RunSpec, store: Store) -> None:
 
 
 def stages_of(spec: RunSpec) -> tuple[str, ...]:
-    """What has to be made first: the synthetic set where an arm draws it, the generator for its VAE, else the catalog alone."""
+    """What has to be made first: the synthetic set where an arm draws it, the generator for its VAE, else the catalog
+    alone."""
     assert spec.train is not None
     if spec.train.needs_synthetic:
         return upto("generate")

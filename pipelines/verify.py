@@ -13,7 +13,8 @@ SHOWN = 12
 
 
 def main(url: Url) -> None:
-    """Check every byte of a finished output: changed, missing or swapped files end with exit code 3; says what no seal covers."""
+    """Check every byte of a finished output: changed, missing or swapped files end with exit code 3; says what no seal
+    covers."""
     from engine.shards.manifest import SEAL
     from engine.shards.verify import verify
 

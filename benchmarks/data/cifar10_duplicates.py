@@ -1,11 +1,13 @@
-"""Test images of CIFAR-10 that look like one of its training images: found by features, confirmed pixel by pixel, and left out.
+"""Test images of CIFAR-10 that look like one of its training images: found by features, confirmed pixel by pixel, and
+left out.
 
-    python -m benchmarks.data.cifar10_duplicates find TRAIN.parquet TEST.parquet      writes benchmarks/data/cifar10_near_duplicates.json
-    python -m benchmarks.data.cifar10_duplicates apart TEST.parquet OUT.parquet       writes the test set without them
+    python -m benchmarks.data.cifar10_duplicates find TRAIN.parquet TEST.parquet      writes
+    benchmarks/data/cifar10_near_duplicates.json python -m benchmarks.data.cifar10_duplicates apart TEST.parquet
+    OUT.parquet       writes the test set without them
 
-Candidates are the five nearest training images, by gradient orientations and coarse colours, of a test image and of its mirror image.
-One counts where the inner 26 x 26 pixels, shifted by up to 3, correlate above 0.92. ciFAIR (arXiv 1902.00423) counts 3.3 % of the
-test images by eye and features of a network; this finds 3.5 %.
+Candidates are the five nearest training images, by gradient orientations and coarse colours, of a test image and of its
+mirror image. One counts where the inner 26 x 26 pixels, shifted by up to 3, correlate above 0.92. ciFAIR (arXiv
+1902.00423) counts 3.3 % of the test images by eye and features of a network; this finds 3.5 %.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def features(pixels: Pixels) -> torch.Tensor:
 
 
 def find(train: Pixels, test: Pixels) -> list[tuple[int, int, float]]:
-    """(test, train, correlation) of every test image that looks like a training image, with the one that it looks like most."""
+    """(test, train, correlation) of every test image that looks like a training image, with the one that it looks like
+    most."""
     known, mirrored = features(train), np.ascontiguousarray(test[:, :, ::-1])
     candidates = []
     for side in (test, mirrored):

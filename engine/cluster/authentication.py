@@ -32,8 +32,9 @@ def check_mode() -> None:
 def private() -> Iterator[Path]:
     """The folder of a private Ray, with the environment under which it and what joins it ask for a token of its own.
 
-    Ray opens its folders to all users, so they lie in one of mode 0700 that Ray does not know of; the token's file is 0600.
-    Ray's address is that of the loopback device inside the block, and folder and environment are as before after it.
+    Ray opens its folders to all users, so they lie in one of mode 0700 that Ray does not know of; the token's file is
+    0600. Ray's address is that of the loopback device inside the block, and folder and environment are as before after
+    it.
     """
     import ray._private.ray_constants as constants
 

@@ -9,8 +9,9 @@ from engine.storage.base import is_known, storage_error
 
 
 def as_expected(error: BaseException, place: str = "a file") -> MimeoError | None:
-    """The expected failure that an exception stands for: one that a Ray worker raised, a system call that failed on a file,
-    memory that ran out, workers that died; None for a fault of the program. `place` is that of a call that names no file."""
+    """The expected failure that an exception stands for: one that a Ray worker raised, a system call that failed on a
+    file, memory that ran out, workers that died; None for a fault of the program. `place` is that of a call that names
+    no file."""
     cause = _cause(error)
     if isinstance(cause, MimeoError):
         return cause

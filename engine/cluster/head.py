@@ -1,4 +1,5 @@
-"""Whether the head of a joined cluster still answers, and whether a private Ray still lives: their loss ends a driver in one line, before Ray ends it without any."""
+"""Whether the head of a joined cluster still answers, and whether a private Ray still lives: their loss ends a driver
+in one line, before Ray ends it without any."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ def answers(address: str) -> bool:
 def watched(address: str) -> Iterator[threading.Event]:
     """Ask the head now and then while the block runs; ClusterError there once it has been silent for `SILENCE_S`.
 
-    Yields the event that says so. The main thread is woken by SIGTERM, whose handler must raise. What Ray would do at the end
-    of a process that lost its head (wait, then abort) is left out: nothing of it is to be given back.
+    Yields the event that says so. The main thread is woken by SIGTERM, whose handler must raise. What Ray would do at
+    the end of a process that lost its head (wait, then abort) is left out: nothing of it is to be given back.
     """
     lost, stop = threading.Event(), threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -78,10 +79,11 @@ PARTS = (
 
 @contextmanager
 def lived(folder: Path) -> Iterator[None]:
-    """End this process with a line and `ClusterError`'s exit code when the private Ray in `folder` dies while the block runs.
+    """End this process with a line and `ClusterError`'s exit code when the private Ray in `folder` dies while the block
+    runs.
 
-    Nothing else would be in time: Ray ends a driver that has lost its raylet within a second, wherever it is. What a run has
-    published stays, as after a kill.
+    Nothing else would be in time: Ray ends a driver that has lost its raylet within a second, wherever it is. What a
+    run has published stays, as after a kill.
     """
     import ray._private.worker
 

@@ -1,4 +1,5 @@
-"""Verbs as jobs of a Ray cluster: what is sent along, the command that does the same, logs to the end, the verb's exit code."""
+"""Verbs as jobs of a Ray cluster: what is sent along, the command that does the same, logs to the end, the verb's exit
+code."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ _CREATED = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 
 @dataclass(frozen=True)
 class Job:
-    """One verb as a job: its command line, the folder that is sent along, what is noted beside it, and its environment."""
+    """One verb as a job: its command line, the folder that is sent along, what is noted beside it, and its
+    environment."""
 
     entrypoint: str
     working_dir: Path
@@ -56,8 +58,9 @@ def make(
 ) -> Job:
     """The job that runs `mimeo VERB ARGUMENTS` with `working_dir` as its folder.
 
-    `install`: the cluster's image has no mimeo; its requirements are installed by pip into the job's environment, under the
-    constraints file of the working folder. Raises ConfigError where the folder is too large or has no constraints file.
+    `install`: the cluster's image has no mimeo; its requirements are installed by pip into the job's environment, under
+    the constraints file of the working folder. Raises ConfigError where the folder is too large or has no constraints
+    file.
     """
     sent = upload.survey(working_dir)
     env: dict[str, Any] = {
@@ -86,7 +89,8 @@ def client(address: str) -> Any:
 
 
 def asks_for_token(connection: Any, address: str) -> bool:
-    """Whether the cluster refuses who has no token; one that does not runs anybody's code, and shows what a job is sent with."""
+    """Whether the cluster refuses who has no token; one that does not runs anybody's code, and shows what a job is sent
+    with."""
     import requests
 
     def knock() -> int:

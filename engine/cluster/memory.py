@@ -17,8 +17,8 @@ def keep_freed() -> bool:
 
     Tensors of a batch are freed and allocated again many times a second. By default glibc hands large ones back to the
     kernel each time, which zeroes their pages anew: up to a sixth of a small denoiser's time on a CPU
-    (benchmarks/freed_memory.py). What is computed is the same. Tensors above 32 MiB still go back. Nothing is done under another C library, or where the user has set one of
-    glibc's own variables. Source: mallopt(3).
+    (benchmarks/freed_memory.py). What is computed is the same. Tensors above 32 MiB still go back. Nothing is done
+    under another C library, or where the user has set one of glibc's own variables. Source: mallopt(3).
     """
     if any(name in os.environ for name in _OWN):
         return False

@@ -1,4 +1,5 @@
-"""The nodes of a cluster: how many places they have, waiting for those that an autoscaler starts, and whether each can do the work."""
+"""The nodes of a cluster: how many places they have, waiting for those that an autoscaler starts, and whether each can
+do the work."""
 
 from __future__ import annotations
 
@@ -48,8 +49,8 @@ def labelled(labels: Mapping[str, str]) -> list[dict[str, Any]]:
 def wait_for(need: Need, count: int, resources: ResourcesSpec, reporter: Reporter | None, *, enough: int = 1) -> None:
     """Ask the cluster's autoscaler for `count` places of `need` and wait until `enough` are there.
 
-    Returns at once where `count` are there already, or `resources.wait` is 0. Raises ClusterError, naming what is missing,
-    when `enough` have not come within `resources.wait` seconds.
+    Returns at once where `count` are there already, or `resources.wait` is 0. Raises ClusterError, naming what is
+    missing, when `enough` have not come within `resources.wait` seconds.
     """
     labels = resources.labels
     if resources.wait <= 0 or slots(need, labels) >= count:
@@ -72,7 +73,8 @@ def wait_for(need: Need, count: int, resources: ResourcesSpec, reporter: Reporte
 
 @contextmanager
 def told_of_missing(need: Need, count: int, resources: ResourcesSpec, reporter: Reporter) -> Iterator[None]:
-    """While the block runs, say once, after `resources.wait` seconds, how many of `count` places of `need` have not come."""
+    """While the block runs, say once, after `resources.wait` seconds, how many of `count` places of `need` have not
+    come."""
 
     def tell() -> None:
         found = slots(need, resources.labels)
@@ -95,8 +97,8 @@ def told_of_missing(need: Need, count: int, resources: ResourcesSpec, reporter: 
 def check(store: Store | None) -> None:
     """Refuse a joined cluster whose nodes cannot do the work; to be called once the driver has joined it.
 
-    Every node that is up must run the driver's versions of Python, Ray and mimeo, have the packages, and see the output (a
-    token is written there). Raises ClusterError or StorageError naming the first node that does not, and the fix.
+    Every node that is up must run the driver's versions of Python, Ray and mimeo, have the packages, and see the output
+    (a token is written there). Raises ClusterError or StorageError naming the first node that does not, and the fix.
     """
     import ray
     from ray.exceptions import GetTimeoutError, RayError

@@ -1,4 +1,5 @@
-"""Progress that a person can follow: rich bars with rate and ETA on a terminal, one plain line now and then elsewhere."""
+"""Progress that a person can follow: rich bars with rate and ETA on a terminal, one plain line now and then
+elsewhere."""
 
 from __future__ import annotations
 
@@ -42,8 +43,8 @@ class Task:
     def update(self, done: int, **fields: float | int | str) -> None:
         """Record that `done` of `total` units are finished; `fields` are shown beside (loss, quarantined, ...).
 
-        The rate counts from the first progress after the first update: neither work found done on resume nor the loading of
-        models belongs to it.
+        The rate counts from the first progress after the first update: neither work found done on resume nor the
+        loading of models belongs to it.
         """
         if self._first or (not self._moving and self.base < done < self.total):
             self._moving = not self._first

@@ -106,7 +106,8 @@ def _offer(resources: ResourcesSpec, unit: str) -> str:
 
 
 def cores_of_cluster(labels: Mapping[str, str] | None = None) -> int:
-    """CPU cores that the cluster's nodes with these labels offer; of a private Ray no more than this process may use."""
+    """CPU cores that the cluster's nodes with these labels offer; of a private Ray no more than this process may
+    use."""
     from engine.cluster import nodes
 
     total = int(sum(node["Resources"].get("CPU", 0) for node in nodes.labelled(labels or {})))
@@ -142,7 +143,8 @@ def _silent_start() -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep the caller's SIGTERM handler: `ray.init` would install two of its own, which end the process with other exit codes."""
+    """Keep the caller's SIGTERM handler: `ray.init` would install two of its own, which end the process with other exit
+    codes."""
     from ray._private import utils
 
     setter, handler = utils.set_sigterm_handler, signal.getsignal(signal.SIGTERM)
@@ -224,10 +226,12 @@ def _configure_data() -> None:
 def session(resources: ResourcesSpec, *, num_cpus: int | None = None, store: Store | None = None) -> Iterator[None]:
     """Ray is up inside the block; nested and repeated use is fine.
 
-    Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), whose nodes must be able to do the work and to see
-    `store`, the output; else starts a private local Ray, for this user alone, whose processes and files end with the block.
-    `num_cpus` overrides the private Ray's CPU count. Raises ConfigError for a RAY_AUTH_MODE that Ray does not know, ClusterError
-    or StorageError where Ray cannot start.
+    Joins the cluster that RAY_ADDRESS names (as inside `ray job submit`), whose nodes must be able to do the work and
+    to see
+    `store`, the output; else starts a private local Ray, for this user alone, whose processes and files end with the
+    block.
+    `num_cpus` overrides the private Ray's CPU count. Raises ConfigError for a RAY_AUTH_MODE that Ray does not know,
+    ClusterError or StorageError where Ray cannot start.
     """
     _quieten()
     import ray

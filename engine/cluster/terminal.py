@@ -25,7 +25,8 @@ class Unread(Exception):
 
 
 class Terminal(Console):
-    """A rich console for standard output, or with `stderr=True` standard error, that shows texts as `text.shown` has them.
+    """A rich console for standard output, or with `stderr=True` standard error, that shows texts as `text.shown` has
+    them.
 
     Brackets and colons in a text are never styles or pictures.
     """
@@ -61,7 +62,8 @@ def say(text: str, *, end: str = "\n") -> None:
 
 
 def note(text: str, stream: TextIO) -> None:
-    """Write a line of progress as `text.shown` has it; where the stream takes nothing more the line is lost, and the work goes on."""
+    """Write a line of progress as `text.shown` has it; where the stream takes nothing more the line is lost, and the
+    work goes on."""
     with suppress(OSError, ValueError):  # ValueError: the stream is closed
         print(shown(text), file=stream, flush=True)
 
@@ -74,7 +76,8 @@ def is_unread() -> bool:
 
 
 def guard() -> None:
-    """Make the standard streams safe for this process: open, able to say any letter, and warnings and log records as `text.shown` has them."""
+    """Make the standard streams safe for this process: open, able to say any letter, and warnings and log records as
+    `text.shown` has them."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

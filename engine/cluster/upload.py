@@ -1,4 +1,5 @@
-"""What a job sends to a cluster: a folder less what its ignore files name, and less what never travels, whatever they say."""
+"""What a job sends to a cluster: a folder less what its ignore files name, and less what never travels, whatever they
+say."""
 
 from __future__ import annotations
 

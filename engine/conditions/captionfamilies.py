@@ -1,4 +1,5 @@
-"""How the captioning models of each `model_type` of transformers are checked, asked and read; a new family is one more entry."""
+"""How the captioning models of each `model_type` of transformers are checked, asked and read; a new family is one more
+entry."""
 
 from __future__ import annotations
 
@@ -23,11 +24,12 @@ Images = Sequence[NDArray[np.uint8]]
 class Family:
     """One class of captioning models.
 
-    `model` names its class in transformers. `ask(processor, images, instruction)` makes what `generate` takes, left-padded where
-    a decoder goes on writing behind it; `start(model, inputs)` counts the tokens that `generate` returns before the caption;
-    `read(processor, tokens, instruction)` gives the words of the rest. `instruction` is the default one, None where the family
-    takes none; `tasks` are the only ones, if not any. `files(folder)` checks what else it needs and gives those files. `half` is
-    the dtype on CUDA.
+    `model` names its class in transformers. `ask(processor, images, instruction)` makes what `generate` takes,
+    left-padded where a decoder goes on writing behind it; `start(model, inputs)` counts the tokens that `generate`
+    returns before the caption;
+    `read(processor, tokens, instruction)` gives the words of the rest. `instruction` is the default one, None where the
+    family takes none; `tasks` are the only ones, if not any. `files(folder)` checks what else it needs and gives those
+    files. `half` is the dtype on CUDA.
     """
 
     model: str

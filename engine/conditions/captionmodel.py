@@ -1,4 +1,5 @@
-"""Captions by a model: BLIP, BLIP-2, Qwen-VL and Florence-2 through transformers, from a local directory, decoded greedily."""
+"""Captions by a model: BLIP, BLIP-2, Qwen-VL and Florence-2 through transformers, from a local directory, decoded
+greedily."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_prepro
 
 
 def precheck(spec: CaptionSpec) -> list[Path]:
-    """The files that make the captions; raises ConfigError in one line, before Ray or a GPU is used, when they cannot."""
+    """The files that make the captions; raises ConfigError in one line, before Ray or a GPU is used, when they
+    cannot."""
     folder = Path(spec.path or "")
     family = _family(spec, folder)
     more = family.files(folder)
@@ -39,7 +41,8 @@ def precheck(spec: CaptionSpec) -> list[Path]:
 
 
 def _family(spec: CaptionSpec, folder: Path) -> Family:
-    """The family of the directory's model; ConfigError for other models, and for an instruction that it cannot follow."""
+    """The family of the directory's model; ConfigError for other models, and for an instruction that it cannot
+    follow."""
     families = KINDS[spec.kind]
     kind = localmodel.config(folder, KEY).get("model_type")
     if kind not in families:

@@ -29,8 +29,9 @@ Observer = Callable[[Pixels], Facts]
 class Strategy:
     """A way to caption in three steps, so that workers see images and one place sees the whole training split.
 
-    `observer(spec, device)` makes what runs in workers: images (N,H,W,3) or (N,H,W) in, one small fact an image out. `fit` learns
-    from the facts of all training images what is stored beside the captions (JSON-ready). `say` turns facts into captions.
+    `observer(spec, device)` makes what runs in workers: images (N,H,W,3) or (N,H,W) in, one small fact an image out.
+    `fit` learns from the facts of all training images what is stored beside the captions (JSON-ready). `say` turns
+    facts into captions.
     `files` checks the model without loading it (ConfigError) and gives its files.
     """
 
@@ -57,12 +58,14 @@ class Captioner:
 
 
 def moments(pixels: Pixels) -> NDArray[np.float64]:
-    """Weight, width and slant (N,3) of the ink in images (N,H,W,3) or (N,H,W); all three do not change with the image's size.
+    """Weight, width and slant (N,3) of the ink in images (N,H,W,3) or (N,H,W); all three do not change with the image's
+    size.
 
-    Ink is the distance from the background, the median of the border pixels: dark on light and light on dark read alike.
-    Weight is the ink's mass over its radius of gyration (3.5 strokes thick for a straight line), width its horizontal standard
-    deviation, both in units of the image's side; slant the shear dx/dy, positive when the top leans right. Pixels count as
-    squares (their own variance, 1/12, is added), so enlarging by pixel repetition changes nothing. No ink: zeros.
+    Ink is the distance from the background, the median of the border pixels: dark on light and light on dark read
+    alike. Weight is the ink's mass over its radius of gyration (3.5 strokes thick for a straight line), width its
+    horizontal standard deviation, both in units of the image's side; slant the shear dx/dy, positive when the top leans
+    right. Pixels count as squares (their own variance, 1/12, is added), so enlarging by pixel repetition changes
+    nothing. No ink: zeros.
     """
     step = max(1, PIXELS_AT_ONCE // max(1, pixels[0].size if len(pixels) else 1))
     pieces = [_moments(pixels[first : first + step]) for first in range(0, len(pixels), step)]
@@ -137,5 +140,6 @@ STRATEGIES = {
 
 
 def precheck(spec: CaptionSpec) -> list[Path]:
-    """The files of the captioning model, checked without a GPU or Ray; ConfigError in one line when they cannot be used."""
+    """The files of the captioning model, checked without a GPU or Ray; ConfigError in one line when they cannot be
+    used."""
     return STRATEGIES[spec.kind].files(spec)

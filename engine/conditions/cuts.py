@@ -1,4 +1,5 @@
-"""Prompts that are longer than a generator's tokenizers read: counted and told, and refused where their class is cut off."""
+"""Prompts that are longer than a generator's tokenizers read: counted and told, and refused where their class is cut
+off."""
 
 from __future__ import annotations
 
@@ -87,7 +88,8 @@ def check(readers: Readers, spec: RunSpec, told: Captions | Conditions, *, drawn
 
 
 def of_classes(names: Sequence[str]) -> Captions:
-    """An image of each class without a caption: what is known before there are captions, which put no class nearer to the start."""
+    """An image of each class without a caption: what is known before there are captions, which put no class nearer to
+    the start."""
     return Captions((), np.arange(len(names), dtype=np.int32), ("",) * len(names), tuple(names), {})
 
 

@@ -62,8 +62,8 @@ ENCODER = "encoder"  # the folder of a checkpoint whose image features are those
 def resolve(spec: FeatureSpec, checkpoint: Path | None, *, needed: bool = True) -> FeatureModel:
     """The model that the recipe names; `checkpoint` is the generator's directory.
 
-    Raises ConfigError in one line when it is missing, broken, pickled, or needs the network or code of its own. A checkpoint
-    without an image encoder gives `NONE` when features are not `needed`.
+    Raises ConfigError in one line when it is missing, broken, pickled, or needs the network or code of its own. A
+    checkpoint without an image encoder gives `NONE` when features are not `needed`.
     """
     if spec.backend == "open_clip":
         return _open_clip(spec)
@@ -102,8 +102,8 @@ def needed(spec: RunSpec) -> bool:
 def check_use(spec: RunSpec, model: FeatureModel, widths: Collection[int] | None) -> None:
     """Raise ConfigError when the model cannot do what the run asks of it.
 
-    A visual token takes the place of a text token, so its width must be one of those that the checkpoint has a place for
-    (`widths`; None: not known yet); a threshold on CLIP scores needs the text tower.
+    A visual token takes the place of a text token, so its width must be one of those that the checkpoint has a place
+    for (`widths`; None: not known yet); a threshold on CLIP scores needs the text tower.
     """
     tokens = {"generate.visual_token": spec.generate.visual_token}
     tokens |= {"match.visual_token": spec.match.visual_token} if spec.match is not None else {}
@@ -124,7 +124,8 @@ def check_use(spec: RunSpec, model: FeatureModel, widths: Collection[int] | None
 
 
 def _processor(places: tuple[Path, ...], key: str) -> Path:
-    """The file that tells how images are prepared, where transformers looks for it: `processor_config.json` of its version 5 first."""
+    """The file that tells how images are prepared, where transformers looks for it: `processor_config.json` of its
+    version 5 first."""
     for place in places:
         for name in PROCESSORS:
             if (place / name).exists():

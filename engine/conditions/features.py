@@ -1,4 +1,5 @@
-"""Features of images and texts by one interface: the generator's own encoder or CLIP, a transformers directory, or open_clip."""
+"""Features of images and texts by one interface: the generator's own encoder or CLIP, a transformers directory, or
+open_clip."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ Features = NDArray[np.float32]
 class Towers:
     """A loaded model: one batch in, projected features (N,D) as a float tensor out.
 
-    `images` takes pixels (N,H,W,3) uint8 through the model's own resize, crop and normalisation; `texts` cuts what is longer
-    than the tower.
+    `images` takes pixels (N,H,W,3) uint8 through the model's own resize, crop and normalisation; `texts` cuts what is
+    longer than the tower.
     """
 
     images: Callable[[NDArray[np.uint8]], Any]
@@ -35,7 +36,8 @@ class FeatureExtractor:
     """Image features (of a CLIP: projected), NOT normalised, (N,D) float32; the width is `dim`."""
 
     def __init__(self, model: FeatureModel, device: str = "cpu", digest: str = "") -> None:
-        """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not finite.
+        """Load a model that `featuremodel.resolve` has checked; ConfigError when its weights do not fit or are not
+        finite.
 
         `digest` is the model's where the caller knows it: StorageError when the files are others.
         """
@@ -199,9 +201,11 @@ LOADERS: dict[str, Callable[[FeatureModel, str], Towers]] = {
 
 
 def tower(model: FeatureModel, device: str, digest: str = "") -> Callable[[Any], Any]:
-    """The image tower as a differentiable function: images (N,3,H,H) in [0,1] to projected features (N,D), not normalised.
+    """The image tower as a differentiable function: images (N,3,H,H) in [0,1] to projected features (N,D), not
+    normalised.
 
-    Images are resized bicubically and normalised as the model's own preprocessing says; it has rounding to 8 bits besides.
+    Images are resized bicubically and normalised as the model's own preprocessing says; it has rounding to 8 bits
+    besides.
     `digest`: as for `FeatureExtractor`.
     """
     with localmodel.unchanged(model.files, digest):

@@ -1,4 +1,5 @@
-"""The condition stages: captions, CLIP features and class statistics of the training split, as Ray Data jobs that end in Parquet."""
+"""The condition stages: captions, CLIP features and class statistics of the training split, as Ray Data jobs that end
+in Parquet."""
 
 from __future__ import annotations
 
@@ -34,8 +35,8 @@ READ = 64 * 1024 * 1024
 def precheck(spec: RunSpec, checkpoint: Path | None = None, widths: Collection[int] | None = None) -> None:
     """Raise ConfigError, in one line and before Ray or a GPU is used, when the recipe's conditions cannot be computed.
 
-    `checkpoint` is the generator's directory, None while it is not trained yet (then its own CLIP is not checked); `widths` are
-    those of image features that fit it.
+    `checkpoint` is the generator's directory, None while it is not trained yet (then its own CLIP is not checked);
+    `widths` are those of image features that fit it.
     """
     captions.precheck(spec.conditions.caption)
     if checkpoint is not None or spec.conditions.features.backend != "checkpoint":
@@ -43,10 +44,12 @@ def precheck(spec: RunSpec, checkpoint: Path | None = None, widths: Collection[i
 
 
 def caption(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, run: pool.Run = pool.run) -> None:
-    """Write conditions/captions.parquet: key, label, caption of each training image, in key order; nothing to do when it is there.
+    """Write conditions/captions.parquet: key, label, caption of each training image, in key order; nothing to do when
+    it is there.
 
-    `run` does the work, by default the actor pool of a session (needed unless the captions look at no image). DataError when it is there
-    from other inputs and was generated from, and where a class has too few images for the recipe's visual token.
+    `run` does the work, by default the actor pool of a session (needed unless the captions look at no image). DataError
+    when it is there from other inputs and was generated from, and where a class has too few images for the recipe's
+    visual token.
     """
     section = spec.conditions.caption
     strategy = STRATEGIES[section.kind]
@@ -77,12 +80,13 @@ def features(
     progress: Reporter,
     run: pool.Run = pool.run,
 ) -> None:
-    """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do when done.
+    """Write conditions/features.parquet (key, feature) in key order, then conditions/classes.parquet; nothing to do
+    when done.
 
     conditions/fits.parquet lies beside where the recipe's visual token is drawn from what is fitted to each class.
 
-    Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that were
-    generated from. A checkpoint without an image encoder gives features of width 0 when the run uses none.
+    Inside a session. DataError names the image whose feature is not finite, or tells of files from other inputs that
+    were generated from. A checkpoint without an image encoder gives features of width 0 when the run uses none.
     """
     model = _feature_model(spec, checkpoint if isinstance(checkpoint, Path) else checkpoint.path)
     rows = _train(catalog)
@@ -134,7 +138,8 @@ def _computed(
 
 
 def caption_work(spec: RunSpec, device: str, digest: str = "") -> pool.Work:
-    """What an actor does for captions: catalog rows in, one `fact` a row out; StorageError where its model has another digest."""
+    """What an actor does for captions: catalog rows in, one `fact` a row out; StorageError where its model has another
+    digest."""
     section, strategy = spec.conditions.caption, STRATEGIES[spec.conditions.caption.kind]
     with localmodel.unchanged(strategy.files(section), digest):
         observe = strategy.observer(section, device)
@@ -148,7 +153,8 @@ def caption_work(spec: RunSpec, device: str, digest: str = "") -> pool.Work:
 
 
 def feature_work(spec: RunSpec, model: FeatureModel | Checkpoint, device: str, digest: str = "") -> pool.Work:
-    """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not finite.
+    """What an actor does for features: catalog rows in, one `feature` (D) a row out; DataError names one that is not
+    finite.
 
     A checkpoint's own model is looked for on the actor's node; StorageError where it has another digest.
     """
@@ -168,6 +174,7 @@ def feature_work(spec: RunSpec, model: FeatureModel | Checkpoint, device: str, d
 
 
 def _parts(rows: pa.Table, spec: RunSpec) -> list[pa.Table]:
-    """Rows in whole batches of at most READ bytes of pixels, so that a chunk of large images never lies in memory whole."""
+    """Rows in whole batches of at most READ bytes of pixels, so that a chunk of large images never lies in memory
+    whole."""
     step = BATCH * max(1, READ // (BATCH * 3 * spec.images.size**2))
     return [rows.slice(first, step) for first in range(0, len(rows), step)]

@@ -29,7 +29,8 @@ CONVERT = "convert them to safetensors (save_pretrained writes it)"
 
 
 def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
-    """The model's configuration; ConfigError (naming the recipe's `key`) when it is missing, broken or asks for own code."""
+    """The model's configuration; ConfigError (naming the recipe's `key`) when it is missing, broken or asks for own
+    code."""
     if not folder.is_dir():
         raise ConfigError(key, f"{folder} is not a directory", "give a local model directory")
     path = folder / name
@@ -52,7 +53,8 @@ def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
 
 
 def weights(folder: Path, key: str) -> list[Path]:
-    """The safetensors files of a directory, one or the shards that its index names; ConfigError when missing, pickled or broken."""
+    """The safetensors files of a directory, one or the shards that its index names; ConfigError when missing, pickled
+    or broken."""
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if single.is_file():
@@ -114,7 +116,8 @@ def digest(files: Iterable[Path]) -> str:
 
 @contextmanager
 def unchanged(files: Iterable[Path], expected: str) -> Iterator[None]:
-    """Around the loading of a model: its files have this `digest` ("": it is not known), and stay what they are (StorageError)."""
+    """Around the loading of a model: its files have this `digest` ("": it is not known), and stay what they are
+    (StorageError)."""
     found = {file: origin.sha256(file, noted=True) for file in files}
     if expected and _identity(found) != expected:
         where = str(next(iter(found)).parent)

@@ -1,4 +1,5 @@
-"""Work on all training images by a pool of Ray Data actors: chunks of catalog rows in, small tables out, in row order."""
+"""Work on all training images by a pool of Ray Data actors: chunks of catalog rows in, small tables out, in row
+order."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def device(resources: ResourcesSpec, needs_model: bool) -> str:
 
 
 def run(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str, task: Task) -> pa.Table:
-    """Apply the work that `make` returns, once in each actor, to chunks of `rows`; the results stand in the order of the rows.
+    """Apply the work that `make` returns, once in each actor, to chunks of `rows`; the results stand in the order of
+    the rows.
 
     `make` must be picklable and small: models are loaded in the actor. MimeoErrors of the work come back as themselves.
     """

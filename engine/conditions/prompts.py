@@ -10,13 +10,15 @@ SEPARATORS = r"[\s,;:|.\-–—]"
 
 
 def clean_class_name(name: str) -> str:
-    """A class name as words: underscores and line breaks to spaces, runs of spaces to one; a name without any word stays."""
+    """A class name as words: underscores and line breaks to spaces, runs of spaces to one; a name without any word
+    stays."""
     words = " ".join(name.replace("_", " ").split())
     return words or name
 
 
 def without_caption(template: str) -> str:
-    """The template for an empty caption: `{caption}` goes with the brackets round it and the separator before (or after) it."""
+    """The template for an empty caption: `{caption}` goes with the brackets round it and the separator before (or
+    after) it."""
     for field in (r"\(\s*\{caption\}\s*\)", r"\[\s*\{caption\}\s*\]", r"\{caption\}"):
         template = re.sub(rf"^{SEPARATORS}*{field}{SEPARATORS}*", "", template)
         template = re.sub(rf"{SEPARATORS}*{field}", "", template)
@@ -32,7 +34,8 @@ def fill(template: str, class_name: str, caption: str) -> str:
 
 
 def class_ends(template: str, class_name: str, caption: str) -> list[int]:
-    """Where the class name ends in `fill` of the same: the number of letters up to there, for each time that it stands there."""
+    """Where the class name ends in `fill` of the same: the number of letters up to there, for each time that it stands
+    there."""
     parts = _parts(template, class_name, caption)
     whole = "".join(text for _, text in parts)
     before, ends, done = len(whole) - len(whole.lstrip()), [], 0

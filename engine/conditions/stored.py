@@ -1,4 +1,5 @@
-"""Parquet files of the conditions stage that say what they were made from, so that those of other inputs are never reused."""
+"""Parquet files of the conditions stage that say what they were made from, so that those of other inputs are never
+reused."""
 
 from __future__ import annotations
 
@@ -60,8 +61,8 @@ def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
 def is_current(store: Store, names: tuple[str, ...], made_from: dict[str, Any]) -> bool:
     """Whether the first of `names` was made from just this.
 
-    Files made from something else are removed, `names` and all, while nothing was generated from them yet; after that they are
-    refused (DataError), since shards already published belong to them.
+    Files made from something else are removed, `names` and all, while nothing was generated from them yet; after that
+    they are refused (DataError), since shards already published belong to them.
     """
     about = facts(store, names[0])
     if about is not None and about.get("made_from") == made_from:

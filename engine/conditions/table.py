@@ -1,4 +1,5 @@
-"""Conditions of the training images as generation reads them: captions, prompts, image features and class statistics."""
+"""Conditions of the training images as generation reads them: captions, prompts, image features and class
+statistics."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ Labels = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Captions:
-    """Captions of the N training images in key order; `labels` are indices into `class_names`, `fitted` what the captioner learnt."""
+    """Captions of the N training images in key order; `labels` are indices into `class_names`, `fitted` what the
+    captioner learnt."""
 
     keys: tuple[str, ...]
     labels: Labels
@@ -42,9 +44,10 @@ class Captions:
 class Conditions:
     """Everything that a sample can be conditioned on; rows are the N training images in key order.
 
-    `features` (N,D) are image features, of length 1 under `conditions.features.normalise`, else as the model gives them (D is 0
-    where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images. `class_numbers` (K,)
-    are the generator's numbers of the classes, None where it reads text. `fits` are there where tokens are drawn from them.
+    `features` (N,D) are image features, of length 1 under `conditions.features.normalise`, else as the model gives them
+    (D is 0 where the run uses none); `class_means` (K,D) has NaN in the rows of classes without training images.
+    `class_numbers` (K,) are the generator's numbers of the classes, None where it reads text. `fits` are there where
+    tokens are drawn from them.
     """
 
     keys: tuple[str, ...]
@@ -85,7 +88,8 @@ class Conditions:
         return tokens.gaussian(self.features[self._members(label)], self._fitted(), label, seed)
 
     def prior(self, row: int, seed: int) -> Features:
-        """A draw (D) from the prior of the class of a training image, out of the kernel around it; DataError without fits."""
+        """A draw (D) from the prior of the class of a training image, out of the kernel around it; DataError without
+        fits."""
         label = int(self.labels[row])
         return tokens.around(self.features[self._members(label)], self.features[row], self._fitted(), label, seed)
 
@@ -127,7 +131,8 @@ def load_captions(store: Store) -> Captions:
 
 
 def load(store: Store, spec: RunSpec) -> Conditions:
-    """What the condition stages have written, with the recipe's prompts; DataError when files are absent or do not belong together."""
+    """What the condition stages have written, with the recipe's prompts; DataError when files are absent or do not
+    belong together."""
     captions = load_captions(store)
     table, _ = stored.read(store, FEATURES)
     classes, _ = stored.read(store, CLASSES)
@@ -153,7 +158,8 @@ def load(store: Store, spec: RunSpec) -> Conditions:
 
 
 def publish_fits(store: Store, spec: RunSpec, values: Features, labels: Labels, made_from: dict[str, Any]) -> None:
-    """Fit the features (N,D) as the recipe draws from them, and store what is found: D rows of `root`, the rest beside."""
+    """Fit the features (N,D) as the recipe draws from them, and store what is found: D rows of `root`, the rest
+    beside."""
     read = unit(values) if spec.conditions.features.normalise else values
     fits = tokens.fit(read, labels, int(labels.max()) + 1)
     table = pa.table({"root": stored.as_lists(fits.root)})
@@ -171,7 +177,8 @@ def _fits(store: Store) -> Fits | None:
 
 
 def copy(source: Store, target: Store, keys: Sequence[str]) -> None:
-    """Store in another output the captions and features of these training images; class statistics stay those of all."""
+    """Store in another output the captions and features of these training images; class statistics stay those of
+    all."""
     wanted = pa.array(sorted(keys), pa.string())
     for name in (CAPTIONS, FEATURES):
         table, about = stored.read(source, name)
@@ -196,7 +203,8 @@ def unit(features: Features) -> Features:
 
 
 def class_statistics(values: NDArray[np.float32], labels: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
-    """One row a class: label, name, count, feature mean (D) and sample standard deviation (D; zeros for a single image).
+    """One row a class: label, name, count, feature mean (D) and sample standard deviation (D; zeros for a single
+    image).
 
     A class without images has null for both.
     """

@@ -1,7 +1,9 @@
-"""Feature vectors that no training image has: drawn between two images of a class, from its Gaussian, or around its images.
+"""Feature vectors that no training image has: drawn between two images of a class, from its Gaussian, or around its
+images.
 
-Each is a function of the features, the class and one seed. No BLAS, whose order of summation depends on the threads, takes part
-in a draw; fits, in which it does, are rounded and stored. So a vector has the same bits wherever it is drawn.
+Each is a function of the features, the class and one seed. No BLAS, whose order of summation depends on the threads,
+takes part in a draw; fits, in which it does, are rounded and stored. So a vector has the same bits wherever it is
+drawn.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ Labels = NDArray[np.int32]
 class Fits:
     """What is fitted to the features (N,D) of K classes.
 
-    The covariance of a class is (1 - s) S + s W: S its own (of n - 1), W = `root` `root`^T the pooled one within all classes, s in
-    0 to 1 its `shrinkage` (K,). `bandwidth` (0 to 1) is that of the prior's kernels.
+    The covariance of a class is (1 - s) S + s W: S its own (of n - 1), W = `root` `root`^T the pooled one within all
+    classes, s in 0 to 1 its `shrinkage` (K,). `bandwidth` (0 to 1) is that of the prior's kernels.
     """
 
     root: Features
@@ -53,10 +55,12 @@ def check(token: str, labels: Labels, class_names: Sequence[str]) -> None:
 
 
 def between(one: Features, other: Features, seed: int) -> Features:
-    """A vector (D) on the middle half of the arc between two: spherical in direction, linear in length, at the seed's weight.
+    """A vector (D) on the middle half of the arc between two: spherical in direction, linear in length, at the seed's
+    weight.
 
-    A straight line between two directions passes through shorter vectors than images have; an arc keeps to lengths that the
-    generator has seen (arXiv 1609.04468). Where there is no arc (one of them zero, or opposite directions) it is the line.
+    A straight line between two directions passes through shorter vectors than images have; an arc keeps to lengths that
+    the generator has seen (arXiv 1609.04468). Where there is no arc (one of them zero, or opposite directions) it is
+    the line.
     """
     weight = MIDDLE[0] + (MIDDLE[1] - MIDDLE[0]) * float(np.random.Generator(np.random.PCG64(seed)).random())
     a, b = one.astype(np.float64), other.astype(np.float64)
@@ -77,7 +81,8 @@ def gaussian(own: Features, fits: Fits, label: int, seed: int) -> Features:
 
 
 def around(own: Features, anchor: Features, fits: Fits, label: int, seed: int) -> Features:
-    """A draw (D) from the kernel of one image of a class (n,D): a smoothed bootstrap with the class's mean and covariance.
+    """A draw (D) from the kernel of one image of a class (n,D): a smoothed bootstrap with the class's mean and
+    covariance.
 
     With h the bandwidth and e ~ N(0, the shrunken covariance) it is mean + sqrt(1 - h²) (anchor - mean) + h e: over all
     images a mixture with the mean and about the covariance of the class, between the images themselves (h = 0) and its
@@ -103,9 +108,11 @@ def fit(values: Features, labels: Labels, classes: int) -> Fits:
 
 
 def shrinkage(centred: Matrix, target: Matrix) -> float:
-    """How far Ledoit and Wolf's estimate takes the covariance of centred features (n,D) to `target` (D,D); 1 below two images.
+    """How far Ledoit and Wolf's estimate takes the covariance of centred features (n,D) to `target` (D,D); 1 below two
+    images.
 
-    The summed variance of the entries of S over their summed squared distance to the target (2004, lemma 2.1 and section
+    The summed variance of the entries of S over their summed squared distance to the target (2004, lemma 2.1 and
+    section
     3.3, where the target is a multiple of the identity).
     """
     count = len(centred)
@@ -118,9 +125,11 @@ def shrinkage(centred: Matrix, target: Matrix) -> float:
 
 
 def _bandwidth(values: Features, rows: Sequence[NDArray[np.int64]], fits: Fits) -> float:
-    """The least bandwidth at which draws lie as far from the nearest training image as these do from each other (medians).
+    """The least bandwidth at which draws lie as far from the nearest training image as these do from each other
+    (medians).
 
-    So a draw is no nearer to an image than an unseen image would be. Chosen on at most `ANCHORS` images, evenly over the classes.
+    So a draw is no nearer to an image than an unseen image would be. Chosen on at most `ANCHORS` images, evenly over
+    the classes.
     """
     several = [(label, own) for label, own in enumerate(rows) if len(own) > 1]
     step = max(1, -(-sum(len(own) for _, own in several) // ANCHORS))

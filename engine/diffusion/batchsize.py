@@ -43,8 +43,8 @@ def remembered(key: dict[str, Any], fits: Callable[[int], bool]) -> int:
 def choose(spec: RunSpec, device: str, checkpoint: str, lora: str | None, fits: Callable[[int], bool]) -> int:
     """The recipe's batch size, or the one that `auto` stands for: 16 on a CPU, on CUDA what the memory allows.
 
-    `checkpoint` and `lora` are digests; `fits` tells whether a batch of a size can be drawn. Batches are cut from shards, so
-    that no size is above `generate.shard_size`.
+    `checkpoint` and `lora` are digests; `fits` tells whether a batch of a size can be drawn. Batches are cut from
+    shards, so that no size is above `generate.shard_size`.
     """
     asked, shard = spec.resources.batch_size, spec.generate.shard_size
     if asked != "auto":

@@ -1,4 +1,5 @@
-"""A checkpoint of any family: checked whole on the CPU before it is trusted, then loaded as a stock diffusers pipeline."""
+"""A checkpoint of any family: checked whole on the CPU before it is trusted, then loaded as a stock diffusers
+pipeline."""
 
 from __future__ import annotations
 
@@ -27,12 +28,13 @@ from engine.storage import notes, origin
 class Checkpoint:
     """A checkpoint that has passed every check, at one image size.
 
-    `place` is its directory, or its URL on an object store. `family` is the pipeline's class as the index names it; `latent_size` and `image_size` are sides in pixels. `places`: which
-    widths of image features fit, and where they stand in the text's `states` (none where the family reads no text);
-    `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows, and `class_labels` how it calls
-    them, where it says so. `digest` is the sha256 over
-    `files`, which has the sha256 of each weight and configuration file by relative path; `feature_dim` is the width of the
-    image encoder's projection.
+    `place` is its directory, or its URL on an object store. `family` is the pipeline's class as the index names it;
+    `latent_size` and `image_size` are sides in pixels. `places`: which widths of image features fit, and where they
+    stand in the text's `states` (none where the family reads no text);
+    `text_length` counts CLIP's tokens; `classes`: how many a class-conditional generator knows, and `class_labels` how
+    it calls them, where it says so. `digest` is the sha256 over
+    `files`, which has the sha256 of each weight and configuration file by relative path; `feature_dim` is the width of
+    the image encoder's projection.
     """
 
     place: str
@@ -53,12 +55,14 @@ class Checkpoint:
 
     @property
     def path(self) -> Path:
-        """The directory on this node; that of a URL is fetched at its first use and must hold the same bytes (StorageError)."""
+        """The directory on this node; that of a URL is fetched at its first use and must hold the same bytes
+        (StorageError)."""
         return hub.here(self.place, self.digest, self.files)
 
 
 def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
-    """Check a local directory, the copy of a URL's folder, or a cached Hub snapshot without a GPU; ConfigError, one line, for whatever cannot be used.
+    """Check a local directory, the copy of a URL's folder, or a cached Hub snapshot without a GPU; ConfigError, one
+    line, for whatever cannot be used.
 
     Structure first (in moments, without torch), then every number of every weight, then that diffusers and transformers
     find all the weights that the models need. What has passed is noted by its digest on this node: the same bytes are
@@ -101,7 +105,8 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
 
 
 def size_note(folder: Path, image_size: int) -> str | None:
-    """What to tell where images are drawn at another side in pixels than the one that a directory's configuration names."""
+    """What to tell where images are drawn at another side in pixels than the one that a directory's configuration
+    names."""
     family = layout.read_index(folder).family
     side = layout.read_json(layout.config_file(folder, family.denoiser)).get("sample_size")
     scaled = scale(layout.read_json(layout.config_file(folder, "vae"))) if "vae" in family.parts else 1
@@ -144,8 +149,8 @@ def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:
 def load(checkpoint: Checkpoint, device: str, dtype: str) -> Any:
     """The stock pipeline on `device` ("cpu", "cuda", "cuda:1") in `dtype` (float32, bfloat16, float16).
 
-    Its default image size is the checkpoint's. Classes are fixed here, never taken from the directory; there is no safety
-    checker, no image encoder and no progress bar. StorageError where a file is not the one that was checked.
+    Its default image size is the checkpoint's. Classes are fixed here, never taken from the directory; there is no
+    safety checker, no image encoder and no progress bar. StorageError where a file is not the one that was checked.
     """
     import torch
 
@@ -192,7 +197,8 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
 
 
 def _facts(folder: Path, index: layout.Index, configs: dict[str, dict[str, Any]], image_size: int) -> dict[str, Any]:
-    """What the configurations say of a Checkpoint; ConfigError where components fit neither each other nor the image size."""
+    """What the configurations say of a Checkpoint; ConfigError where components fit neither each other nor the image
+    size."""
     encoder = configs.get("image_encoder")
     try:
         return {
@@ -263,7 +269,8 @@ def _load_scheduler(folder: Path) -> Any:
 
 
 def check_process(checkpoint: Checkpoint) -> None:
-    """Refuse to train under a noising process that the checkpoint's scheduler configuration does not say (ConfigError)."""
+    """Refuse to train under a noising process that the checkpoint's scheduler configuration does not say
+    (ConfigError)."""
     config = layout.read_json(layout.config_file(checkpoint.path, "scheduler"))
     try:
         FAMILIES[checkpoint.family].process(config)
@@ -274,7 +281,8 @@ def check_process(checkpoint: Checkpoint) -> None:
 
 @cache
 def _check_complete(folder: Path, components: tuple[str, ...], digest: str) -> None:
-    """Load each model on the CPU, once a process for a digest; loaders fill missing weights with random ones in silence."""
+    """Load each model on the CPU, once a process for a digest; loaders fill missing weights with random ones in
+    silence."""
     import torch
 
     for component in components:

@@ -1,4 +1,5 @@
-"""Which number a class-conditional generator knows each class of the training images by: by its own names, never by position."""
+"""Which number a class-conditional generator knows each class of the training images by: by its own names, never by
+position."""
 
 from __future__ import annotations
 
@@ -21,10 +22,10 @@ KEY = "model.class_ids"
 def numbers(checkpoint: Checkpoint, class_names: Sequence[str], model: ModelSpec) -> tuple[int, ...] | None:
     """The checkpoint's number of each class; None where it reads text. `model` is the recipe's section.
 
-    A class is the number that `class_ids` says, or the one whose label it equals, as a whole or as one of the synonyms that
-    commas separate, or in the case of a WordNet id that the label shares a synonym with, or the number that it is written as.
-    Case, underscores and hyphens do not count. A generator that the recipe itself has trained knows the classes in their order.
-    ConfigError for names that have no number or several, and for two classes of one number.
+    A class is the number that `class_ids` says, or the one whose label it equals, as a whole or as one of the synonyms
+    that commas separate, or in the case of a WordNet id that the label shares a synonym with, or the number that it is
+    written as. Case, underscores and hyphens do not count. A generator that the recipe itself has trained knows the
+    classes in their order. ConfigError for names that have no number or several, and for two classes of one number.
     """
     if checkpoint.classes is None:
         if model.class_ids:

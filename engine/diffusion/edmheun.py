@@ -1,4 +1,5 @@
-"""Heun's second-order sampler of EDM (arXiv 2206.00364, algorithm 1 without churn), which diffusers has for other noise schedules only."""
+"""Heun's second-order sampler of EDM (arXiv 2206.00364, algorithm 1 without churn), which diffusers has for other noise
+schedules only."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ from diffusers.schedulers.scheduling_edm_euler import EDMEulerSchedulerOutput
 class EDMHeunScheduler(EDMEulerScheduler):
     """Two evaluations a step, but for the last, which goes to no noise by Euler's method: 2 n - 1 of them for n steps.
 
-    The first evaluation of a step moves to the next noise level by its slope, the second moves from where the step began by
-    the mean of both slopes (eq. 2 of the paper's algorithm 1). The noise levels are those of EDMEulerScheduler.
+    The first evaluation of a step moves to the next noise level by its slope, the second moves from where the step
+    began by the mean of both slopes (eq. 2 of the paper's algorithm 1). The noise levels are those of
+    EDMEulerScheduler.
     """
 
     order = 2

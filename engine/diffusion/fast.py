@@ -51,8 +51,8 @@ def _check_fusable(denoiser: Any) -> None:
 def vae_batch(fast: FastSpec, device: str, side: int) -> int | None:
     """How many images of so many pixels a side the VAE takes at a time, None: all of a batch.
 
-    What `decode_batch` says, else one large image on a CPU, which takes less time and memory than several at once; what that
-    brings to a whole batch is in benchmarks/fast_settings.py.
+    What `decode_batch` says, else one large image on a CPU, which takes less time and memory than several at once; what
+    that brings to a whole batch is in benchmarks/fast_settings.py.
     """
     if fast.decode_batch is None and device == "cpu" and side >= LARGE:
         return 1
@@ -60,7 +60,8 @@ def vae_batch(fast: FastSpec, device: str, side: int) -> int | None:
 
 
 def attention(kind: str) -> AbstractContextManager[None]:
-    """The kernel that attention tries first; the others follow where it lacks the dtype or the width, but for `math`."""
+    """The kernel that attention tries first; the others follow where it lacks the dtype or the width, but for
+    `math`."""
     if kind == "auto":
         return nullcontext()
     first = _KERNELS[kind]
@@ -72,8 +73,8 @@ def attention(kind: str) -> AbstractContextManager[None]:
 def compile_denoiser(denoiser: Any, mode: str, *, by_block: bool = False) -> None:
     """Compile the denoiser's arithmetic for fixed shapes; hooks stay outside. `mode` as in FastSpec, not `off`.
 
-    What is compiled is kept in the node's cache, for all actors and later runs. `by_block`: each block of a U-Net by itself,
-    so that steps may leave some out.
+    What is compiled is kept in the node's cache, for all actors and later runs. `by_block`: each block of a U-Net by
+    itself, so that steps may leave some out.
     """
     keep_compiled()
     targets = [*deep_blocks(denoiser), denoiser.down_blocks[0], denoiser.up_blocks[-1]] if by_block else [denoiser]

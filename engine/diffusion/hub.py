@@ -1,4 +1,5 @@
-"""Where a checkpoint lies: a local directory, a folder of an object store, or a pinned commit of a Hugging Face Hub repository."""
+"""Where a checkpoint lies: a local directory, a folder of an object store, or a pinned commit of a Hugging Face Hub
+repository."""
 
 from __future__ import annotations
 
@@ -27,9 +28,11 @@ _HERE: dict[tuple[str, str], Path] = {}
 
 
 def locate(checkpoint: str | None, revision: str | None) -> Path:
-    """The directory of a checkpoint: as given where it exists, this node's copy of a URL's folder, or the Hub id's snapshot.
+    """The directory of a checkpoint: as given where it exists, this node's copy of a URL's folder, or the Hub id's
+    snapshot.
 
-    What is not on this node is downloaded. A Hub id needs `revision`, a commit's 40 hex digits. ConfigError in one line where it cannot be had.
+    What is not on this node is downloaded. A Hub id needs `revision`, a commit's 40 hex digits. ConfigError in one line
+    where it cannot be had.
     """
     if checkpoint is None:
         raise ConfigError(_WHERE, "is not set", "name a diffusers directory, or run mimeo pretrain first")

@@ -1,4 +1,5 @@
-"""Whether a denoiser is given all inputs that it was trained with: found by one pass without numbers, whatever its configuration says."""
+"""Whether a denoiser is given all inputs that it was trained with: found by one pass without numbers, whatever its
+configuration says."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ SIDE = 32  # of the latents where the configuration names none
 
 
 def check(folder: Path, family: Family, denoiser: Any) -> None:
-    """Refuse a denoiser that asks for more than the family gives, or has weights that change nothing without it (ConfigError).
+    """Refuse a denoiser that asks for more than the family gives, or has weights that change nothing without it
+    (ConfigError).
 
     `denoiser` lies on the meta device; `folder` is its own.
     """

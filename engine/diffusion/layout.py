@@ -31,7 +31,8 @@ _CONVERT = (
 
 @dataclass(frozen=True)
 class Index:
-    """What a directory says that it is: its pipeline's class, its family, the components that are used, plain settings."""
+    """What a directory says that it is: its pipeline's class, its family, the components that are used, plain
+    settings."""
 
     pipeline: str
     family: Family
@@ -53,7 +54,8 @@ class Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, a pipe or device, or something else."""
+    """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, a pipe or device, or something
+    else."""
     try:
         value = regular.read_json(path, MAX_JSON_BYTES)
     except FileNotFoundError as error:
@@ -108,7 +110,8 @@ def _is_named(where: str, family: Family, name: str, value: list[Any]) -> bool:
 
 
 def refuse_code(folder: Path, components: frozenset[str]) -> None:
-    """Refuse pipes, devices, Python files and `auto_map` entries in the folders that are used (ConfigError); code would not run anyway."""
+    """Refuse pipes, devices, Python files and `auto_map` entries in the folders that are used (ConfigError); code would
+    not run anyway."""
     for name in sorted(components):
         odd = regular.irregular(folder / name)
         if odd is not None:
@@ -139,7 +142,8 @@ def find_weights(folder: Path, component: str) -> Weights:
 
 
 def tokenizer_files(folder: Path, component: str = "tokenizer") -> tuple[Path, ...]:
-    """The tokenizer's files, either `tokenizer.json` or `vocab.json` with `merges.txt`; ConfigError where some are missing."""
+    """The tokenizer's files, either `tokenizer.json` or `vocab.json` with `merges.txt`; ConfigError where some are
+    missing."""
     place, config = folder / component, config_file(folder, component)
     whole, bpe = place / "tokenizer.json", (place / "vocab.json", place / "merges.txt")
     parts = (whole,) if whole.exists() or component == "tokenizer_3" else bpe  # T5's has no vocab.json

@@ -29,9 +29,9 @@ class LoraInfo:
 def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
     """Refuse, without a GPU, a LoRA that would not be used whole and exactly (ConfigError, one line).
 
-    Refused: pickles, broken files, NaN; keys that no module of the denoiser or a text encoder consumes (other families), other
-    widths, one of the two matrices missing, modules missing that the metadata or the other blocks have, changes that are not
-    alpha / rank x up x down (DoRA, PiSSA), alphas of 0, up matrices that are all zero.
+    Refused: pickles, broken files, NaN; keys that no module of the denoiser or a text encoder consumes (other
+    families), other widths, one of the two matrices missing, modules missing that the metadata or the other blocks
+    have, changes that are not alpha / rank x up x down (DoRA, PiSSA), alphas of 0, up matrices that are all zero.
     """
     suffix = PurePath(lora).suffix
     if suffix in weights.PICKLED:
@@ -59,10 +59,11 @@ def check(lora: Path | str, checkpoint: Checkpoint) -> LoraInfo:
 
 
 def attach(pipeline: Any, lora: Path | str, scale: float, sha256: str = "") -> None:
-    """Add the adapter (a path or URL; `sha256` where it is known) at `scale` to the pipeline's denoiser and, if it has parts for them, the text encoders.
+    """Add the adapter (a path or URL; `sha256` where it is known) at `scale` to the pipeline's denoiser and, if it has
+    parts for them, the text encoders.
 
-    The product is added to the weights, so that sampling costs nothing more; in bfloat16, whose steps can be larger than
-    the change, the adapter stays a computation of its own.
+    The product is added to the weights, so that sampling costs nothing more; in bfloat16, whose steps can be larger
+    than the change, the adapter stays a computation of its own.
     """
     import torch
 

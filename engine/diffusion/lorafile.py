@@ -1,4 +1,5 @@
-"""What a LoRA file adds to each module, by its own keys, alphas and metadata: alpha / rank x up x down, or it is refused."""
+"""What a LoRA file adds to each module, by its own keys, alphas and metadata: alpha / rank x up x down, or it is
+refused."""
 
 from __future__ import annotations
 
@@ -274,7 +275,8 @@ class _Component:
         raise self._refuse(f"does not fit: its {name} {sizes}, the checkpoint's weight is {shape}", OTHER)
 
     def _check_coverage(self, found: Iterable[str]) -> None:
-        """Lost keys: metadata say which modules have a LoRA; without them each block that has any has the same kinds as the others."""
+        """Lost keys: metadata say which modules have a LoRA; without them each block that has any has the same kinds as
+        the others."""
         found = set(found)
         targets = self._metadata.targets if self._metadata else None
         if targets is not None:
@@ -308,6 +310,7 @@ def _suffixes(name: str) -> list[str]:
 
 
 def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
-    """What peft's `rank_pattern` or `alpha_pattern` says: the first name that is the module's end, or with `^` all of it."""
+    """What peft's `rank_pattern` or `alpha_pattern` says: the first name that is the module's end, or with `^` all of
+    it."""
     keys = {f"^{module}", *_suffixes(module)}
     return next((value for key, value in pattern.items() if key in keys), default)

@@ -1,4 +1,5 @@
-"""Whether a model's configuration asks for no more than its weights can fill, before a class of any library reads it."""
+"""Whether a model's configuration asks for no more than its weights can fill, before a class of any library reads
+it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def numbers(where: Path, config: Mapping[str, Any]) -> None:
 
 
 def repeats(where: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Refuse more layers than the weights have tensors, as each layer has one at least, and giant tables (ConfigError)."""
+    """Refuse more layers than the weights have tensors, as each layer has one at least, and giant tables
+    (ConfigError)."""
     found: dict[str, int] = {}
     for key, value in _walk(where, config, 0):
         if _REPEATED.search(key) and isinstance(value, int | float):
@@ -60,7 +62,8 @@ def repeats(where: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor
 
 
 def fills(where: Path, model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Refuse a model (without numbers) that has more of them than its weights hold, tied ones counted twice (ConfigError)."""
+    """Refuse a model (without numbers) that has more of them than its weights hold, tied ones counted twice
+    (ConfigError)."""
     wanted, held = sum(weight.numel() for weight in model.parameters()), sum(tensor.size for tensor in tensors.values())
     if wanted > 2 * held:
         raise ConfigError(str(where), f"asks for {wanted} numbers, and the weights hold {held}", _FIX)

@@ -1,4 +1,5 @@
-"""Noising processes: how latents are noised at a time, what the network should predict there, and how errors are weighed."""
+"""Noising processes: how latents are noised at a time, what the network should predict there, and how errors are
+weighed."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ Times = torch.Tensor
 
 
 class Process(Protocol):
-    """One noising process over latents (B, C, h, w); `times` (B,) are in the process's own unit, as the network takes them."""
+    """One noising process over latents (B, C, h, w); `times` (B,) are in the process's own unit, as the network takes
+    them."""
 
     def times(self, count: int, generator: torch.Generator) -> Times:
         """Times to train at, drawn on the CPU."""
@@ -108,7 +110,8 @@ class Flow:
     UNIT = 1000.0
 
     def __init__(self, shift: float = 1.0, mean: float = 0.0, std: float = 1.0) -> None:
-        """`shift` moves drawn times towards the noise, as at sampling (arXiv 2403.03206, eq. 23); `mean`, `std` of their logit."""
+        """`shift` moves drawn times towards the noise, as at sampling (arXiv 2403.03206, eq. 23); `mean`, `std` of
+        their logit."""
         self._shift, self._mean, self._std = shift, mean, std
 
     @classmethod
@@ -152,10 +155,12 @@ class Flow:
 
 
 class Edm:
-    """EDM (arXiv 2206.00364): noise of standard deviation s is added, and the network F predicts what its preconditioning leaves.
+    """EDM (arXiv 2206.00364): noise of standard deviation s is added, and the network F predicts what its
+    preconditioning leaves.
 
-    D(x; s) = c_skip x + c_out F(c_in x; c_noise) is the clean image, with c_skip = d^2 / (s^2 + d^2), c_out = s d / sqrt(s^2 + d^2),
-    c_in = 1 / sqrt(s^2 + d^2) and c_noise = ln(s) / 4 (table 1); d is the data's standard deviation. Times are c_noise, float32.
+    D(x; s) = c_skip x + c_out F(c_in x; c_noise) is the clean image, with c_skip = d^2 / (s^2 + d^2), c_out = s d /
+    sqrt(s^2 + d^2), c_in = 1 / sqrt(s^2 + d^2) and c_noise = ln(s) / 4 (table 1); d is the data's standard deviation.
+    Times are c_noise, float32.
     """
 
     MEAN, STD = -1.2, 1.2  # of ln(s) in training (table 1)

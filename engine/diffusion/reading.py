@@ -17,7 +17,8 @@ REMEMBERED = 1 << 16
 
 @dataclass(frozen=True)
 class Read:
-    """What is read of one prompt: its first `end` letters, by the tokenizer that reads the most; tokens `lost`, by tokenizer."""
+    """What is read of one prompt: its first `end` letters, by the tokenizer that reads the most; tokens `lost`, by
+    tokenizer."""
 
     end: int
     lost: dict[str, int]

@@ -249,7 +249,8 @@ class Sampler:
         return asked.num_inference_steps
 
     def _unconditional(self, requests: list[Request]) -> Condition:
-        """The other side of the guidance: without the conditions that `guidance_on` names, with those that it does not."""
+        """The other side of the guidance: without the conditions that `guidance_on` names, with those that it does
+        not."""
         negative, on = self._generate.negative_prompt, self._generate.guidance_on
         keeps = on == "image"
         return tell(
@@ -296,7 +297,8 @@ class Sampler:
             self._vae.to(dtype)
 
     def _latents(self, images: torch.Tensor) -> torch.Tensor:
-        """The posterior's means (N, C, h, w) float32 of images in the VAE's dtype; in float16 what overflows is encoded again."""
+        """The posterior's means (N, C, h, w) float32 of images in the VAE's dtype; in float16 what overflows is encoded
+        again."""
         means: torch.Tensor = self._vae.encode(images).latent_dist.mode().float()
         if images.dtype == torch.float16 and not (good := _finite_rows(means)).all():
             with self._vae_in_float32():
@@ -304,7 +306,8 @@ class Sampler:
         return means
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
-        # Contiguous, as a layout spreads from the first layer to the last: which one is used is for `channels_last` to say.
+        # Contiguous, as a layout spreads from the first layer to the last: which one is used is for `channels_last` to
+        # say.
         images = torch.from_numpy(pixels).to(self._vae.device).permute(0, 3, 1, 2).contiguous()
         images = (images.float() / 127.5 - 1).to(self._vae.dtype)
         try:
@@ -343,7 +346,8 @@ def _scale(vae: Any) -> int:
 
 
 def _finite_rows(values: torch.Tensor) -> torch.Tensor:
-    """Which rows hold neither infinities nor NaN, which minimum and maximum pass on: a ninth of `isfinite`'s time on a CPU."""
+    """Which rows hold neither infinities nor NaN, which minimum and maximum pass on: a ninth of `isfinite`'s time on a
+    CPU."""
     rows = values.flatten(1)
     return rows.amin(1).isfinite() & rows.amax(1).isfinite()
 

@@ -62,8 +62,8 @@ CLASSES, FLOW_CLASSES, EDM_CLASSES = (
 )
 _TRAINED = {"diffusion": "by diffusion", "flow": "by flow matching", "edm": "under EDM"}
 _DEFAULTS = {"diffusion": "dpmsolver++", "flow": "flow_euler", "edm": "dpmsolver++"}
-# Settings of a scheduler that say how one sampler takes its steps: another may leave them out, and says so. All others say what
-# the network was trained under.
+# Settings of a scheduler that say how one sampler takes its steps: another may leave them out, and says so. All others
+# say what the network was trained under.
 _OF_STEPS = frozenset(
     [
         "algorithm_type",
@@ -152,7 +152,8 @@ def _class(name: str) -> Any:
 def left_out(name: str, config: Mapping[str, Any], kind: Kind = "diffusion") -> list[str]:
     """The checkpoint's settings `key=value` that `name` leaves out or changes, where they are no sampler's default.
 
-    ConfigError for one that says what the network was trained under, such as `rescale_betas_zero_snr` or `shift_terminal`.
+    ConfigError for one that says what the network was trained under, such as `rescale_betas_zero_snr` or
+    `shift_terminal`.
     """
     defaults = _defaults()
     (own, changes), lost = _settings(name, kind), {}
@@ -191,7 +192,8 @@ def check_steps(
     counts_steps: bool = False,
     kind: Kind = "diffusion",
 ) -> int:
-    """How many steps a sampling of `strength` runs (`int(steps * strength)`); ConfigError where that is none or too many.
+    """How many steps a sampling of `strength` runs (`int(steps * strength)`); ConfigError where that is none or too
+    many.
 
     Runs them all on four numbers, so that what the sampler cannot do is known before a GPU is used. `counts_steps` and
     `kind` are those of the family.

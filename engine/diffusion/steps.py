@@ -1,4 +1,5 @@
-"""Approximations that act on single denoising steps: guidance inside an interval only, and deep U-Net features that are kept."""
+"""Approximations that act on single denoising steps: guidance inside an interval only, and deep U-Net features that are
+kept."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ import torch
 def guided_within(denoiser: Any, interval: tuple[float, float], steps: Callable[[], int]) -> Iterator[None]:
     """While the block runs, guidance acts on step i of n (from 0) where interval[0] <= i / n < interval[1].
 
-    Kynkäänniemi et al. 2024, arXiv 2404.07724, by steps instead of noise levels. `steps` tells n once the sampling runs. On
-    the other steps only the conditional half of the batch, the second, is computed; given for both halves, it makes any
-    guidance scale give the conditional prediction. The denoiser must be called with `return_dict=False`.
+    Kynkäänniemi et al. 2024, arXiv 2404.07724, by steps instead of noise levels. `steps` tells n once the sampling
+    runs. On the other steps only the conditional half of the batch, the second, is computed; given for both halves, it
+    makes any guidance scale give the conditional prediction. The denoiser must be called with `return_dict=False`.
     """
     number, conditional = count(), False
 
@@ -49,17 +50,19 @@ def _second_half(value: Any, rows: int) -> Any:
 
 
 def deep_blocks(unet: Any) -> list[Any]:
-    """All blocks of a U-Net but those at the full resolution, the first and the last; some U-Nets have none in the middle."""
+    """All blocks of a U-Net but those at the full resolution, the first and the last; some U-Nets have none in the
+    middle."""
     middle = [] if unet.mid_block is None else [unet.mid_block]
     return [*unet.down_blocks[1:], *middle, *unet.up_blocks[:-1]]
 
 
 @contextmanager
 def deep_features_kept(unet: Any, interval: int) -> Iterator[None]:
-    """While the block runs, the deep blocks are computed in every `interval`-th step and give the same output until the next.
+    """While the block runs, the deep blocks are computed in every `interval`-th step and give the same output until the
+    next.
 
-    DeepCache (Ma et al. 2023, arXiv 2312.00858) with its branch at the first block. A batch of another shape than that of
-    the step before, as where guidance begins or ends, is computed whole.
+    DeepCache (Ma et al. 2023, arXiv 2312.00858) with its branch at the first block. A batch of another shape than that
+    of the step before, as where guidance begins or ends, is computed whole.
     """
     kept: dict[int, Any] = {}
     shape, age = torch.Size(), 0

@@ -1,4 +1,5 @@
-"""Safetensors files before they are trusted: structure, finite numbers, sha256; no GPU, no pickle, each file read once a process."""
+"""Safetensors files before they are trusted: structure, finite numbers, sha256; no GPU, no pickle, each file read once
+a process."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Tensor:
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file declares; ConfigError where the file is missing, cut, corrupt or of an odd dtype."""
+    """The tensors that a safetensors file declares; ConfigError where the file is missing, cut, corrupt or of an odd
+    dtype."""
     return dict(_header(_version(path)))
 
 
@@ -121,7 +123,8 @@ def _check_finite(version: _Version) -> None:
 
 
 def _is_finite(tensor: Any) -> bool:
-    """Whether every number is finite; the sum, which NaN and infinity survive, spares the mask for large sound tensors."""
+    """Whether every number is finite; the sum, which NaN and infinity survive, spares the mask for large sound
+    tensors."""
     import torch
 
     total = tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32)

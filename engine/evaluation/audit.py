@@ -1,4 +1,5 @@
-"""The audit of a synthetic set before its judges are trained: copies and controls, measured once and kept in `results/copies.json`."""
+"""The audit of a synthetic set before its judges are trained: copies and controls, measured once and kept in
+`results/copies.json`."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ class Audit:
     planned: Planned
 
     def prepare(self, data: Data, kinds: set[str]) -> Data:
-        """The judges' data with what control arms of these kinds train on; the audit is made where it is not there yet."""
+        """The judges' data with what control arms of these kinds train on; the audit is made where it is not there
+        yet."""
         if data.synthetic is None:
             return data
         found = self.copies(data)
@@ -122,7 +124,8 @@ def audited(
     wanted: tuple[Arm, ...],
     device: str,
 ) -> dict[str, Any]:
-    """All that `Copies` says but its seconds: distances in both spaces, the photocopies' noise, the strong augmentation."""
+    """All that `Copies` says but its seconds: distances in both spaces, the photocopies' noise, the strong
+    augmentation."""
     import torch
 
     torch.set_num_threads(max(1, spec.resources.threads))
@@ -161,7 +164,8 @@ def audited(
 
 
 def reconstructed(spec: RunSpec, rows: Any, autoencoder: str, device: str = "cpu") -> Any:
-    """Training images (N, side, side, 3) uint8 after the generator's VAE, in the synthetic set's codec, at the judges' size."""
+    """Training images (N, side, side, 3) uint8 after the generator's VAE, in the synthetic set's codec, at the judges'
+    size."""
     from engine.images.reader import Reader
     from engine.training.classifier import reconstruct
     from engine.training.judge_data import resolution

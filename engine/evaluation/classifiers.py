@@ -67,7 +67,8 @@ class JudgeClassifier:
 
 
 def judge_spec(spec: RunSpec, store: Store) -> JudgeSpec:
-    """The judge section with what the evaluate section asks for instead, its multiples written out once there is a catalog."""
+    """The judge section with what the evaluate section asks for instead, its multiples written out once there is a
+    catalog."""
     asked = spec.evaluate
     assert asked is not None
     if spec.judge.multiples is None and store.exists(catalogs.DONE):
@@ -115,7 +116,8 @@ def load(
 
 
 def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wanted: list[Named]) -> None:
-    """Train the judges that are not on storage yet, as `mimeo judge` does, and keep their weights. Call inside a Ray session.
+    """Train the judges that are not on storage yet, as `mimeo judge` does, and keep their weights. Call inside a Ray
+    session.
 
     Raises ConfigError where an arm asks for more synthetic images than there are.
     """

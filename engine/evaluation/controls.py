@@ -1,4 +1,5 @@
-"""The controls that a synthetic set must beat: which can be made, what they hold, and whether one of them beats an arm."""
+"""The controls that a synthetic set must beat: which can be made, what they hold, and whether one of them beats an
+arm."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Planned:
-    """Control arms in the order of the recipe; `left_out`: why others cannot be made; `autoencoder`: the generator's place."""
+    """Control arms in the order of the recipe; `left_out`: why others cannot be made; `autoencoder`: the generator's
+    place."""
 
     arms: tuple[Arm, ...]
     left_out: dict[str, str]
@@ -63,7 +65,8 @@ def plan(spec: RunSpec, store: Store) -> Planned:
 
 
 def _autoencoder(spec: RunSpec, store: Store) -> tuple[str, str]:
-    """The diffusers directory (path or URL) of the generator's VAE, or why there is none that encodes real images here."""
+    """The diffusers directory (path or URL) of the generator's VAE, or why there is none that encodes real images
+    here."""
     if spec.model.checkpoint is None:
         place = address(store, "model")
     else:
@@ -80,7 +83,8 @@ def _autoencoder(spec: RunSpec, store: Store) -> tuple[str, str]:
 
 
 def photocopies(train: Arrays, count: int, noise: float, seed: int) -> Arrays:
-    """`count` training images, one after another and from the start again, with Gaussian pixel noise of sd `noise` (of 255).
+    """`count` training images, one after another and from the start again, with Gaussian pixel noise of sd `noise` (of
+    255).
 
     Grey sets get grey noise. Each image's noise follows from the seed and its number alone.
     """
@@ -105,8 +109,8 @@ def noise_of(
 ) -> tuple[float, Floats]:
     """The sd of noise (of 255) with which photocopies lie as far from training images as `target`, and their distances.
 
-    By regula falsi on the median of 500 photocopies with one pattern of noise each, which rises with its strength. Where even
-    sd 255 does not reach the target, that is taken.
+    By regula falsi on the median of 500 photocopies with one pattern of noise each, which rises with its strength.
+    Where even sd 255 does not reach the target, that is taken.
     """
     rows = sample(len(train.labels), PROBES)
     grey, side = is_grey(train.pixels), train.pixels.shape[1]
@@ -136,7 +140,8 @@ def noise_of(
 def strongest(
     data: Data, validation: Arrays | None, spec: JudgeSpec, device: torch.device | str = "cpu"
 ) -> dict[str, Any]:
-    """Which strong augmentation is the control: the best of a judge each on validation images, else RandAugment and CutMix."""
+    """Which strong augmentation is the control: the best of a judge each on validation images, else RandAugment and
+    CutMix."""
     from engine.training import judge_model
     from engine.training.measures import measured
 
@@ -159,7 +164,8 @@ def seed_of(spec: RunSpec) -> int:
 def against(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """For each arm with synthetic images the best control, and control minus arm, paired by judge seed.
 
-    `told`: arms with `kind`, `values` a seed, and `mean`. Intervals hold for all controls at once (Bonferroni). `finding` is of the
+    `told`: arms with `kind`, `values` a seed, and `mean`. Intervals hold for all controls at once (Bonferroni).
+    `finding` is of the
     control: better, worse, or `not told apart`, also where one seed gives no interval.
     """
     own = [key for key, arm in told.items() if arm["kind"] in WORDS]

@@ -1,4 +1,5 @@
-"""How much of a synthetic set copies its training images: copy share, membership attack, nearest pairs, and a verdict."""
+"""How much of a synthetic set copies its training images: copy share, membership attack, nearest pairs, and a
+verdict."""
 
 from __future__ import annotations
 
@@ -36,8 +37,9 @@ COVERS = (
 class Share:
     """Images nearer to a training image than the `threshold`, the k-th smallest distance of held-out real images.
 
-    `null`: the share that other real images have on average, k / (held-out + 1); `null_interval`: where it lies in 95 % of sets
-    of this size. `p`: how often real images have as many or more; beta-binomial, as it counts the threshold's own error.
+    `null`: the share that other real images have on average, k / (held-out + 1); `null_interval`: where it lies in 95 %
+    of sets of this size. `p`: how often real images have as many or more; beta-binomial, as it counts the threshold's
+    own error.
     """
 
     threshold: float
@@ -75,8 +77,8 @@ def copy_share(distances: Floats, held_out: Floats, seed: int = 0) -> Share:
     """The copy share of distances (N,) to the nearest training image, against those of held-out real images (M,).
 
     The number of further real images below the k-th smallest of M is beta-binomial with (N, k, M + 1 - k) whatever the
-    distribution: the null. The interval draws the threshold's rank from Beta(k, M + 1 - k), as a bootstrap of the held-out
-    images would, and for each the share from Jeffreys' posterior of the images below it.
+    distribution: the null. The interval draws the threshold's rank from Beta(k, M + 1 - k), as a bootstrap of the
+    held-out images would, and for each the share from Jeffreys' posterior of the images below it.
     """
     ordered, own = np.sort(held_out), np.sort(distances)
     n, m = len(own), len(ordered)
@@ -103,13 +105,15 @@ def copy_share(distances: Floats, held_out: Floats, seed: int = 0) -> Share:
 
 
 def verdict(shares: Sequence[Share]) -> str:
-    """`copies` where in any space more images lie near training images than of real ones, else `not told from real images`."""
+    """`copies` where in any space more images lie near training images than of real ones, else `not told from real
+    images`."""
     return "copies" if any(share.called for share in shares) else "not told from real images"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One space: held-out distances, those of the synthetic images, and per edge the way back to members and non-members."""
+    """One space: held-out distances, those of the synthetic images, and per edge the way back to members and
+    non-members."""
 
     space: str
     held_out: Floats
@@ -127,7 +131,8 @@ class Measured:
 
 
 def membership(members: Floats, non_members: Floats) -> dict[str, Any]:
-    """AUC of minus the distance to the nearest synthetic image, members against non-members, with DeLong's 95 % interval."""
+    """AUC of minus the distance to the nearest synthetic image, members against non-members, with DeLong's 95 %
+    interval."""
     scores = -np.concatenate([members, non_members])
     auc = delong(scores, np.arange(len(scores)) < len(members))
     error = auc.error if math.isfinite(auc.error) else 0.0
@@ -151,7 +156,8 @@ def measure(
 
 
 def pairs(made: Crossed) -> list[dict[str, Any]]:
-    """The nearest pairs, each training image once, and those in the middle: rows of the synthetic and training images."""
+    """The nearest pairs, each training image once, and those in the middle: rows of the synthetic and training
+    images."""
     order = np.argsort(made.distance, kind="stable")
     seen: set[int] = set()
     nearest: list[int] = []

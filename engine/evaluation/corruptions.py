@@ -1,8 +1,9 @@
 """Common corruptions of a test set, computed here in the manner of ImageNet-C and CIFAR-C; not the published sets.
 
-After Hendrycks and Dietterich, arXiv 1903.12261: twelve of the kinds there and here, five severities. Strengths of noise, light and
-compression are those of the paper's ImageNet set; lengths (blur, elastic) are fractions of the image's side, with a least
-length in pixels, so that one recipe fits sides of 8 to 224 pixels. Snow, frost, fog and glass blur are not here.
+After Hendrycks and Dietterich, arXiv 1903.12261: twelve of the kinds there and here, five severities. Strengths of
+noise, light and compression are those of the paper's ImageNet set; lengths (blur, elastic) are fractions of the image's
+side, with a least length in pixels, so that one recipe fits sides of 8 to 224 pixels. Snow, frost, fog and glass blur
+are not here.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def _impulse_noise(pixels: Pixels, k: int, draws: Draws) -> Pixels:
 
 
 def disk(radius: float) -> Floats:
-    """A uniform disk as a kernel that sums to one; each pixel has the share of its area that lies inside, by 11 x 11 points."""
+    """A uniform disk as a kernel that sums to one; each pixel has the share of its area that lies inside, by 11 x 11
+    points."""
     reach = int(np.ceil(radius))
     inner = (np.arange(11) - 5) / 11
     axis = (np.arange(-reach, reach + 1)[:, None] + inner).reshape(-1)

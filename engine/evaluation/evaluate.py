@@ -150,7 +150,8 @@ def _by_arm(listed: Sequence[Named]) -> dict[str, list[Named]]:
 
 
 def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> dict[str, Any]:
-    """Each arm's mean, sd and interval over seeds, and the paired comparisons with the real arm; `values` by classifier."""
+    """Each arm's mean, sd and interval over seeds, and the paired comparisons with the real arm; `values` by
+    classifier."""
     arms = _by_arm(listed)
     own = {arm: [values[named.name] for named in names] for arm, names in arms.items()}
     told = {arm: {"values": numbers, **spread(numbers, LEVEL)} for arm, numbers in own.items()}

@@ -13,7 +13,8 @@ ArmKind = Literal["real", "synthetic", "mixed", "duplicated", "photocopy", "reco
 
 
 class CopyShare(TypedDict):
-    """Images nearer to a training image than `threshold`; `null`: the share of other real images; `p` of as many by chance."""
+    """Images nearer to a training image than `threshold`; `null`: the share of other real images; `p` of as many by
+    chance."""
 
     images: int
     share: float
@@ -57,7 +58,8 @@ class HeldOut(TypedDict):
 
 
 class Photocopy(TypedDict):
-    """Noise (sd, of 255) of the photocopies; their median distance beside that of the synthetic images, and their copy share."""
+    """Noise (sd, of 255) of the photocopies; their median distance beside that of the synthetic images, and their copy
+    share."""
 
     noise: float
     target: float
@@ -110,7 +112,8 @@ class Measure(TypedDict):
 class JudgedArm(TypedDict):
     """One training set of `results/judge.json`, a value a judge seed; the first three numbers count images.
 
-    `mean` to `ratio_interval`, but for `test_error`, are of the recipe's metric, whose `values` stand beside `accuracies`.
+    `mean` to `ratio_interval`, but for `test_error`, are of the recipe's metric, whose `values` stand beside
+    `accuracies`.
     """
 
     kind: ArmKind

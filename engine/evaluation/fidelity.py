@@ -15,8 +15,8 @@ SUBSETS, SUBSET = 50, 500
 def kid(one: Floats, other: Floats, seed: int = 0) -> tuple[float, float]:
     """Kernel inception distance of features (N, D) and (M, D), and its standard error over subsets.
 
-    The unbiased squared MMD under the kernel (x.y / D + 1)^3 (arXiv 1801.01401), averaged over 50 random subsets of at most 500
-    of each. Equal distributions give 0 on average, so that it may be negative.
+    The unbiased squared MMD under the kernel (x.y / D + 1)^3 (arXiv 1801.01401), averaged over 50 random subsets of at
+    most 500 of each. Equal distributions give 0 on average, so that it may be negative.
     """
     rng, size = np.random.default_rng(seed), min(SUBSET, len(one), len(other))
     found = [
@@ -37,7 +37,8 @@ def _mmd(one: Floats, other: Floats) -> float:
 
 
 def frechet(one: Floats, other: Floats) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the features' means and covariances (arXiv 1706.08500); biased upwards for few images."""
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the features' means and covariances (arXiv 1706.08500); biased
+    upwards for few images."""
     (mean_a, cov_a), (mean_b, cov_b) = ((own.mean(0), np.cov(own, rowvar=False)) for own in (one, other))
     root = linalg.sqrtm(cov_a @ cov_b)
     return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * np.real(root)))

@@ -1,7 +1,7 @@
 """How far synthetic images are from real ones: how well the two can be told apart, and how far their features overlap.
 
-After the measures of figure 1 of arXiv 2508.09550. Every value stands beside the same value between real images and other
-real images, which is what no gap at all looks like at these counts.
+After the measures of figure 1 of arXiv 2508.09550. Every value stands beside the same value between real images and
+other real images, which is what no gap at all looks like at these counts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Auc:
-    """An area under the ROC curve with its standard error; `interval` has no bounds where all pairs are ordered alike."""
+    """An area under the ROC curve with its standard error; `interval` has no bounds where all pairs are ordered
+    alike."""
 
     value: float
     error: float
@@ -41,7 +42,8 @@ class Auc:
 
 
 def delong(scores: Floats, positive: NDArray[np.bool_]) -> Auc:
-    """AUC of scores (N,) and its standard error by DeLong et al. 1988 (Biometrics 44), through mid-ranks; ties count half."""
+    """AUC of scores (N,) and its standard error by DeLong et al. 1988 (Biometrics 44), through mid-ranks; ties count
+    half."""
     above, below = scores[positive], scores[~positive]
     m, n = len(above), len(below)
     ranks = stats.rankdata(np.concatenate([above, below]))
@@ -56,12 +58,12 @@ def cross_validated(
 ) -> Auc:
     """The mean over stratified folds of the AUC on images that the scorer was not trained on.
 
-    `inputs` (N, ...), `origin` (N,) 0 real or 1 synthetic, `labels` (N,) classes; folds are stratified by both. What has
-    one number in `groups` (N,) is never split: a synthetic image resembles the real one that it was drawn after, and with one
-    of the two in training the other is taken for the wrong origin, which sinks the AUC below one half. Each fold's
-    test images train the other folds' scorers, so folds are not independent: with v the mean of their DeLong variances, that
-    of the mean is taken as v (1/K + 1/(K - 1)), the correction of Nadeau and Bengio 2003 (Mach. Learn. 52). With v / K alone
-    95 % intervals of equal sets hold one half in 84 % of draws; with this in about 97 %.
+    `inputs` (N, ...), `origin` (N,) 0 real or 1 synthetic, `labels` (N,) classes; folds are stratified by both. What
+    has one number in `groups` (N,) is never split: a synthetic image resembles the real one that it was drawn after,
+    and with one of the two in training the other is taken for the wrong origin, which sinks the AUC below one half.
+    Each fold's test images train the other folds' scorers, so folds are not independent: with v the mean of their
+    DeLong variances, that of the mean is taken as v (1/K + 1/(K - 1)), the correction of Nadeau and Bengio 2003 (Mach.
+    Learn. 52). With v / K alone 95 % intervals of equal sets hold one half in 84 % of draws; with this in about 97 %.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
@@ -86,7 +88,8 @@ def logistic(train: Floats, origin: Ints, test: Floats) -> Floats:
 
 
 def network(steps: int, width: int = 16, seed: int = 0, device: Any = "cpu") -> Scorer:
-    """The judge's small CNN as a scorer of pixels (N, S, S, 3) uint8, trained for `steps` steps without augmentation."""
+    """The judge's small CNN as a scorer of pixels (N, S, S, 3) uint8, trained for `steps` steps without
+    augmentation."""
     import torch
 
     from engine.spec.models import JudgeSpec
@@ -109,8 +112,8 @@ def covariance_cka(real: Floats, other: Floats) -> float:
     """Linear CKA of two sets of different images in one feature space, from features (n, D) and (m, D); 0 to 1.
 
     Kornblith et al., arXiv 1905.00414, compare two feature spaces on one set of images through the Gram matrices of the
-    images. Here the images differ and the features are the same, so images and features change places: with A and B centred
-    by their own means and C_A = A'A / (n - 1), C_B = B'B / (m - 1) the covariances of the features,
+    images. Here the images differ and the features are the same, so images and features change places: with A and B
+    centred by their own means and C_A = A'A / (n - 1), C_B = B'B / (m - 1) the covariances of the features,
 
         CKA = <C_A, C_B>_F / (||C_A||_F ||C_B||_F).
 
@@ -123,7 +126,8 @@ def covariance_cka(real: Floats, other: Floats) -> float:
 
 
 def angles(real: Floats, other: Floats, dimensions: int) -> Floats:
-    """Principal angles (k,) in degrees, smallest first, between the leading k principal directions of features (n, D), (m, D).
+    """Principal angles (k,) in degrees, smallest first, between the leading k principal directions of features (n, D),
+    (m, D).
 
     k is `dimensions`, or less where the images or the features span less.
     """
@@ -142,7 +146,8 @@ def _directions(features: Floats) -> Floats:
 
 
 def mean_shift(real: Floats, other: Floats) -> float:
-    """Distance of the means in units of the real set's spread, the root of the trace of its covariance; NaN without spread."""
+    """Distance of the means in units of the real set's spread, the root of the trace of its covariance; NaN without
+    spread."""
     spread = math.sqrt(float(real.var(axis=0, ddof=1).sum()))
     return float(np.linalg.norm(real.mean(0) - other.mean(0))) / spread if spread > 0 else math.nan
 
@@ -168,8 +173,8 @@ def overlap(real: Floats, other: Floats, labels: Ints, classes: int, dimensions:
 def balanced(labels: Sequence[Ints], classes: int, most: int, seeds: Sequence[int | None]) -> list[Ints]:
     """Rows of each set of labels such that all have equally many images of each class, sorted by class.
 
-    As many as the scarcest class of any set has, and at most `most` in all; of each class they are drawn by the set's seed, or
-    the first ones where it is None. Empty where a class is missing from a set.
+    As many as the scarcest class of any set has, and at most `most` in all; of each class they are drawn by the set's
+    seed, or the first ones where it is None. Empty where a class is missing from a set.
     """
     fewest = min(int(np.bincount(own, minlength=classes)[:classes].min()) for own in labels)
     each = min(fewest, most // classes)

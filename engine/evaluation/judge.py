@@ -33,11 +33,12 @@ COVERS = (
 
 
 def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> dict[str, Any]:
-    """Train the judges of every arm and seed that are not there yet and publish `results/judge.json`, which is returned.
+    """Train the judges of every arm and seed that are not there yet and publish `results/judge.json`, which is
+    returned.
 
-    Before, the synthetic set is audited for copies, and the controls are made that it must beat (`results/copies.json`).
-    Raises ConfigError before training where a multiple exceeds what was generated, DataError where the synthetic set is
-    not the sealed one. Call inside a Ray session.
+    Before, the synthetic set is audited for copies, and the controls are made that it must beat
+    (`results/copies.json`). Raises ConfigError before training where a multiple exceeds what was generated, DataError
+    where the synthetic set is not the sealed one. Call inside a Ray session.
     """
     spec = training.filled(spec, catalog.split("train").num_rows)
     planned = controls.plan(spec, store)

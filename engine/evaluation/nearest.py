@@ -1,4 +1,5 @@
-"""Distances to the nearest image of another set, over mirror images and shifts by a pixel, in blocks of bounded memory."""
+"""Distances to the nearest image of another set, over mirror images and shifts by a pixel, in blocks of bounded
+memory."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ HELD_BYTES = 256 * 2**20  # of images' points at once
 
 
 def views(pixels: Pixels) -> Iterator[Pixels]:
-    """The images (N, H, W, C) as they are, then mirrored and shifted by up to a pixel each way: 18 sets, edges repeated."""
+    """The images (N, H, W, C) as they are, then mirrored and shifted by up to a pixel each way: 18 sets, edges
+    repeated."""
     size = pixels.shape[1:3]
     order = sorted(((y, x) for y in SHIFTS for x in SHIFTS), key=lambda shift: shift != (0, 0))
     for mirrored in (pixels, pixels[:, :, ::-1]):
@@ -57,7 +59,8 @@ class PixelSpace:
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Euclidean distance in the last features of a judge of real training images, smaller of the real image's and its mirror's."""
+    """Euclidean distance in the last features of a judge of real training images, smaller of the real image's and its
+    mirror's."""
 
     model: Judge
     device: torch.device | str = "cpu"
@@ -108,9 +111,9 @@ def cross(
 ) -> Crossed:
     """Nearest real images (M, H, W, 3) of `images` (N, H, W, 3), over the views of the real ones, and the way back.
 
-    By matrix products of blocks of 2,048 x 4,096; distances to the nearest real image are then computed once more in float64
-    from the points themselves, as those of products lose digits near zero. `edges` rise; the last one is at most N. About 600 MB
-    are held at once beside the images.
+    By matrix products of blocks of 2,048 x 4,096; distances to the nearest real image are then computed once more in
+    float64 from the points themselves, as those of products lose digits near zero. `edges` rise; the last one is at
+    most N. About 600 MB are held at once beside the images.
     """
     import torch
 
@@ -129,7 +132,8 @@ def cross(
 
 
 class _Queries:
-    """Points (N, D) and the nearest real point of each so far; all are moved by one mean, which keeps products small."""
+    """Points (N, D) and the nearest real point of each so far; all are moved by one mean, which keeps products
+    small."""
 
     def __init__(self, points: NDArray[np.float32], device: torch.device | str) -> None:
         import torch

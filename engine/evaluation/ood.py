@@ -1,4 +1,5 @@
-"""Other labelled sets: their classes mapped to the run's, their images streamed, and what a classifier gets right on them."""
+"""Other labelled sets: their classes mapped to the run's, their images streamed, and what a classifier gets right on
+them."""
 
 from __future__ import annotations
 
@@ -61,8 +62,8 @@ def sized(pixels: Pixels, side: int) -> Pixels:
 def class_map(theirs: Sequence[str], ours: Sequence[str], mapping: Mapping[str, str] | None, where: str) -> Ints:
     """(len(theirs),) class numbers of the run for the classes of another set, -1 for those that are left out.
 
-    Without a mapping equal names are equal classes. Raises ConfigError about `where` for a name that neither side knows, and
-    where no class is left.
+    Without a mapping equal names are equal classes. Raises ConfigError about `where` for a name that neither side
+    knows, and where no class is left.
     """
     if mapping is None:
         known = {name: k for k, name in enumerate(ours)}
@@ -104,7 +105,8 @@ def _listing(asked: SetSpec, spec: RunSpec, *, download: bool) -> Listing:
 
 
 def precheck(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str] | None) -> None:
-    """Find a missing place, a broken file or a wrong mapping in about a second; `class_names` are the run's where known.
+    """Find a missing place, a broken file or a wrong mapping in about a second; `class_names` are the run's where
+    known.
 
     Raises ConfigError or DataError.
     """
@@ -125,7 +127,8 @@ def precheck(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str
 
 @dataclass(frozen=True)
 class OtherSet:
-    """A set that was listed: `labels[i]` is the run's class of `candidates[i]`; `left_out` counts unmapped classes' images.
+    """A set that was listed: `labels[i]` is the run's class of `candidates[i]`; `left_out` counts unmapped classes'
+    images.
 
     `present`: the run's classes that the set has; `bad`: entries that are no images, known without decoding.
     """
@@ -177,7 +180,8 @@ def open_set(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str
 
 @dataclass
 class Read:
-    """What reading found: images read, undecodable ones, and those left out because the run trained on the same pixels."""
+    """What reading found: images read, undecodable ones, and those left out because the run trained on the same
+    pixels."""
 
     images: int = 0
     bad: int = 0
@@ -186,7 +190,8 @@ class Read:
 
 
 def stream(other: OtherSet, trained_on: frozenset[str], told: Read) -> Iterator[tuple[Pixels, Ints]]:
-    """Chunks of pixels (n, size, size, 3) uint8 at the run's size and labels (n,), in order; `told` is filled on the way.
+    """Chunks of pixels (n, size, size, 3) uint8 at the run's size and labels (n,), in order; `told` is filled on the
+    way.
 
     `trained_on`: digests of the training images' pixels. Raises DataError where no image is left, or where more than
     images.max_bad_fraction is bad.

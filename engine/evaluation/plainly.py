@@ -18,13 +18,15 @@ WHAT = {
 
 
 def largest(arms: Mapping[str, Mapping[str, Any]], kind: str) -> str | None:
-    """The key of the arm of a kind with the largest multiple; never the best, which would be choosing on the test split."""
+    """The key of the arm of a kind with the largest multiple; never the best, which would be choosing on the test
+    split."""
     keys = [key for key, arm in arms.items() if arm["kind"] == kind]
     return max(keys, key=lambda key: int(arms[key]["multiple"]), default=None)
 
 
 def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """Of a summary (`results/summary.json`): the copies of the whole set, and the best control against each kind of arm."""
+    """Of a summary (`results/summary.json`): the copies of the whole set, and the best control against each kind of
+    arm."""
     arms = summary["arms"]
     keys = [key for kind in ("synthetic", "mixed") if (key := largest(arms, kind)) is not None]
     out = [copies(summary, keys[0])] if keys and f"{keys[0]}_copies" in summary else []

@@ -24,7 +24,8 @@ def asked_of(spec: RunSpec) -> EvaluateSpec:
 
 
 def check(spec: RunSpec, store: Store) -> None:
-    """Whether all that is asked for can be read, in about a second and before an output is claimed; ConfigError or DataError."""
+    """Whether all that is asked for can be read, in about a second and before an output is claimed; ConfigError or
+    DataError."""
     asked = asked_of(spec)
     if store.exists(catalogs.DONE):
         made = catalogs.load(store)

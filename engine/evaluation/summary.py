@@ -27,9 +27,11 @@ SECONDS = "results/seconds.json"
 def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     """Gather a judged run into `results/summary.json`, and return it.
 
-    For each arm A of `results/judge.json`: `A_accuracy`, `A_accuracy_interval`, `A_test_error` and, but for real, `A_ratio`
-    and `A_ratio_interval` (of `metric`), `A_balanced_accuracy`, `A_macro_f1` and `A_auroc` with intervals; where it has synthetic
-    images `A_copy_share` and what belongs to it, `A_best_control` and how it differs; `cost`: device-hours, energy in kWh and price of the synthetic set. Raises DataError where the run's manifest or catalog is not there.
+    For each arm A of `results/judge.json`: `A_accuracy`, `A_accuracy_interval`, `A_test_error` and, but for real,
+    `A_ratio` and `A_ratio_interval` (of `metric`), `A_balanced_accuracy`, `A_macro_f1` and `A_auroc` with intervals;
+    where it has synthetic images `A_copy_share` and what belongs to it, `A_best_control` and how it differs; `cost`:
+    device-hours, energy in kWh and price of the synthetic set. Raises DataError where the run's manifest or catalog is
+    not there.
     """
     judged = documents.read(store, JUDGE, Judged)
     sealed = manifest.load(store)
@@ -68,7 +70,8 @@ def flattened(judged: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(store: Store) -> dict[str, Any] | None:
-    """The summary of a judged run; None where it was not judged, DataError where the file is not what `summary` wrote."""
+    """The summary of a judged run; None where it was not judged, DataError where the file is not what `summary`
+    wrote."""
     fix = "remove it, then run mimeo report"
     found = documents.find(store, SUMMARY, Summary, fix)
     if found is None:
@@ -149,7 +152,8 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def table(summary: dict[str, Any]) -> Table:
-    """The summary for a terminal: each arm's metric in per cent and ratio to real with intervals, copy share and best control."""
+    """The summary for a terminal: each arm's metric in per cent and ratio to real with intervals, copy share and best
+    control."""
     seeds, n_test, metric = summary["judge_seeds"], summary["n_test"], summary.get("metric", "accuracy")
     out = Table(
         title=f"{summary['name']}: a classifier on {n_test:,} real test images, mean of {seeds} judge seeds",

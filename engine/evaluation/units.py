@@ -1,4 +1,5 @@
-"""The pieces of an evaluation, each with all classifiers on one set, one corruption or one gap, each published on its own."""
+"""The pieces of an evaluation, each with all classifiers on one set, one corruption or one gap, each published on its
+own."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ FOLDER = "results/evaluate"
 
 @dataclass(frozen=True)
 class Unit:
-    """One piece: `kind` is set, corruption or gap, `name` which one; `key` holds a hash of all that its result follows from."""
+    """One piece: `kind` is set, corruption or gap, `name` which one; `key` holds a hash of all that its result follows
+    from."""
 
     kind: str
     name: str
@@ -46,7 +48,8 @@ class Unit:
 
 
 def units(asked: EvaluateSpec, classifiers: Sequence[Named]) -> list[Unit]:
-    """All pieces: the run's own test split, the other sets, the corruptions, and a gap for each classifier of real images."""
+    """All pieces: the run's own test split, the other sets, the corruptions, and a gap for each classifier of real
+    images."""
     names = [named.name for named in classifiers]
 
     def unit(kind: str, name: str, settings: Any) -> Unit:
@@ -152,7 +155,8 @@ def _corruption(kind: str, work: Work) -> dict[str, Any]:
 
 
 def _gap(name: str, work: Work) -> dict[str, Any]:
-    """Pairs: training images beside synthetic ones, training images beside held-out ones, held-out beside synthetic ones."""
+    """Pairs: training images beside synthetic ones, training images beside held-out ones, held-out beside synthetic
+    ones."""
     assert work.asked.gap is not None
     classifier, asked, classes = work.classifiers[name], work.asked.gap, len(work.catalog.class_names)
     sets, keys = _three(work, classifier.size)

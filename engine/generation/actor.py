@@ -1,4 +1,5 @@
-"""The Ray actor: one pinned pipeline, shard numbers in, small records out; failures that a user can meet come back as values."""
+"""The Ray actor: one pinned pipeline, shard numbers in, small records out; failures that a user can meet come back as
+values."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ class Order:
 
     Models that lie on an object store travel as URL and digests, and are fetched once to the actor's own node.
 
-    `session` names the driver's session, `actors` says how many of them there are; `features` is the digest of the model that
-    gives CLIP scores, where there is one.
+    `session` names the driver's session, `actors` says how many of them there are; `features` is the digest of the
+    model that gives CLIP scores, where there is one.
     """
 
     url: str
@@ -151,8 +152,8 @@ def _scorer(order: Order) -> Any:
 class ShardActor:
     """One worker under Ray Data: a row is a list of shards, a list of records comes back.
 
-    Ray calls it for two rows at once, each from a thread of its own. Whatever touches the device (the loading too) is done
-    in one further thread, a shard after another.
+    Ray calls it for two rows at once, each from a thread of its own. Whatever touches the device (the loading too) is
+    done in one further thread, a shard after another.
     """
 
     _build = staticmethod(build_worker)
@@ -191,10 +192,11 @@ class ShardActor:
         return {"asked": [str(batch["shards"][0])], "records": [json.dumps(texts)], "fault": [fault]}
 
     def _make(self, k: int) -> Record:
-        """Prepare a shard, marked as tried, while another one is drawn; draw it in its turn; publish it beside the next one.
+        """Prepare a shard, marked as tried, while another one is drawn; draw it in its turn; publish it beside the next
+        one.
 
-        A shard that kills takes those beside it along. So one over which a worker has died is marked in its turn alone, and
-        what waits meanwhile was never marked before: no shard is held responsible for another's deaths twice.
+        A shard that kills takes those beside it along. So one over which a worker has died is marked in its turn alone,
+        and what waits meanwhile was never marked before: no shard is held responsible for another's deaths twice.
         """
         name = self._worker.plan_facts.shard(k)
         with ExitStack() as marks:
@@ -226,7 +228,8 @@ class ShardActor:
 
 
 def _die_of_device_fault(error: Exception) -> None:
-    """End the process where its device is lost: CUDA is of no use to a process after a fault. Ray starts another one."""
+    """End the process where its device is lost: CUDA is of no use to a process after a fault. Ray starts another
+    one."""
     import torch
 
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):

@@ -50,6 +50,7 @@ class Attempts:
 
 
 def clear(store: Store) -> None:
-    """Remove the markers of every session; for the start and the end of a job, while nobody else works on the output."""
+    """Remove the markers of every session; for the start and the end of a job, while nobody else works on the
+    output."""
     for entry in list(store.list(f"{FOLDER}/")):
         store.remove(entry.name)

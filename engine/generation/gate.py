@@ -47,8 +47,9 @@ def _std(flat: NDArray[np.uint8]) -> float:
 def _least_std(flat: NDArray[np.uint8]) -> float:
     """What `_std` is at the least, for little work: it settles all but nearly constant images.
 
-    A range of r over n pixels means at least r / sqrt(2 n). Of a large image m pixels are looked at: the squares around their own
-    mean add up to no more than those of all pixels around theirs, so that their deviation counts sqrt(m / n) times.
+    A range of r over n pixels means at least r / sqrt(2 n). Of a large image m pixels are looked at: the squares around
+    their own mean add up to no more than those of all pixels around theirs, so that their deviation counts sqrt(m / n)
+    times.
     """
     step = len(flat) // SOME
     if step < 2:
@@ -60,8 +61,8 @@ def _least_std(flat: NDArray[np.uint8]) -> float:
 class Budget:
     """Quarantined samples against those done; more than `max_quarantined` of them stops the run.
 
-    At the end of the plan the share counts as it is. Before, from 100 samples on, the run stops only when chance does not
-    explain the excess (4 binomial standard deviations), so that a run within its budget is not stopped on the way.
+    At the end of the plan the share counts as it is. Before, from 100 samples on, the run stops only when chance does
+    not explain the excess (4 binomial standard deviations), so that a run within its budget is not stopped on the way.
     """
 
     def __init__(self, spec: GateSpec, count: int) -> None:
@@ -75,7 +76,8 @@ class Budget:
         return self.reasons.total()
 
     def add(self, done: int, reasons: Iterable[str]) -> None:
-        """Count `done` more samples, of which one is quarantined for each reason; DataError when the budget is overrun."""
+        """Count `done` more samples, of which one is quarantined for each reason; DataError when the budget is
+        overrun."""
         self.done += done
         self.reasons.update(reasons)
         if self.quarantined > self._limit():

@@ -1,4 +1,5 @@
-"""The generation job: what is planned less what is published, made by a pool of pinned Ray Data actors, recorded, finished."""
+"""The generation job: what is planned less what is published, made by a pool of pinned Ray Data actors, recorded,
+finished."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Summary:
-    """What an output holds (`count` samples, `quarantined` ones by `reasons`, `shards`), and the shards that this call `made`."""
+    """What an output holds (`count` samples, `quarantined` ones by `reasons`, `shards`), and the shards that this call
+    `made`."""
 
     count: int
     quarantined: int
@@ -66,9 +68,10 @@ def generate(
 ) -> Summary:
     """Make every shard that is not there yet, inside a Ray session, and finish the set with its manifest and indexes.
 
-    May be stopped at any time and called again: what is published stays. `lora` is the adapter's file or URL, if there is one; `order`
-    only changes what is scheduled first; `here` names a device on which this process makes all shards itself. Raises ConfigError where the output was begun with something else, DataError where too many samples fail, and what the workers
-    raise.
+    May be stopped at any time and called again: what is published stays. `lora` is the adapter's file or URL, if there
+    is one; `order` only changes what is scheduled first; `here` names a device on which this process makes all shards
+    itself. Raises ConfigError where the output was begun with something else, DataError where too many samples fail,
+    and what the workers raise.
     """
     began = time.monotonic()
     from engine.conditions import cuts
@@ -143,7 +146,8 @@ def _make(
 
 
 def _cuts(spec: RunSpec, checkpoint: Checkpoint, conditions: Conditions) -> Cuts:
-    """What is cut of the prompts, as `cuts.check` has it; a node counts the same prompts for the same tokenizers once."""
+    """What is cut of the prompts, as `cuts.check` has it; a node counts the same prompts for the same tokenizers
+    once."""
     from engine.conditions import cuts
     from engine.diffusion import reading
 
@@ -224,7 +228,8 @@ def _plan_json(
 
 
 def check(spec: RunSpec, checkpoint: Checkpoint, lora: Path | str | None = None) -> str | None:
-    """Refuse, before a GPU is used, what the checkpoint cannot do (ConfigError); the digest of the LoRA, if there is one."""
+    """Refuse, before a GPU is used, what the checkpoint cannot do (ConfigError); the digest of the LoRA, if there is
+    one."""
     from engine.conditions import job as conditions_job
     from engine.diffusion.checkpoint import check_generate
 

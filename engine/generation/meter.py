@@ -1,4 +1,5 @@
-"""What a worker uses: time of its share of a device and, where NVML counts it, energy; told in the output while it lives."""
+"""What a worker uses: time of its share of a device and, where NVML counts it, energy; told in the output while it
+lives."""
 
 from __future__ import annotations
 
@@ -44,8 +45,9 @@ class Spent:
 class Meter:
     """Measures one worker from its making on; nothing that it does raises.
 
-    `share`: GPUs that the worker holds, or torch threads on the CPU. Energy is that of the GPUs it runs on times its share of
-    them. With a `store`, the worker's `Usage` is written there at once, with every booking and every `BEAT_S` seconds.
+    `share`: GPUs that the worker holds, or torch threads on the CPU. Energy is that of the GPUs it runs on times its
+    share of them. With a `store`, the worker's `Usage` is written there at once, with every booking and every `BEAT_S`
+    seconds.
     """
 
     def __init__(
@@ -144,7 +146,8 @@ def cpu_name() -> str:
 def nvml_counters(device: str, share: float) -> list[Counter]:
     """The energy counters of the GPUs that a worker runs on, found by UUID, as CUDA numbers only those it may see.
 
-    NVML is that of `pynvml` (nvidia-ml-py), or the copy that Ray carries. Raises whatever is wrong: no driver, no counter.
+    NVML is that of `pynvml` (nvidia-ml-py), or the copy that Ray carries. Raises whatever is wrong: no driver, no
+    counter.
     """
     import torch
 

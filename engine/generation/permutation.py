@@ -42,8 +42,8 @@ def hash32(x: U64, key: U64) -> U64:
 def permute(position: U64, size: int | U64, key: U64) -> U64:
     """Where `position` (below `size`) lands in the permutation of 0..size-1 that `key` names; arrays broadcast.
 
-    A generalised Feistel network over a grid of about sqrt(size) by sqrt(size) cells, with cycle walking over the few cells
-    beyond `size` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
+    A generalised Feistel network over a grid of about sqrt(size) by sqrt(size) cells, with cycle walking over the few
+    cells beyond `size` (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002).
     """
     sizes = _u64(size) if isinstance(size, int) else size
     highs = _u64(math.isqrt(size - 1) + 1) if isinstance(size, int) else np.ceil(np.sqrt(size)).astype(np.uint64)
@@ -94,8 +94,8 @@ def _round(half: U64, key: U64, number: int) -> U64:
 def seeds(index: U64, attempt: int, key: int) -> U64:
     """Seeds below 2**63: for an attempt, different for every index; for an index, different in every attempt.
 
-    PyTorch's CPU generator keeps the lower 32 bits of a seed only, so these alone are a keyed bijection of the index's lower
-    32 bits: any 2**32 samples in a row get different noise. The upper bits tell longer stretches apart.
+    PyTorch's CPU generator keeps the lower 32 bits of a seed only, so these alone are a keyed bijection of the index's
+    lower 32 bits: any 2**32 samples in a row get different noise. The upper bits tell longer stretches apart.
     """
     stream = int(keyed(key, "seed")[0])
     low = index + _u64(stream) + _u64((attempt - 1) * 0x9E3779B9)

@@ -1,4 +1,5 @@
-"""The plan of a synthetic set: a pure, lazy function from a sample's index to its class, anchor image, visual token, init image and seed."""
+"""The plan of a synthetic set: a pure, lazy function from a sample's index to its class, anchor image, visual token,
+init image and seed."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rows:
-    """Planned samples, one array entry each; `anchor`, `token_row` and `init_row` are rows of the training split in key order.
+    """Planned samples, one array entry each; `anchor`, `token_row` and `init_row` are rows of the training split in key
+    order.
 
-    `token_row` and `init_row` are -1 where no single real image stands behind the visual token or the initial latents; between
+    `token_row` and `init_row` are -1 where no single real image stands behind the visual token or the initial latents;
+    between
     `anchor` and `token_row` an interpolated token lies.
     """
 
@@ -43,9 +46,9 @@ class Rows:
 class Plan:
     """All samples of a run, computed where they are asked for: a plan of 1e9 samples costs nothing to open.
 
-    `labels` (N,) holds the class of each training image in key order. Proportional plans walk through all N images in a new
-    keyed order for every version (N samples); balanced ones walk through the classes, and inside a class through its images.
-    Rows and seeds do not depend on `count`, so a longer plan begins with a shorter one.
+    `labels` (N,) holds the class of each training image in key order. Proportional plans walk through all N images in a
+    new keyed order for every version (N samples); balanced ones walk through the classes, and inside a class through
+    its images. Rows and seeds do not depend on `count`, so a longer plan begins with a shorter one.
     """
 
     def __init__(self, spec: RunSpec, labels: NDArray[np.int32], class_names: Sequence[str]) -> None:
@@ -91,7 +94,8 @@ class Plan:
         return Rows(index, self.labels[anchor], anchor, token_row, init_row, seed)
 
     def seeds(self, index: Ints, attempt: int = 1) -> NDArray[np.uint64]:
-        """Seeds below 2**63, unique over all indices for an attempt, different between the attempts (1, 2, ...) of an index."""
+        """Seeds below 2**63, unique over all indices for an attempt, different between the attempts (1, 2, ...) of an
+        index."""
         return seeds(np.asarray(index).astype(np.uint64), attempt, self._key)
 
     def facts(self, start: int, stop: int, keys: Sequence[str], prompts: Sequence[str]) -> list[dict[str, Any]]:
@@ -137,7 +141,8 @@ class Plan:
         return self._members[self._offsets[chosen] + permute(position, sizes, key).astype(np.int64)]
 
     def _partner(self, choice: str, index: Ints, anchor: Ints, stream: str) -> Ints | int:
-        """The real image behind a sample's visual token or initial latents: its anchor, another one of the class, or none."""
+        """The real image behind a sample's visual token or initial latents: its anchor, another one of the class, or
+        none."""
         if choice == "own":
             return anchor
         if choice not in ("class", "interpolation"):

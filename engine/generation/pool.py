@@ -1,4 +1,5 @@
-"""The pool of pinned Ray Data actors: rows of shards in, records out as they come; begun anew where it no longer moves."""
+"""The pool of pinned Ray Data actors: rows of shards in, records out as they come; begun anew where it no longer
+moves."""
 
 from __future__ import annotations
 
@@ -40,11 +41,12 @@ def rows(pending: Sequence[int]) -> list[Row]:
 def records(
     what: Order, todo: Sequence[Row], board: Board, stuck: Stuck, note: Callable[[str], None]
 ) -> Generator[Record, None, None]:
-    """Records as the actors finish shards; one row is one block is one task, so that a task that is lost is one row again.
+    """Records as the actors finish shards; one row is one block is one task, so that a task that is lost is one row
+    again.
 
-    Ray Data waits for ever for a task whose node has frozen. Where `stuck` says that nothing moves, the pool is ended and a
-    new one makes the rows that have not come; should an old worker wake up, the shard that is published first stays. Raises
-    ClusterError where one new pool after another does not move either, and what the actors report.
+    Ray Data waits for ever for a task whose node has frozen. Where `stuck` says that nothing moves, the pool is ended
+    and a new one makes the rows that have not come; should an old worker wake up, the shard that is published first
+    stays. Raises ClusterError where one new pool after another does not move either, and what the actors report.
     """
     left = {row["shards"]: row for row in todo}
     idle = 0
@@ -69,7 +71,8 @@ def records(
 
 
 def _run(what: Order, todo: list[Row], board: Board, stuck: Stuck) -> Generator[Row, None, None]:
-    """One execution of the pool; its rows come by way of a thread, since Ray Data cannot be asked whether there is one."""
+    """One execution of the pool; its rows come by way of a thread, since Ray Data cannot be asked whether there is
+    one."""
     came: queue.Queue[Row | BaseException | None] = queue.Queue()
     dataset = _dataset(what, todo, board)
     with _stoppable(dataset) as executors:

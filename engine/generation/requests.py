@@ -1,4 +1,5 @@
-"""From planned samples to what the sampler is asked: prompt, seed, visual token, initial latents; and CLIP scores of the answers."""
+"""From planned samples to what the sampler is asked: prompt, seed, visual token, initial latents; and CLIP scores of
+the answers."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ RealPixels = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 class Requests:
     """Turns planned rows into requests with the conditions of the training images.
 
-    `real_pixels` gives the images (N, H, W, 3) uint8 of training rows and is needed where latents start from real images
-    (strength below 1); `scorer` computes CLIP features and is needed where the gate has a CLIP threshold.
+    `real_pixels` gives the images (N, H, W, 3) uint8 of training rows and is needed where latents start from real
+    images (strength below 1); `scorer` computes CLIP features and is needed where the gate has a CLIP threshold.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class Requests:
         pixels: NDArray[np.uint8] | None,
         sampler: Sampler,
     ) -> list[Request]:
-        """The requests of one batch: planned samples at `positions`, drawn with `seeds`, starting from `pixels` if there are any."""
+        """The requests of one batch: planned samples at `positions`, drawn with `seeds`, starting from `pixels` if
+        there are any."""
         from engine.diffusion.sampler import Request
 
         latents = None if pixels is None else sampler.encode_latents(pixels)
@@ -86,7 +88,8 @@ class Requests:
         return scores
 
     def _token_of(self, rows: Rows, position: int, seed: int) -> NDArray[np.float32] | None:
-        """The visual token (D,) of a planned sample, drawn with `seed` where it is drawn: see `generate.visual_token`."""
+        """The visual token (D,) of a planned sample, drawn with `seed` where it is drawn: see
+        `generate.visual_token`."""
         label, anchor, row = (int(part[position]) for part in (rows.label, rows.anchor, rows.token_row))
         drawn: dict[str, Callable[[], NDArray[np.float32]]] = {
             "own": lambda: self.conditions.features[row],

@@ -1,4 +1,5 @@
-"""What the user sees while shards are drawn: counted records, samples of the shards in the making, and a word when nothing moves."""
+"""What the user sees while shards are drawn: counted records, samples of the shards in the making, and a word when
+nothing moves."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ PATIENCE = 5.0  # times the longest silence yet, where samples are slower than t
 
 
 class Watch:
-    """Adds up finished shards and, from the board, the samples of the unfinished ones; shows the sum and notes silence."""
+    """Adds up finished shards and, from the board, the samples of the unfinished ones; shows the sum and notes
+    silence."""
 
     def __init__(
         self, reporter: Reporter, task: Task, board: Board, done: int, quarantined: int, stall: float = SILENCE_S
@@ -45,7 +47,8 @@ class Watch:
         self._show()
 
     def stuck(self) -> bool:
-        """Whether nothing has moved for `stall` seconds, or five times the longest silence yet; a new pool may load again."""
+        """Whether nothing has moved for `stall` seconds, or five times the longest silence yet; a new pool may load
+        again."""
         with self._lock:
             limit = LOADING_S if self._loading else max(self._stall, PATIENCE * self._longest)
             if time.monotonic() - self._moved < limit:

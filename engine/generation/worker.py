@@ -1,4 +1,5 @@
-"""Makes one shard from start to end: draw in fixed batches, gate, draw again, encode beside the next batch, publish, record."""
+"""Makes one shard from start to end: draw in fixed batches, gate, draw again, encode beside the next batch, publish,
+record."""
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ Encoded = tuple[int, Failures]
 class Shard:
     """A shard in the making: its planned samples, the attempt that is being drawn, and what is kept so far.
 
-    `number` says how often its making was begun, by whatever worker; `used` what its drawing took; `record` is there once
-    it is published.
+    `number` says how often its making was begun, by whatever worker; `used` what its drawing took; `record` is there
+    once it is published.
     """
 
     index: int
@@ -56,9 +57,9 @@ class Shard:
 class ShardWorker:
     """Holds a sampler and draws shards with it, one after another; knows nothing of Ray.
 
-    Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a batch
-    with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON, and what `readers` cut off its
-    prompt (tokens by tokenizer, where any are); `meter` has run since the worker began to load.
+    Batches are cut from the shard in index order and what fails the gate is drawn again after them, so what shares a
+    batch with what depends on the spec and the batch size alone. `provenance` goes into every sample's JSON, and what
+    `readers` cut off its prompt (tokens by tokenizer, where any are); `meter` has run since the worker began to load.
     """
 
     def __init__(
@@ -104,7 +105,8 @@ class ShardWorker:
         return shard
 
     def draw(self, shard: Shard) -> None:
-        """Everything that needs the device, unless the shard is published; DataError where no sample passes the gate."""
+        """Everything that needs the device, unless the shard is published; DataError where no sample passes the
+        gate."""
         if shard.record is not None:
             return
         shard.began = self.meter.now()
@@ -165,7 +167,8 @@ class ShardWorker:
             yield requests
 
     def _with_real_pixels(self, shard: Shard, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], Any]]:
-        """Each batch with the real images that its latents start from, read and decoded beside the drawing of the one before."""
+        """Each batch with the real images that its latents start from, read and decoded beside the drawing of the one
+        before."""
         if not self.requests.needs_real_pixels:
             yield from ((batch, None) for batch in batches)
             return
@@ -191,7 +194,8 @@ class ShardWorker:
         return kept, failed
 
     def _count(self, shard: Shard, passed: int, failed: Failures) -> None:
-        """Count a batch: what is encoded, and what failed the gate or the encoder; DataError where none of many has passed."""
+        """Count a batch: what is encoded, and what failed the gate or the encoder; DataError where none of many has
+        passed."""
         shard.passed += passed
         shard.drawn += passed + len(failed)
         shard.failed |= failed
@@ -201,7 +205,8 @@ class ShardWorker:
             raise none_passed(Counter(shard.failed.values()), shard.drawn)
 
     def _encode(self, shard: Shard, attempt: int, kept: Sequence[Kept], failed: Failures) -> Encoded:
-        """Encode what is kept of a batch into the shard: how many there are, and all that failed; beside the next batch."""
+        """Encode what is kept of a batch into the shard: how many there are, and all that failed; beside the next
+        batch."""
         generate, failed = self.spec.generate, dict(failed)
         encoded = 0
         for position, seed, pixels, score in kept:
@@ -235,7 +240,8 @@ class ShardWorker:
         shard.builder.quarantine(Quarantined(fact["index"], fact["label"], reason, attempts))
 
     def _publish(self, shard: Shard) -> Record:
-        """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the one."""
+        """Publish the tar, which is the commit, then the record; where another writer was first, its shard is the
+        one."""
         tar = shard.builder.finish()
         if not self.store.create(tar_path(self.plan_facts.shard(shard.index)), tar.pieces):
             return self._published(shard)

@@ -1,4 +1,5 @@
-"""Near-duplicates on one side of a split: which images are left out for a given test set, which stay together, and the counts."""
+"""Near-duplicates on one side of a split: which images are left out for a given test set, which stay together, and the
+counts."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ NO_SPLIT = "quarantined"
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """How many images look like another (`images`, in `groups`), were left out as they look like a given test image (`set_aside`),
-    and how many groups lie in more than one of train, validation and test (`across`)."""
+    """How many images look like another (`images`, in `groups`), were left out as they look like a given test image
+    (`set_aside`), and how many groups lie in more than one of train, validation and test (`across`)."""
 
     images: int
     groups: int
@@ -50,14 +51,16 @@ class NearDuplicates:
 
 @dataclass(frozen=True)
 class Alike:
-    """The near-duplicates among all good images, and `group`, that of each image which is still there (None: they may be parted)."""
+    """The near-duplicates among all good images, and `group`, that of each image which is still there (None: they may
+    be parted)."""
 
     similar: Similar
     keys: pa.ChunkedArray
     group: Ints | None
 
     def table(self, catalog: pa.Table) -> pa.Table:
-        """A row for each image that looks like another, with its split in the catalog, and the one that it looks like most."""
+        """A row for each image that looks like another, with its split in the catalog, and the one that it looks like
+        most."""
         members = np.flatnonzero(self.similar.group >= 0)
         nearest, correlation = _nearest(self.similar, np.ones(len(self.similar.group), bool))
         keys = self.keys.take(pa.array(members))
@@ -84,7 +87,8 @@ def counts(listed: pa.Table) -> NearDuplicates:
 
 
 def keep_apart(good: pa.Table, numbers: NDArray[np.int32], split: SplitSpec) -> tuple[pa.Table, Alike, list[Bad]]:
-    """(images that stay, the near-duplicates, images left out) of a FACTS table of good images; `numbers` is the class of each code.
+    """(images that stay, the near-duplicates, images left out) of a FACTS table of good images; `numbers` is the class
+    of each code.
 
     An image that looks like one of a given test set is left out, directly or by way of others, unless they are allowed.
     """
@@ -118,7 +122,8 @@ def keep_apart(good: pa.Table, numbers: NDArray[np.int32], split: SplitSpec) -> 
 
 
 def _nearest(similar: Similar, preferred: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.float64]]:
-    """For each image the one that it looks like most, among the preferred ones if any, and the correlation; itself where there is none."""
+    """For each image the one that it looks like most, among the preferred ones if any, and the correlation; itself
+    where there is none."""
     one = np.concatenate([similar.first, similar.second])
     other = np.concatenate([similar.second, similar.first])
     value = np.concatenate([similar.correlation, similar.correlation])

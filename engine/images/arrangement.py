@@ -1,4 +1,5 @@
-"""What inspection found, arranged as the catalog's table: bad and equal images left out, near-duplicates kept apart, splits assigned."""
+"""What inspection found, arranged as the catalog's table: bad and equal images left out, near-duplicates kept apart,
+splits assigned."""
 
 from __future__ import annotations
 
@@ -103,7 +104,8 @@ def _check_bad(good: int, bad: list[Bad], spec: RunSpec) -> None:
 
 
 def _distinct(good: pa.Table, class_of: list[str]) -> tuple[pa.Table, list[Bad]]:
-    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the reason.
+    """Keep the first of images with equal pixels: a given test set's before others, then by key; and the rest with the
+    reason.
 
     Where images of one set have equal pixels and different labels, one of the labels is wrong: all of them go.
     """

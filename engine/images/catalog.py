@@ -1,4 +1,5 @@
-"""The catalog: every good real image once, with its class, its split and where its bytes lie; the others with a reason."""
+"""The catalog: every good real image once, with its class, its split and where its bytes lie; the others with a
+reason."""
 
 from __future__ import annotations
 
@@ -78,7 +79,8 @@ class Catalog:
 
 
 def precheck(spec: RunSpec) -> None:
-    """Find a missing or empty place, an empty class, a split that cannot be and the like in about a second, without Ray.
+    """Find a missing or empty place, an empty class, a split that cannot be and the like in about a second, without
+    Ray.
 
     Opens no image. Raises DataError or ConfigError. What needs every image is found by `build`.
     """
@@ -91,7 +93,8 @@ def precheck(spec: RunSpec) -> None:
 
 
 def listed_classes(spec: RunSpec) -> tuple[str, ...]:
-    """Class names of the source as far as they are known without Ray in about a second: declared, or of the first entries."""
+    """Class names of the source as far as they are known without Ray in about a second: declared, or of the first
+    entries."""
     try:
         listing = Listing(spec)
     except hub.NotCached:
@@ -109,10 +112,12 @@ def listed_classes(spec: RunSpec) -> tuple[str, ...]:
 
 
 def build(spec: RunSpec, store: Store, reporter: Reporter) -> Catalog:
-    """Inspect every image of the source with Ray Data and publish the catalog; the stored one is returned when it is done.
+    """Inspect every image of the source with Ray Data and publish the catalog; the stored one is returned when it is
+    done.
 
-    Call it inside a Ray session. The files' bytes depend on the images and the spec alone, not on how many tasks ran. Raises
-    DataError when more than images.max_bad_fraction of the images is bad, a class has no good one, or nothing is there.
+    Call it inside a Ray session. The files' bytes depend on the images and the spec alone, not on how many tasks ran.
+    Raises DataError when more than images.max_bad_fraction of the images is bad, a class has no good one, or nothing is
+    there.
     """
     if store.exists(DONE):
         return load(store)

@@ -45,7 +45,8 @@ def flatten_deep(deep: Deep, icc: bytes | None, background: str, notes: list[str
 
 
 def to_srgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> Image.Image:
-    """An L, RGB or CMYK image as RGB in sRGB; a profile that is broken or made for other channels is ignored, and a note says so."""
+    """An L, RGB or CMYK image as RGB in sRGB; a profile that is broken or made for other channels is ignored, and a
+    note says so."""
     if not icc:
         return image if image.mode == "RGB" else image.convert("RGB")
     try:

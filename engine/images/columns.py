@@ -17,7 +17,8 @@ def wide(schema: pa.Schema) -> pa.Schema:
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table in one chunk, with the columns of `schema` where its `string` columns hold them, else with wide ones."""
+    """The table in one chunk, with the columns of `schema` where its `string` columns hold them, else with wide
+    ones."""
     fits = all(table[f.name].nbytes <= NARROW_BYTES for f in schema if f.type == pa.string())
     return table.cast(schema if fits else wide(schema)).combine_chunks()
 

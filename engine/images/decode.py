@@ -40,8 +40,8 @@ TURNS = {
 
 Pixels = NDArray[np.uint8]
 
-# What Pillow warns of, `decode` turns into a reason or a note itself: sizes against images.max_pixels before a pixel is loaded,
-# checksums, EXIF. Filters are set once because `catch_warnings` is not safe in threads.
+# What Pillow warns of, `decode` turns into a reason or a note itself: sizes against images.max_pixels before a pixel is
+# loaded, checksums, EXIF. Filters are set once because `catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\..*")
 
@@ -56,7 +56,8 @@ class BadImage(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An image at its native size: `image` is RGB in sRGB, upright, opaque; `mode` and `format` are those of the file."""
+    """An image at its native size: `image` is RGB in sRGB, upright, opaque; `mode` and `format` are those of the
+    file."""
 
     image: Image.Image
     format: str
@@ -72,8 +73,8 @@ class Decoded:
 def decode(data: bytes, spec: ImagesSpec) -> Decoded:
     """Decode untrusted bytes by their content, whatever the file was called.
 
-    EXIF orientation is applied, ICC colours become sRGB, alpha is composited over `spec.background`, 16 bits are scaled to 8,
-    and of several frames or pages the first is taken. Raises BadImage with a reason.
+    EXIF orientation is applied, ICC colours become sRGB, alpha is composited over `spec.background`, 16 bits are scaled
+    to 8, and of several frames or pages the first is taken. Raises BadImage with a reason.
     """
     if not data:
         raise BadImage("empty_file", "no bytes")
@@ -124,7 +125,8 @@ def _check_header(image: Image.Image, spec: ImagesSpec) -> None:
 
 
 def _check_png(data: bytes) -> None:
-    """Compare the checksums of the chunks that make the picture, up to the end mark; Pillow does not read all of them."""
+    """Compare the checksums of the chunks that make the picture, up to the end mark; Pillow does not read all of
+    them."""
     position = 8
     while position + 12 <= len(data):
         size, kind = int.from_bytes(data[position : position + 4]), data[position + 4 : position + 8]
@@ -186,7 +188,8 @@ def _frames(image: Image.Image) -> list[str]:
 
 
 def _orientation(image: Image.Image, notes: list[str]) -> int:
-    """The EXIF orientation 1..8; 1 where the EXIF block cannot be read: it is untrusted too, and no reason to lose the picture."""
+    """The EXIF orientation 1..8; 1 where the EXIF block cannot be read: it is untrusted too, and no reason to lose the
+    picture."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
@@ -205,7 +208,8 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 def fit(pixels: Pixels, spec: ImagesSpec) -> Pixels:
     """Make (H, W, 3) uint8 pixels a square (size, size, 3) by `spec.fit`, with antialiased bicubic resampling.
 
-    crop: the centred square of the shorter side; pad: the whole image, centred on the background; stretch: both sides to size.
+    crop: the centred square of the shorter side; pad: the whole image, centred on the background; stretch: both sides
+    to size.
     """
     size = spec.size
     height, width = pixels.shape[:2]

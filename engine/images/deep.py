@@ -35,7 +35,8 @@ class UnknownRange(Exception):
 
 @dataclass(frozen=True)
 class Deep:
-    """`colour` (H, W, 1 or 3) of 0 (black) to `top`; `alpha` (H, W, 1) of 0.0 (see-through) to 1.0, or None where all is opaque."""
+    """`colour` (H, W, 1 or 3) of 0 (black) to `top`; `alpha` (H, W, 1) of 0.0 (see-through) to 1.0, or None where all
+    is opaque."""
 
     colour: NDArray[Any]
     top: int
@@ -101,7 +102,8 @@ def _deep(values: NDArray[Any], tags: Any, transparent: Any) -> Deep:
 
 
 def _declared_top(tags: Any) -> int | None:
-    """MaxSampleValue where it tells how many bits are used (2^n - 1); another value is a statistic of the picture and no range."""
+    """MaxSampleValue where it tells how many bits are used (2^n - 1); another value is a statistic of the picture and
+    no range."""
     value = tags.get(MAX_SAMPLE_VALUE, 0)
     top = int(max(value) if isinstance(value, tuple) else value)
     return top if 255 <= top < 65535 and top & (top + 1) == 0 else None

@@ -37,8 +37,9 @@ ENCODERS: dict[str, Callable[[NDArray[np.uint8], int], bytes]] = {"png": _png, "
 def encode(pixels: NDArray[np.uint8], format: str, quality: int) -> bytes:
     """Encode (H, W, 3) uint8 sRGB pixels as "png" (lossless), "jpg" or "webp" (lossy, `quality` 1 to 100).
 
-    The bytes depend on the pixels and the library versions only. JPEG keeps full colour resolution (4:4:4) up to 64 pixels a
-    side and halves it (4:2:0) above. Raises KeyError for another format, ValueError for pixels of another shape or type.
+    The bytes depend on the pixels and the library versions only. JPEG keeps full colour resolution (4:4:4) up to 64
+    pixels a side and halves it (4:2:0) above. Raises KeyError for another format, ValueError for pixels of another
+    shape or type.
     """
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
         raise ValueError(f"pixels must be (H, W, 3) uint8, not {pixels.shape} {pixels.dtype}")

@@ -21,10 +21,12 @@ TIMEOUT_S = 120.0
 
 
 def inspect_once(table: pa.Table, sets: Mapping[str, ImageSource], images: ImagesSpec, store: Store) -> pa.Table:
-    """`inspect`, the first time that these images are tried; one by one in a child process when an earlier try has died.
+    """`inspect`, the first time that these images are tried; one by one in a child process when an earlier try has
+    died.
 
-    Ray tries a task whose process died again, for ever. A mark in the store, made before the first image is read, tells the
-    second try of what happened to the first; no two tries write the same bytes, as a remote store takes equal ones for its own.
+    Ray tries a task whose process died again, for ever. A mark in the store, made before the first image is read, tells
+    the second try of what happened to the first; no two tries write the same bytes, as a remote store takes equal ones
+    for its own.
     """
     if store.create(ATTEMPTS + _name(table), uuid.uuid4().hex.encode()):
         return inspect(table, sets, images)
@@ -32,7 +34,8 @@ def inspect_once(table: pa.Table, sets: Mapping[str, ImageSource], images: Image
 
 
 def inspect_isolated(table: pa.Table, sets: Mapping[str, ImageSource], images: ImagesSpec) -> pa.Table:
-    """`inspect`, image by image in a child process: one that kills its process, or takes two minutes, is bad and no more."""
+    """`inspect`, image by image in a child process: one that kills its process, or takes two minutes, is bad and no
+    more."""
     done: list[pa.Table] = []
     while len(done) < table.num_rows:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -17,8 +17,8 @@ class UnknownLayout(Exception):
 def load(data: bytes, image: Image.Image, notes: list[str]) -> Image.Image:
     """The first picture of JPEG bytes that Pillow opened as `image`, bit for bit as Pillow decodes it, in its mode.
 
-    A file that lacks its end mark and nothing else is read, with a note. Inks of a CMYK image are 255 where the paper is covered.
-    Raises ValueError with libjpeg's words for any warning, and UnknownLayout.
+    A file that lacks its end mark and nothing else is read, with a note. Inks of a CMYK image are 255 where the paper
+    is covered. Raises ValueError with libjpeg's words for any warning, and UnknownLayout.
     """
     layout = LAYOUTS[image.mode]
     try:

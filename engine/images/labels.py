@@ -60,7 +60,8 @@ def class_order(name: str) -> tuple[bool, Decimal, str]:
 
 
 def near_match(name: str, known: Iterable[str]) -> str | None:
-    """The name among `known` that is spelt most nearly like `name`, case and separators aside; None where none is near."""
+    """The name among `known` that is spelt most nearly like `name`, case and separators aside; None where none is
+    near."""
     folded = {_folded(other): other for other in known}
     near = difflib.get_close_matches(_folded(name), folded, n=1)
     return folded[near[0]] if near else None
@@ -78,9 +79,9 @@ def _folded(name: str) -> str:
 class Labels:
     """Codes labels as they stream in, and says at the end which class number each code is.
 
-    With declared names a number is a position in them and a text is one of them. Without, every distinct label is a class, and
-    classes are numbered by `class_order`; the number 7 and the text "7" are then one class. `chosen`: the names come from the
-    recipe and not from the data.
+    With declared names a number is a position in them and a text is one of them. Without, every distinct label is a
+    class, and classes are numbered by `class_order`; the number 7 and the text "7" are then one class. `chosen`: the
+    names come from the recipe and not from the data.
     """
 
     def __init__(self, declared: Sequence[str] | None, where: str = "source", *, chosen: bool = False) -> None:

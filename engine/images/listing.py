@@ -52,9 +52,10 @@ class Bad:
 class Listing:
     """Streams candidates; what is refused without decoding gathers in `bad`.
 
-    Keys and URIs of a given test set begin with "test:", which no other name does. With `source.limit`, the main set and the
-    test set are each cut to that many entries before any image is opened: classes keep their shares (every class keeps one at
-    least), and in a class those entries stay whose key has the smallest hash, whatever the seed and the order on the disk.
+    Keys and URIs of a given test set begin with "test:", which no other name does. With `source.limit`, the main set
+    and the test set are each cut to that many entries before any image is opened: classes keep their shares (every
+    class keeps one at least), and in a class those entries stay whose key has the smallest hash, whatever the seed and
+    the order on the disk.
     """
 
     def __init__(self, spec: RunSpec, *, download: bool = False) -> None:
@@ -83,10 +84,11 @@ class Listing:
                     yield candidates
 
     def check(self, split: SplitSpec) -> None:
-        """Find structural faults in about a second: of the sources, and of a split that asks for more than there can be.
+        """Find structural faults in about a second: of the sources, and of a split that asks for more than there can
+        be.
 
-        Raises DataError or ConfigError. Counts only sets of up to QUICK entries, or such as the limit cuts; where the main set is
-        larger, labels of the test set are checked as they are listed.
+        Raises DataError or ConfigError. Counts only sets of up to QUICK entries, or such as the limit cuts; where the
+        main set is larger, labels of the test set are checked as they are listed.
         """
         for source in self.sets.values():
             source.check()
@@ -104,7 +106,8 @@ class Listing:
         counts(split, most, classes, given_test="test" in self.sets)
 
     def _count(self, name: str) -> tuple[int, bool]:
-        """How many entries a set has, as far as a moment's listing tells, and whether these are all; labels are checked."""
+        """How many entries a set has, as far as a moment's listing tells, and whether these are all; labels are
+        checked."""
         total, began = 0, time.monotonic()
         for group in self._coded(name):
             total += len(group)
@@ -113,7 +116,8 @@ class Listing:
         return total, True
 
     def classes(self) -> tuple[tuple[str, ...], NDArray[np.int32]]:
-        """Class names and the class number of each code, once the groups are through; DataError for fewer than two classes."""
+        """Class names and the class number of each code, once the groups are through; DataError for fewer than two
+        classes."""
         names, numbers = self.labels.classes()
         if len(names) < 2:
             what = f"holds one class only ({names[0]})" if names else "holds no labelled image"
@@ -140,7 +144,8 @@ class Listing:
         return Candidate(name, key, code, entry.place._replace(uri=prefix + entry.place.uri))
 
     def _check_unknown(self, name: str, key: str, label: int | str) -> None:
-        """Refuse a label that cannot be meant: one of a test set that is no class, or one that is spelt otherwise (DataError).
+        """Refuse a label that cannot be meant: one of a test set that is no class, or one that is spelt otherwise
+        (DataError).
 
         Classes that source.class_names leaves out, and numbers that the data's own names do not reach, pass: they are
         quarantined with their reason.

@@ -1,10 +1,11 @@
 """Near-duplicates: pictures that show the same, found by a perceptual hash and confirmed pixel by pixel on thumbnails.
 
 The hash is pHash with 64 bits: which of the 8 x 8 lowest frequencies of a 16 x 16 grey thumbnail lie above their median
-(`imagehash.phash(..., highfreq_factor=2)`, computed here for many images at once). Hashes that are near each other are found by
-sorting rotations of the bits and looking a few places ahead (Charikar, 2002): time and memory grow as the number of images does.
-A pair counts where the thumbnails' grey values correlate above 0.95, above what `DEVIATIONS` standard deviations (of Fisher's z)
-say that two images of the class have by nature, as digits and X-rays do, and where the colours go together too.
+(`imagehash.phash(..., highfreq_factor=2)`, computed here for many images at once). Hashes that are near each other are
+found by sorting rotations of the bits and looking a few places ahead (Charikar, 2002): time and memory grow as the
+number of images does. A pair counts where the thumbnails' grey values correlate above 0.95, above what `DEVIATIONS`
+standard deviations (of Fisher's z) say that two images of the class have by nature, as digits and X-rays do, and where
+the colours go together too.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ Thumbnail = tuple[tuple[int, int], bytes]
 
 @dataclass(frozen=True)
 class Similar:
-    """Pairs of near-duplicates among N images (`first` < `second`), and the group (N,) of each image, -1 for one on its own."""
+    """Pairs of near-duplicates among N images (`first` < `second`), and the group (N,) of each image, -1 for one on its
+    own."""
 
     first: Ints
     second: Ints
@@ -48,7 +50,8 @@ class Similar:
 
 
 def thumbnail(image: Image.Image, pixels: bytes) -> Thumbnail:
-    """What stands for an RGB image with these pixels until `fingerprints`: means of areas, or the pixels themselves if they are few."""
+    """What stands for an RGB image with these pixels until `fingerprints`: means of areas, or the pixels themselves if
+    they are few."""
     width, height = image.size
     if width % SIDE == height % SIDE == 0 and width * height <= FEW:
         return image.size, pixels

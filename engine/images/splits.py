@@ -61,7 +61,8 @@ def apportion(total: int, weights: Ints, least: Ints, most: Ints) -> Ints:
 
 
 def allocate(split: SplitSpec, sizes: Ints, *, given_test: bool) -> tuple[Ints, Ints, Ints]:
-    """(train, validation, test) images of each class, where class c has `sizes[c]` >= 1 good images; every class trains."""
+    """(train, validation, test) images of each class, where class c has `sizes[c]` >= 1 good images; every class
+    trains."""
     train, validation, test = counts(split, int(sizes.sum()), len(sizes), given_test=given_test)
     nothing = np.zeros_like(sizes)
     in_test = apportion(test, sizes, nothing, sizes - 1)
@@ -93,8 +94,9 @@ def assign(
     Images of one `group` (N,) (-1: of none) are in one split; counts are exact where the other images allow it.
 
     `labels` (N,) are class numbers, `contents` N digests of the pixels, distinct. In each class images are ordered by
-    keyed hash; test images come from the front, validation images behind them, training images from the back. So the answer
-    depends on nothing but content, class sizes, spec and seed, and the test set stays the same when only split.train changes.
+    keyed hash; test images come from the front, validation images behind them, training images from the back. So the
+    answer depends on nothing but content, class sizes, spec and seed, and the test set stays the same when only
+    split.train changes.
     """
     out = np.full(len(labels), UNUSED, np.int8)
     out[given_test] = TEST
@@ -119,9 +121,11 @@ def assign(
 
 
 def _assign_groups(out: NDArray[np.int8], room: Ints, ordered: Ints, labels: Ints, group: Ints, *, rest: bool) -> None:
-    """Give each whole group the split that its first image would have on its own, or the next one that has room for all of it.
+    """Give each whole group the split that its first image would have on its own, or the next one that has room for all
+    of it.
 
-    Fills `out` and takes from `room` (4, classes), the images that each split still needs. What training has no room for is unused.
+    Fills `out` and takes from `room` (4, classes), the images that each split still needs. What training has no room
+    for is unused.
     """
     rank = np.empty(len(ordered), np.int64)
     by_class = np.argsort(labels[ordered], kind="stable")

@@ -1,4 +1,5 @@
-"""An ablation, or deliberate generation against a static plan, in words and tables: every arm with its interval, what was found, and how many seeds would settle the rest."""
+"""An ablation, or deliberate generation against a static plan, in words and tables: every arm with its interval, what
+was found, and how many seeds would settle the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The report's review of captions: how many differ, are empty or cut, and examples beside the prompts that were made from them."""
+"""The report's review of captions: how many differ, are empty or cut, and examples beside the prompts that were made
+from them."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ SHOWN = 160  # characters of a caption among the counts; the table has them whol
 
 @dataclass(frozen=True)
 class Example:
-    """A training image: its thumbnail as a data URI ("" where it cannot be read), class, caption, and prompt as drawn with."""
+    """A training image: its thumbnail as a data URI ("" where it cannot be read), class, caption, and prompt as drawn
+    with."""
 
     uri: str
     key: str

@@ -104,7 +104,8 @@ def _percents(interval: Sequence[float | None]) -> str:
 
 
 def figure(results: Sequence[dict[str, Any]]) -> bytes:
-    """An SVG of one study or several: left the real curve and the accuracies with synthetic images, right their worth and the fits."""
+    """An SVG of one study or several: left the real curve and the accuracies with synthetic images, right their worth
+    and the fits."""
     import matplotlib
     from matplotlib.figure import Figure
 

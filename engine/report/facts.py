@@ -41,8 +41,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy",
 class Facts:
     """A run as its files tell it; `judge`, `plan` and `seconds` are their JSON, None or {} where absent.
 
-    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic set; `cuts`
-    what is cut of its prompts, `test_readings` who read the test split.
+    `curves` holds the losses of each training by name, `match` the fine-tune's results; `cost` is that of the synthetic
+    set; `cuts` what is cut of its prompts, `test_readings` who read the test split.
     """
 
     spec: RunSpec
@@ -67,7 +67,8 @@ class Facts:
         return {name: count for name, count in counts.items() if count}
 
     def arm(self, kind: str) -> dict[str, Any] | None:
-        """The judged arm of a kind with the largest multiple (never the best: that would be choosing on the test split)."""
+        """The judged arm of a kind with the largest multiple (never the best: that would be choosing on the test
+        split)."""
         arms = [arm for arm in (self.judge or {"arms": {}})["arms"].values() if arm["kind"] == kind]
         return max(arms, key=lambda arm: arm["multiple"], default=None)
 

@@ -35,7 +35,8 @@ _WIDTH = 3.9  # inches: text is about 10 px high on a phone of 360 px, 13 px bes
 
 
 def hue(arm: str) -> str:
-    """`mixed`, `synthetic`, `muted` or `real`: the colour of an arm, by what its key (or kind) says that it trains on."""
+    """`mixed`, `synthetic`, `muted` or `real`: the colour of an arm, by what its key (or kind) says that it trains
+    on."""
     if arm.startswith(tuple(CONTROLS)):
         return "muted"
     if arm.startswith(OF_BOTH):
@@ -55,7 +56,8 @@ class Bar:
 
 
 def accuracy(bars: Sequence[Bar], metric: str = "accuracy") -> Markup:
-    """Accuracy, or what else `metric` names, of each arm: mean, 95 % interval and every seed; the dashed line is real data's mean."""
+    """Accuracy, or what else `metric` names, of each arm: mean, 95 % interval and every seed; the dashed line is real
+    data's mean."""
     from matplotlib import ticker
 
     def draw(figure: Any) -> None:
@@ -91,7 +93,8 @@ def accuracy(bars: Sequence[Bar], metric: str = "accuracy") -> Markup:
 
 
 def _limits(bars: Sequence[Bar]) -> tuple[float, float]:
-    """Per cent: all that is drawn, with a margin, inside 0 to 100; a wide interval of few seeds may be cut at the frame."""
+    """Per cent: all that is drawn, with a margin, inside 0 to 100; a wide interval of few seeds may be cut at the
+    frame."""
     values = [v for bar in bars for v in bar.values]
     span = max(max(values) - min(values), 2.0)
     ends = [e for bar in bars for e in bar.interval if e is not None]
@@ -175,7 +178,8 @@ def groups(sets: Mapping[str, Sequence[Bar]]) -> Markup:
 
 
 def aucs(measures: Mapping[str, Sequence[tuple[str, float, tuple[float | None, ...]]]]) -> Markup:
-    """AUC with its interval for each measure and pair (label, value, interval); the dashed line is one half: no difference."""
+    """AUC with its interval for each measure and pair (label, value, interval); the dashed line is one half: no
+    difference."""
     rows = [
         (f"{label}: {pair}", value, interval) for label, pairs in measures.items() for pair, value, interval in pairs
     ]
@@ -230,8 +234,9 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], name: str, desc
 
 
 def page_svg(data: bytes, prefix: str, description: str) -> str:
-    """Rewrite a matplotlib SVG for a page under a strict policy: style attributes become presentation attributes, stand-in
-    colours become CSS variables, ids get a prefix, metadata and style sheets go; `description` is read to the blind."""
+    """Rewrite a matplotlib SVG for a page under a strict policy: style attributes become presentation attributes,
+    stand-in colours become CSS variables, ids get a prefix, metadata and style sheets go; `description` is read to the
+    blind."""
     root = ElementTree.fromstring(data)
     for parent in list(root.iter()):
         for child in list(parent):

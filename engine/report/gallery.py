@@ -1,4 +1,5 @@
-"""Real beside synthetic images of each class: chosen by index alone, as thumbnails for the report and as one picture."""
+"""Real beside synthetic images of each class: chosen by index alone, as thumbnails for the report and as one
+picture."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Row:
 def collect(spec: RunSpec, store: Store, catalog: Catalog, labels: Sequence[int], count: int = IMAGES) -> list[Row]:
     """The first `count` training and the first `count` synthetic images of each class of `labels`, in index order.
 
-    Real images are read where the catalog says they lie; `DataError` where they are gone or a shard is not the sealed one.
+    Real images are read where the catalog says they lie; `DataError` where they are gone or a shard is not the sealed
+    one.
     """
     rows = {label: Row(label, catalog.class_names[label]) for label in labels}
     _add_synthetic(rows, spec, store, count)
@@ -109,7 +111,8 @@ def _captions(store: Store) -> dict[str, str]:
 
 
 def thumbnail(pixels: Pixels) -> Image.Image:
-    """Small images enlarged by whole pixels (nearest neighbour), large ones reduced to 128 pixels, others as they are."""
+    """Small images enlarged by whole pixels (nearest neighbour), large ones reduced to 128 pixels, others as they
+    are."""
     image = Image.fromarray(pixels)
     side = max(image.size)
     if side < SMALL:

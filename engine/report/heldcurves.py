@@ -1,4 +1,5 @@
-"""The report's part on held-out images: how far the generator knows its training images better than others, in curves and words."""
+"""The report's part on held-out images: how far the generator knows its training images better than others, in curves
+and words."""
 
 from __future__ import annotations
 

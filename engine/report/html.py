@@ -56,7 +56,8 @@ def render(
     captions: Review | None = None,
     sections: dict[str, Any] | None = None,
 ) -> str:
-    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `sections` are other modules' parts."""
+    """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `sections` are other
+    modules' parts."""
     environment = Environment(
         loader=PackageLoader("engine", "report"),
         autoescape=True,

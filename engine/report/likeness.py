@@ -1,4 +1,5 @@
-"""The report's part on copies and controls: what was measured for each size of the set, and the nearest pairs as images."""
+"""The report's part on copies and controls: what was measured for each size of the set, and the nearest pairs as
+images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The report's section on the fine-tune: what it was, both terms of its loss, errors by noise level, validation samples."""
+"""The report's section on the fine-tune: what it was, both terms of its loss, errors by noise level, validation
+samples."""
 
 from __future__ import annotations
 

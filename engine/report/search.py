@@ -72,9 +72,11 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def figure(result: dict[str, Any]) -> bytes:
-    """Validation accuracy against the ratio as a PNG: a line for each choice of other settings, bars are 95 % intervals.
+    """Validation accuracy against the ratio as a PNG: a line for each choice of other settings, bars are 95 %
+    intervals.
 
-    Of many choices the six with the best means are drawn. The same result gives the same bytes with the same matplotlib.
+    Of many choices the six with the best means are drawn. The same result gives the same bytes with the same
+    matplotlib.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

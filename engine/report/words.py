@@ -20,7 +20,8 @@ def subtitle(facts: Facts) -> str:
 
 
 def headline(facts: Facts) -> list[str]:
-    """What the set is worth to a classifier, as sentences with their sources; the largest multiple speaks for each kind."""
+    """What the set is worth to a classifier, as sentences with their sources; the largest multiple speaks for each
+    kind."""
     if facts.judge is None:
         return ["No classifier was trained on this set yet: what it is worth has not been measured."]
     seeds = len(facts.judge["seeds"])

@@ -1,4 +1,5 @@
-"""What a synthetic set has cost so far: device time, energy and price, added up from records and the workers' usage files."""
+"""What a synthetic set has cost so far: device time, energy and price, added up from records and the workers' usage
+files."""
 
 from __future__ import annotations
 
@@ -54,9 +55,11 @@ class Amount:
 
 @dataclass(frozen=True)
 class Usage:
-    """What one worker process has used in its life, and how much of that is in the records of its shards (`booked_...`).
+    """What one worker process has used in its life, and how much of that is in the records of its shards
+    (`booked_...`).
 
-    `device_seconds` and `joules` are those of its share of a device; `joules` is None without a counter; `updated`: Unix time.
+    `device_seconds` and `joules` are those of its share of a device; `joules` is None without a counter; `updated`:
+    Unix time.
     """
 
     host: str
@@ -86,7 +89,8 @@ class Usage:
             return None
 
     def booked(self) -> Amount:
-        """What was in records once; more than there is in them now is that of shards that were removed or made again."""
+        """What was in records once; more than there is in them now is that of shards that were removed or made
+        again."""
         return Amount.of(self.booked_seconds, None if self.joules is None else self.booked_joules)
 
     def unbooked(self) -> Amount:
@@ -97,10 +101,11 @@ class Usage:
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a set. `shards`, `planned`, `accepted`, `drawn` count the shards and samples whose records tell a cost.
+    """The cost of a set. `shards`, `planned`, `accepted`, `drawn` count the shards and samples whose records tell a
+    cost.
 
-    `unknown`: shards that do not tell (made by an older engine, or rebuilt from their tars); `finished`: what the records
-    hold; `other`: what the workers used beside; `devices`: device time in seconds by (kind, name).
+    `unknown`: shards that do not tell (made by an older engine, or rebuilt from their tars); `finished`: what the
+    records hold; `other`: what the workers used beside; `devices`: device time in seconds by (kind, name).
     """
 
     shards: int = 0

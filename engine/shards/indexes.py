@@ -31,7 +31,8 @@ def build(name: str, shards: Sequence[ShardSize]) -> dict[str, bytes]:
 
 
 def timm_info(shards: Sequence[ShardSize]) -> dict[str, Any]:
-    """What `timm.create_dataset("wds/...", split="train")` reads (timm/data/readers/reader_wds.py, `_parse_split_info`)."""
+    """What `timm.create_dataset("wds/...", split="train")` reads (timm/data/readers/reader_wds.py,
+    `_parse_split_info`)."""
     split = {
         "name": SPLIT,
         "num_samples": sum(shard.count for shard in shards),

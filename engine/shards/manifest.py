@@ -83,9 +83,9 @@ class Manifest:
 def finalise(store: Store, facts: PlanFacts, plan_digest: Callable[[int], str] | None = None) -> Manifest:
     """Seal a run whose shards are all published: indexes, quarantine table, manifest, and the seal last.
 
-    `plan_digest(k)`: identity of the planned samples of shard k, asked where a record has to be rebuilt from its tar. Equal
-    shards give equal files, and files that are there already are left alone. Raises DataError where a shard is missing, or
-    where a record is and there is no `plan_digest`.
+    `plan_digest(k)`: identity of the planned samples of shard k, asked where a record has to be rebuilt from its tar.
+    Equal shards give equal files, and files that are there already are left alone. Raises DataError where a shard is
+    missing, or where a record is and there is no `plan_digest`.
     """
     sizes = {entry.name: entry.size for entry in store.list(f"{DATA}/")}
     missing = [index for index in range(facts.shards) if tar_path(facts.shard(index)) not in sizes]

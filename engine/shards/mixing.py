@@ -1,4 +1,5 @@
-"""Which image comes when: exact shares of several sources in every batch, no image twice before all came once, any step alone."""
+"""Which image comes when: exact shares of several sources in every batch, no image twice before all came once, any step
+alone."""
 
 from __future__ import annotations
 
@@ -40,11 +41,12 @@ def shares(sizes: Sequence[int], fixed: float | None = None) -> tuple[Fraction, 
 class Mixture:
     """Endless batches from several sources; `draw(step)` is a pure function of the arguments here and the step.
 
-    After every single draw, and so after every batch, the number drawn from each of two sources is within 1/2 of its share of all
-    draws (within 1 for three), and a batch whose share is a whole number has just that number. Inside a source an epoch is a random
-    permutation of its members; `class_balanced` walks through a random order of the classes instead, again and again, and through a
-    permutation of each class. Rows of a batch are shuffled inside windows of 32, so that every window holds the exact
-    shares too and a rank that takes a slice of the batch sees the same mixture.
+    After every single draw, and so after every batch, the number drawn from each of two sources is within 1/2 of its
+    share of all draws (within 1 for three), and a batch whose share is a whole number has just that number. Inside a
+    source an epoch is a random permutation of its members; `class_balanced` walks through a random order of the classes
+    instead, again and again, and through a permutation of each class. Rows of a batch are shuffled inside windows of
+    32, so that every window holds the exact shares too and a rank that takes a slice of the batch sees the same
+    mixture.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class Mixture:
         share: Sequence[Fraction] | None = None,
         class_balanced: bool = False,
     ) -> None:
-        """`labels[s]` (N_s,) are the classes of source s's members, N_s >= 1; `share` sums to 1, by default N_s / sum N."""
+        """`labels[s]` (N_s,) are the classes of source s's members, N_s >= 1; `share` sums to 1, by default N_s / sum
+        N."""
         if any(len(own) == 0 for own in labels):
             raise ValueError("a source without a member cannot be drawn from")
         self.batch = batch

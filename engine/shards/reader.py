@@ -34,8 +34,9 @@ class Sample(NamedTuple):
 def samples(source: Store | Path | str, shards: Iterable[int] | None = None) -> Iterator[Sample]:
     """Yield the samples of a finished output (a store, or the path or URL of one) in index order.
 
-    `shards`: indices of the shards to read, all by default. Each shard is read whole and compared with the manifest before
-    its first sample is given out; raises DataError where the output is not finished or a shard is not the sealed one.
+    `shards`: indices of the shards to read, all by default. Each shard is read whole and compared with the manifest
+    before its first sample is given out; raises DataError where the output is not finished or a shard is not the sealed
+    one.
     """
     store = open_store(source) if isinstance(source, Path | str) else source
     rows = manifest.load(store).table.to_pylist()

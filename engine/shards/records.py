@@ -34,8 +34,9 @@ class Record:
 
     `first`, `planned`: its samples of the plan; `count`: samples in the tar; `bytes`, `sha256`: of the tar;
     `plan_digest`: identity of its planned samples; `seconds`: time to make it; `finished`: when (Unix time).
-    `device_seconds`: time of its drawing times the devices that the worker held (GPUs or a part of one, or CPU threads); `joules`:
-    their energy; `drawn`: samples drawn, those that failed the gate included. These are None where nobody measured them.
+    `device_seconds`: time of its drawing times the devices that the worker held (GPUs or a part of one, or CPU
+    threads); `joules`: their energy; `drawn`: samples drawn, those that failed the gate included. These are None where
+    nobody measured them.
     """
 
     shard: str

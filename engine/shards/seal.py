@@ -1,4 +1,5 @@
-"""The seal of what lies beside the shards (catalog, conditions, models, plan, results, report, card), kept by the commands that write it."""
+"""The seal of what lies beside the shards (catalog, conditions, models, plan, results, report, card), kept by the
+commands that write it."""
 
 from __future__ import annotations
 
@@ -44,8 +45,9 @@ class Coverage:
 def sealing(store: Store) -> Iterator[None]:
     """Seal, when the block ends, the files that it has written; to be used by who holds the output's lock.
 
-    What was there before keeps the seal that it has, or has not: a change from elsewhere is never sealed. Where the block is
-    killed, the next one seals what both have written. DataError, before the block, where the seal itself was changed.
+    What was there before keeps the seal that it has, or has not: a change from elsewhere is never sealed. Where the
+    block is killed, the next one seals what both have written. DataError, before the block, where the seal itself was
+    changed.
     """
     before = _opened(store)
     try:
@@ -62,7 +64,8 @@ def update(store: Store, names: Iterable[str]) -> None:
 
 
 def load(store: Store) -> dict[str, dict[str, Any]] | None:
-    """Size and SHA-256 of each sealed file by name, None where there is no seal; DataError where a byte of it was changed."""
+    """Size and SHA-256 of each sealed file by name, None where there is no seal; DataError where a byte of it was
+    changed."""
     if not store.exists(OTHERS):
         return None
     text = store.read(OTHERS)
@@ -120,7 +123,8 @@ def content_fault(
 
 
 def _opened(store: Store) -> States:
-    """The files as they were before the first command that has not sealed what it wrote; noted for the case of a kill."""
+    """The files as they were before the first command that has not sealed what it wrote; noted for the case of a
+    kill."""
     load(store)
     before = _noted(store)
     if before is None:

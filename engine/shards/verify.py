@@ -1,4 +1,5 @@
-"""Verification of a finished output: every byte of its shards against the manifest, every other file against its own seal."""
+"""Verification of a finished output: every byte of its shards against the manifest, every other file against its own
+seal."""
 
 from __future__ import annotations
 
@@ -47,9 +48,9 @@ class Report:
 def verify(store: Store, reporter: Reporter | None = None) -> Report:
     """Compare a finished output with its manifest and with the seal of its other files, byte for byte.
 
-    Any changed, cut, missing, added, exchanged or renamed file under `data/`, and any change to the manifest, the quarantine
-    table or the indexes is a fault; so is a manifest that is not that of `plan.json` and `spec.yaml` where these are there, and
-    any other file that is not as `seal.json` says. `others` says what no seal covers.
+    Any changed, cut, missing, added, exchanged or renamed file under `data/`, and any change to the manifest, the
+    quarantine table or the indexes is a fault; so is a manifest that is not that of `plan.json` and `spec.yaml` where
+    these are there, and any other file that is not as `seal.json` says. `others` says what no seal covers.
     Raises only StorageError; faults are in the report.
     """
     report = Report(store.url)

@@ -40,7 +40,8 @@ class Quarantined:
 
 @dataclass(frozen=True)
 class ShardBytes:
-    """A finished shard: the tar in pieces, how many samples are in it, and its SHA-256, which a thread computes meanwhile."""
+    """A finished shard: the tar in pieces, how many samples are in it, and its SHA-256, which a thread computes
+    meanwhile."""
 
     pieces: tuple[bytes, ...]
     count: int
@@ -65,9 +66,10 @@ class ShardBytes:
 class ShardBuilder:
     """Collects the samples of one shard and the entries that were given up.
 
-    Members are plain USTAR files of mode 0644, owner 0 and time 0, sorted by key, then extension. Quarantined entries, if
-    any, come first in a PAX global header, which tar readers pass over: a tar says by itself what became of its samples. As
-    some readers refuse such a header with nothing after it, an empty folder follows it where no sample is left.
+    Members are plain USTAR files of mode 0644, owner 0 and time 0, sorted by key, then extension. Quarantined entries,
+    if any, come first in a PAX global header, which tar readers pass over: a tar says by itself what became of its
+    samples. As some readers refuse such a header with nothing after it, an empty folder follows it where no sample is
+    left.
     """
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ NOT_INPUTS = frozenset(
 class TrainSpec(Spec):
     """`mimeo train`: one classifier an arm and seed, the same number of optimiser steps for all.
 
-    `epochs` count passes over the real training split, whatever the arm draws; `warmup` and `milestones` are in the unit that
-    sets the length, epochs or steps.
+    `epochs` count passes over the real training split, whatever the arm draws; `warmup` and `milestones` are in the
+    unit that sets the length, epochs or steps.
     """
 
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]+$")] = "cnn"

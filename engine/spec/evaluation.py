@@ -1,4 +1,5 @@
-"""What a recipe may ask of finished sets and classifiers: other test sets, corruptions, the gap between real and synthetic."""
+"""What a recipe may ask of finished sets and classifiers: other test sets, corruptions, the gap between real and
+synthetic."""
 
 from __future__ import annotations
 
@@ -30,9 +31,10 @@ OWN = "test"  # the name under which the run's own test split stands among the s
 class SetSpec(Spec):
     """Another labelled set: its given test set where the source has one, else all of it.
 
-    `classes` maps its class names to the run's (absent: equal names). `restrict`: where it has some of the run's classes only,
-    the classifier chooses among these, as the benchmarks of such subsets prescribe (ImageNet-A, -R). `border`: pixels of the
-    stored image that are cut off each side, where its objects stand in a wider frame than the run's.
+    `classes` maps its class names to the run's (absent: equal names). `restrict`: where it has some of the run's
+    classes only, the classifier chooses among these, as the benchmarks of such subsets prescribe (ImageNet-A, -R).
+    `border`: pixels of the stored image that are cut off each side, where its objects stand in a wider frame than the
+    run's.
     """
 
     source: Source
@@ -51,7 +53,8 @@ class CorruptionsSpec(Spec):
 
 
 class GapSpec(Spec):
-    """How well real and synthetic images can be told apart, and how far their features overlap (after arXiv 2508.09550)."""
+    """How well real and synthetic images can be told apart, and how far their features overlap (after arXiv
+    2508.09550)."""
 
     images: Annotated[int, BeforeValidator(_integral), Field(ge=10, le=100_000)] = 2000
     folds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=50)] = 5
@@ -62,7 +65,8 @@ class GapSpec(Spec):
 class EvaluateSpec(Spec):
     """`mimeo evaluate`: classifiers on other labelled sets, and how far synthetic images are from real ones.
 
-    `arms` and `seeds`: which judges are trained where the output holds no saved classifiers; null: those of the judge section.
+    `arms` and `seeds`: which judges are trained where the output holds no saved classifiers; null: those of the judge
+    section.
     """
 
     sets: dict[Name, SetSpec] = Field(default_factory=dict)

@@ -113,7 +113,8 @@ def is_local(value: str) -> bool:
 
 
 def at_home(key: str, value: str) -> Path:
-    """A path with `~` and `~user` resolved; ConfigError about `key` where no such user is here, or the path holds a NUL."""
+    """A path with `~` and `~user` resolved; ConfigError about `key` where no such user is here, or the path holds a
+    NUL."""
     path = Path(os.path.expanduser(value))  # noqa: PTH111 - Path's own raises for unknown users
     if str(path).startswith("~") and not os.path.lexists(path):
         raise ConfigError(key, f"{value}: this machine has no user {path.parts[0][1:]}", "write the path out")
@@ -156,7 +157,8 @@ def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def _model_at(model: type[BaseModel], loc: tuple[Any, ...]) -> tuple[list[str], list[str]]:
-    """Follow an error location; returns (dotted names without union tags, known keys of the section that it ends in)."""
+    """Follow an error location; returns (dotted names without union tags, known keys of the section that it ends
+    in)."""
     names: list[str] = []
     known = list(model.model_fields)
     current: Any = model
@@ -231,7 +233,8 @@ def plain(spec: RunSpec) -> dict[str, Any]:
 
 
 def identity(spec: RunSpec) -> dict[str, Any]:
-    """What makes a run that run: all of the spec but `resources`, how many failures are put up with, and `ADDED` keys at their default."""
+    """What makes a run that run: all of the spec but `resources`, how many failures are put up with, and `ADDED` keys
+    at their default."""
     data = {key: value for key, value in plain(spec).items() if key not in NOT_IDENTITY}
     _drop(data, ["generate", "gate", "max_quarantined"])
     for dotted, default in ADDED.items():
@@ -264,8 +267,8 @@ def _drop(data: dict[str, Any], parts: list[str]) -> None:
 def sample_key(spec: RunSpec) -> int:
     """The 64-bit key that sample seeds derive from.
 
-    Count, shard size and judge are left out, so that a longer plan begins with the samples of a shorter one; paths are left
-    out, so that moving the data or the model changes nothing.
+    Count, shard size and judge are left out, so that a longer plan begins with the samples of a shorter one; paths are
+    left out, so that moving the data or the model changes nothing.
     """
     data = identity(spec)
     data.pop("judge")

@@ -54,7 +54,8 @@ class ImagesSpec(Spec):
 
 
 class SplitSpec(Spec):
-    """Sizes of the splits, as counts (whole numbers > 1) or fractions of all good images (0 to 1); `train: rest` takes what is left.
+    """Sizes of the splits, as counts (whole numbers > 1) or fractions of all good images (0 to 1); `train: rest` takes
+    what is left.
 
     `near_duplicates: together` keeps images that look alike in one split, `allow` counts them only.
     """
@@ -86,7 +87,8 @@ ClassId = Annotated[int, BeforeValidator(_integral), Field(ge=0)]
 class ModelSpec(Spec):
     """The generator: a diffusers directory or Hub id, or (checkpoint null) the closed-set one that `pretrain` makes.
 
-    `visual_token`: something else than mimeo has trained it, or the LoRA, with image features in the place of a text token.
+    `visual_token`: something else than mimeo has trained it, or the LoRA, with image features in the place of a text
+    token.
     `class_ids`: the checkpoint's numbers of classes whose names it does not know, where it is told numbers.
     """
 
@@ -106,7 +108,8 @@ class ModelSpec(Spec):
 
 
 class CaptionSpec(Spec):
-    """Where captions come from: the class name alone, image moments (digits), or a captioning model through transformers."""
+    """Where captions come from: the class name alone, image moments (digits), or a captioning model through
+    transformers."""
 
     kind: Literal["class", "moments", "blip", "model"] = "class"
     path: str | None = None
@@ -123,7 +126,8 @@ class CaptionSpec(Spec):
 
 
 class FeatureSpec(Spec):
-    """Which CLIP computes image features: the checkpoint's own, a transformers directory, or open_clip with local weights."""
+    """Which CLIP computes image features: the checkpoint's own, a transformers directory, or open_clip with local
+    weights."""
 
     backend: Literal["checkpoint", "transformers", "open_clip"] = "checkpoint"
     path: str | None = None
@@ -210,8 +214,8 @@ class GenerateSpec(Spec):
 class JudgeSpec(Spec):
     """The classifier that says what the data is worth: trained for the same number of steps on every arm.
 
-    `multiples` None: 1, and the largest whole one that `generate.count` gives. `controls`: what a synthetic set must beat; made of
-    real training images alone, where there are synthetic ones to compare.
+    `multiples` None: 1, and the largest whole one that `generate.count` gives. `controls`: what a synthetic set must
+    beat; made of real training images alone, where there are synthetic ones to compare.
     """
 
     arms: tuple[Literal["real", "synthetic", "mixed"], ...] = ("real", "synthetic", "mixed")
@@ -280,7 +284,8 @@ class ResourcesSpec(Spec):
 
 
 class RunSpec(Spec):
-    """A whole run; its identity is the hash of everything but `resources` and what is asked of finished sets: classifiers, evaluations, studies."""
+    """A whole run; its identity is the hash of everything but `resources` and what is asked of finished sets:
+    classifiers, evaluations, studies."""
 
     version: Literal[1] = 1
     name: Name

@@ -1,4 +1,5 @@
-"""Settings of the closed-set generator that fit the images: filled in where a recipe leaves them out, before it is validated.
+"""Settings of the closed-set generator that fit the images: filled in where a recipe leaves them out, before it is
+validated.
 
 Each row is measured: docs/pretraining.md has the times and where the figures come from.
 """
@@ -37,8 +38,8 @@ FLAG = TypeAdapter(bool)
 def fill(data: Any) -> Any:
     """A recipe's plain data with `pretrain.space` and, for pixels, what belongs to it; what the recipe says stays.
 
-    In latents as soon as the recipe names a part of that, asks for what only text brings, or has images above 64 pixels. Data
-    that cannot be read so stays as it is, for the validation that follows to refuse.
+    In latents as soon as the recipe names a part of that, asks for what only text brings, or has images above 64
+    pixels. Data that cannot be read so stays as it is, for the validation that follows to refuse.
     """
     if not isinstance(data, dict) or not _closed_set(data):
         return data
@@ -83,7 +84,8 @@ def _over(rows: dict[str, dict[str, Any]], pretrain: dict[str, Any], size: int) 
 
 
 def _sampling(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
-    """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance; a sampler of its objective."""
+    """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance; a sampler
+    of its objective."""
     other = {"guidance_on", "guidance_interval"} & generate.keys()
     guided = {} if other or not pixel.get("guide", 1) else {"guidance": "auto"}
     return guided | ({"scheduler": "flow_euler"} if pixel.get("objective") == "flow" else {})

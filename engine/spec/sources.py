@@ -18,7 +18,8 @@ class DigitsSource(Spec):
 class FolderSource(Spec):
     """A folder with one sub-folder of images a class, or with a metadata file that gives the labels in `label_column`.
 
-    `test_path`: the same, used for testing only. `class_names`: which sub-folders, or which labels, are classes, in this order.
+    `test_path`: the same, used for testing only. `class_names`: which sub-folders, or which labels, are classes, in
+    this order.
     """
 
     kind: Literal["folder"]
@@ -46,7 +47,8 @@ class WebDatasetSource(Spec):
 
 
 class ParquetSource(Spec):
-    """Parquet in the Hugging Face image layout: an image column of {bytes, path} and an integer or text label column."""
+    """Parquet in the Hugging Face image layout: an image column of {bytes, path} and an integer or text label
+    column."""
 
     kind: Literal["parquet"]
     path: str

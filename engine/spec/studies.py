@@ -1,4 +1,5 @@
-"""What a recipe may ask of many runs: arms of an ablation, a ratio search, an equivalence study, deliberate generation."""
+"""What a recipe may ask of many runs: arms of an ablation, a ratio search, an equivalence study, deliberate
+generation."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ RUNGS_FROM = 4  # classifiers a setting
 
 
 class AblationSpec(Spec):
-    """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds, paired."""
+    """`mimeo study ablation`: arms, each the recipe with some settings changed, over several generator seeds,
+    paired."""
 
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=1000)] = 5
     reference: Name = "lora"
@@ -52,7 +54,8 @@ class AblationSpec(Spec):
 
 
 class WorthSpec(Spec):
-    """`mimeo study worth`: real, controls, synthetic and mixed over several generator seeds, with the copy share beside each ratio."""
+    """`mimeo study worth`: real, controls, synthetic and mixed over several generator seeds, with the copy share beside
+    each ratio."""
 
     seeds: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1000)] = 5
     effect: Effect = 0.01
@@ -61,8 +64,8 @@ class WorthSpec(Spec):
 class SearchSpec(Spec):
     """`mimeo search`: which ratio of synthetic to real images is best, judged on the validation split alone.
 
-    `ratios` are synthetic images a real one, 0 always among them; `space` holds further settings of the drawing, each with the
-    values to try.
+    `ratios` are synthetic images a real one, 0 always among them; `space` holds further settings of the drawing, each
+    with the values to try.
     """
 
     ratios: Annotated[tuple[Ratio, ...], Field(min_length=1)] = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -95,8 +98,8 @@ class SearchSpec(Spec):
 class EquivalenceSpec(Spec):
     """`mimeo equivalence`: how many synthetic images are worth n real ones (arXiv 2508.09550).
 
-    `bases`: sizes of the real sets held; `multiples`: synthetic images a base image; `real`: sizes of the real curve, the
-    bases among them. `synthetic` plants what stands for synthetic images in a check of the study itself.
+    `bases`: sizes of the real sets held; `multiples`: synthetic images a base image; `real`: sizes of the real curve,
+    the bases among them. `synthetic` plants what stands for synthetic images in a check of the study itself.
     """
 
     bases: Annotated[tuple[Count, ...], Field(min_length=1)] = (50, 100, 200, 400)
@@ -109,10 +112,12 @@ class EquivalenceSpec(Spec):
 
 
 class DeliberateSpec(Spec):
-    """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv 2502.15588).
+    """`mimeo study deliberate`: rounds in which the classifier so far decides what is drawn next (after arXiv
+    2502.15588).
 
-    `share` of the training images are a round's anchors; the harder half of them is drawn with `hard_guidance`. An image is
-    judged by classifiers that were trained without it: `folds` parts of the training images are left out in turn.
+    `share` of the training images are a round's anchors; the harder half of them is drawn with `hard_guidance`. An
+    image is judged by classifiers that were trained without it: `folds` parts of the training images are left out in
+    turn.
     """
 
     rounds: Annotated[int, BeforeValidator(_integral), Field(ge=2, le=100)] = 4

@@ -56,9 +56,10 @@ class UNetSpec(Spec):
 class EncoderSpec(Spec):
     """A network whose features stand in the place of CLIP's: sizes and training of `transformers.ConvNextModel`.
 
-    `kind`: simclr learns from two views of each image and no label, classifier from the labels. `blocks`: channels of each stage,
-    the last one being the width of the features; `patch`: pixels a side that the stem takes as one. `crop`: the least share of
-    an image that a view shows; `jitter`: the most by which brightness, contrast and saturation of a view are off.
+    `kind`: simclr learns from two views of each image and no label, classifier from the labels. `blocks`: channels of
+    each stage, the last one being the width of the features; `patch`: pixels a side that the stem takes as one. `crop`:
+    the least share of an image that a view shows; `jitter`: the most by which brightness, contrast and saturation of a
+    view are off.
     """
 
     kind: Literal["simclr", "classifier"] = "simclr"
@@ -94,11 +95,12 @@ class DitSpec(Spec):
 class PixelSpec(Spec):
     """The closed-set U-Net in pixels: sizes and training of `diffusers.UNet2DModel`.
 
-    `objective`: EDM's preconditioned denoising (arXiv 2206.00364), or flow matching (arXiv 2210.02747). `noise_mean`, `noise_std`: ln of
-    the noise-to-image ratio is normal in training, under both (under flow matching it is the logit of the time).
-    `attention`: the sides in pixels at which blocks have self-attention; `ema`: the length of the average of the weights, relative
-    to the training (arXiv 2312.02696), where no image is held out to choose it by; `guide`: the share of the training after which
-    the weaker model of autoguidance is kept, 0: none.
+    `objective`: EDM's preconditioned denoising (arXiv 2206.00364), or flow matching (arXiv 2210.02747). `noise_mean`,
+    `noise_std`: ln of the noise-to-image ratio is normal in training, under both (under flow matching it is the logit
+    of the time).
+    `attention`: the sides in pixels at which blocks have self-attention; `ema`: the length of the average of the
+    weights, relative to the training (arXiv 2312.02696), where no image is held out to choose it by; `guide`: the share
+    of the training after which the weaker model of autoguidance is kept, 0: none.
     """
 
     objective: Literal["edm", "flow"] = "edm"
@@ -123,10 +125,11 @@ class PixelSpec(Spec):
 
 
 class ViewsSpec(Spec):
-    """Non-leaking augmentation of what the denoiser (and the VAE) learns from: views with labels, which are zero at sampling.
+    """Non-leaking augmentation of what the denoiser (and the VAE) learns from: views with labels, which are zero at
+    sampling.
 
-    Each kind has `probability` on its own: scale, stretch and shift, rotation by up to `degrees`, and where they are switched on
-    the mirror image and colours.
+    Each kind has `probability` on its own: scale, stretch and shift, rotation by up to `degrees`, and where they are
+    switched on the mirror image and colours.
     """
 
     probability: Probability = 0.0
@@ -142,10 +145,11 @@ class ViewsSpec(Spec):
 
 
 class PretrainSpec(Spec):
-    """The closed-set generator: trained from scratch on the training split only, in latents of a VAE or in pixels (at most 64 a side).
+    """The closed-set generator: trained from scratch on the training split only, in latents of a VAE or in pixels (at
+    most 64 a side).
 
-    `denoiser` says which of two it has in latents. `held_out`: the share of the training split by whose denoising loss the length
-    of the training and of the average of its weights are chosen.
+    `denoiser` says which of two it has in latents. `held_out`: the share of the training split by whose denoising loss
+    the length of the training and of the average of its weights are chosen.
     """
 
     space: Literal["latent", "pixel"] = "latent"
@@ -175,7 +179,8 @@ class PretrainSpec(Spec):
         return own[self.kind]
 
     def holds_out(self, images: int) -> int:
-        """How many of so many training images nothing is trained on; ConfigError where a share is asked for that is none."""
+        """How many of so many training images nothing is trained on; ConfigError where a share is asked for that is
+        none."""
         count = int(images * self.held_out)
         if self.held_out and not count:
             what = f"{self.held_out:g} of {images} training images is none"
@@ -192,7 +197,8 @@ class PretrainSpec(Spec):
 
 
 class MatchSpec(Spec):
-    """Distribution matching (arXiv 2310.10402): a fine-tune on the training split with an MMD term beside the denoising loss."""
+    """Distribution matching (arXiv 2310.10402): a fine-tune on the training split with an MMD term beside the denoising
+    loss."""
 
     adapter: Literal["lora", "full"] = "lora"
     rank: Annotated[int, BeforeValidator(_integral), Field(ge=1, le=1024)] = 4

@@ -46,7 +46,8 @@ _WHAT = {
 class Entry:
     """One file of a store: its name relative to the root, its size in bytes.
 
-    `version` changes with the content: ETag, generation or time, as the store gives it; inode and times of a local file.
+    `version` changes with the content: ETag, generation or time, as the store gives it; inode and times of a local
+    file.
     """
 
     name: str
@@ -57,8 +58,8 @@ class Entry:
 class Store(Protocol):
     """A folder of files, local or remote; names are '/'-separated and relative to its root.
 
-    Every method raises StorageError (exit 4) where the place refuses; `read`, `open` and `fetch` raise FileNotFoundError
-    where the file is absent. Stores may be pickled and are cheap to send to workers.
+    Every method raises StorageError (exit 4) where the place refuses; `read`, `open` and `fetch` raise
+    FileNotFoundError where the file is absent. Stores may be pickled and are cheap to send to workers.
     """
 
     url: str
@@ -66,9 +67,9 @@ class Store(Protocol):
     def create(self, name: str, data: Content) -> bool:
         """Publish a file in one exclusive step; readers see it whole or not at all.
 
-        True: this call has published it. False: another writer was first. Remote stores also say True where another writer
-        published equal bytes: that cannot be told from a lost reply. A `Path` is a local file that is consumed; a tuple
-        holds the pieces of the file in order, which a local store writes without joining them.
+        True: this call has published it. False: another writer was first. Remote stores also say True where another
+        writer published equal bytes: that cannot be told from a lost reply. A `Path` is a local file that is consumed;
+        a tuple holds the pieces of the file in order, which a local store writes without joining them.
         """
 
     def replace(self, name: str, data: bytes) -> None:
@@ -84,7 +85,8 @@ class Store(Protocol):
         """Whether the file is there now (no cache)."""
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Every file whose name begins with `prefix`, in name order within a folder; never temporary, lock or system files."""
+        """Every file whose name begins with `prefix`, in name order within a folder; never temporary, lock or system
+        files."""
 
     def remove(self, name: str) -> None:
         """Remove a file; one that is absent already is no error."""

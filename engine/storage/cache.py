@@ -1,4 +1,5 @@
-"""Copies of remote files and folders on this node's disk: made once, by one process, checked, and never seen half done."""
+"""Copies of remote files and folders on this node's disk: made once, by one process, checked, and never seen half
+done."""
 
 from __future__ import annotations
 
@@ -32,12 +33,13 @@ def folder() -> Path:
 
 
 def fetch(url: str, *, digests: Mapping[str, str] | None = None, select: Select | None = None) -> Path:
-    """This node's copy of a file or of a folder of an object store; the first process downloads, the others wait for it.
+    """This node's copy of a file or of a folder of an object store; the first process downloads, the others wait for
+    it.
 
-    The store is asked each time whether the content is still that of the copy: what has changed is fetched anew, beside the
-    old copy. `select` names the files of a folder that are wanted. Sizes are always checked, and SHA-256 where `digests`
-    gives it by name (for a file its last name). The copies must not be changed. Raises StorageError in one line: absent, no
-    permission, no room (known before the download), another content than `digests`.
+    The store is asked each time whether the content is still that of the copy: what has changed is fetched anew, beside
+    the old copy. `select` names the files of a folder that are wanted. Sizes are always checked, and SHA-256 where
+    `digests` gives it by name (for a file its last name). The copies must not be changed. Raises StorageError in one
+    line: absent, no permission, no room (known before the download), another content than `digests`.
     """
     source = RemotePath.of(url)
     base, entries = _listing(source, select)
@@ -67,7 +69,8 @@ def fetch(url: str, *, digests: Mapping[str, str] | None = None, select: Select 
 
 
 def check(copy: Path, digests: Mapping[str, str]) -> None:
-    """Refuse a folder's copy of which files are not as they were downloaded (StorageError); `digests`: SHA-256 by name now."""
+    """Refuse a folder's copy of which files are not as they were downloaded (StorageError); `digests`: SHA-256 by name
+    now."""
     facts = _facts(copy.parent) or {}
     for name, digest in digests.items():
         if facts.get(name) != digest:

@@ -1,4 +1,5 @@
-"""JSON files of an output, read back through the type that their writer states: anything else is one line, never a traceback."""
+"""JSON files of an output, read back through the type that their writer states: anything else is one line, never a
+traceback."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def find(store: Store, name: str, kind: type[T], fix: str = FIX) -> T | None:
 
 
 def parse(text: bytes, kind: type[T], where: str, fix: str = FIX) -> T:
-    """JSON text as `kind`, strictly (no number for a text, no NaN, at most 200 levels deep); DataError about `where`."""
+    """JSON text as `kind`, strictly (no number for a text, no NaN, at most 200 levels deep); DataError about
+    `where`."""
     if len(text) > MAX_BYTES:
         raise DataError(where, f"has {len(text):,} bytes, more than the {MAX_BYTES:,} that are read", fix)
     try:

@@ -1,4 +1,5 @@
-"""Leases for stores without locks: numbered objects with a heartbeat; number n+1 is created exclusively, so one wins."""
+"""Leases for stores without locks: numbered objects with a heartbeat; number n+1 is created exclusively, so one
+wins."""
 
 from __future__ import annotations
 
@@ -54,7 +55,8 @@ def lease(store: Store, what: str) -> Iterator[None]:
 
 @contextmanager
 def _interruptible(lost: threading.Event) -> Iterator[None]:
-    """Where SIGINT is ignored, as in what a script runs in the background, let the loss of the lease through, and only that."""
+    """Where SIGINT is ignored, as in what a script runs in the background, let the loss of the lease through, and only
+    that."""
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         yield

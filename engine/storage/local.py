@@ -219,7 +219,8 @@ def _abandoned(path: Path, writer_host: str) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder and its parents, each entry durable; another process may remove them again while they are empty."""
+    """Make the folder and its parents, each entry durable; another process may remove them again while they are
+    empty."""
     for last in reversed(range(TRIES)):
         if folder.is_dir():
             return

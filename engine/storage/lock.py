@@ -25,8 +25,9 @@ _held: set[int] = set()
 def hold(store: Store, what: str) -> Iterator[None]:
     """Hold an output for the block; `what` (such as "mimeo generate") is what the second comer reads.
 
-    Raises OutputInUseError, naming host, process and since when, while a live process holds it. The kernel releases a local
-    lock when its process dies; a remote lease is taken over at once where its process is seen to be dead, else after
+    Raises OutputInUseError, naming host, process and since when, while a live process holds it. The kernel releases a
+    local lock when its process dies; a remote lease is taken over at once where its process is seen to be dead, else
+    after
     `lease.LEASE_S` seconds without a heartbeat.
     """
     with _local(store, what) if isinstance(store, LocalStore) else lease(store, what):
@@ -34,7 +35,8 @@ def hold(store: Store, what: str) -> Iterator[None]:
 
 
 def holder(store: Store) -> Holder | None:
-    """Who holds the output now, None where nobody does (a remote lease counts until it is released or its process died)."""
+    """Who holds the output now, None where nobody does (a remote lease counts until it is released or its process
+    died)."""
     if isinstance(store, LocalStore):
         return _peek(store.root / FILE)
     found = newest(store)

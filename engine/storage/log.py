@@ -16,7 +16,8 @@ FOLDER = "logs"
 
 
 def write(text: str) -> Path | None:
-    """Keep a text, without secrets, in a new file that only this user can read; its path, None where no folder takes it.
+    """Keep a text, without secrets, in a new file that only this user can read; its path, None where no folder takes
+    it.
 
     It lies below the node's cache, or where that cannot be written in the folder for temporary files.
     """

@@ -33,7 +33,8 @@ def read(kind: str, key: dict[str, Any]) -> Any:
 
 
 def write(kind: str, key: dict[str, Any], value: Any) -> None:
-    """Note a value, whole or not at all; a cache that cannot be written to is no fault, since the value can be found again."""
+    """Note a value, whole or not at all; a cache that cannot be written to is no fault, since the value can be found
+    again."""
     path = _path(kind, key)
     part = path.with_suffix(f".{os.getpid()}.{time.time_ns()}.part")
     with suppress(OSError):
@@ -57,7 +58,8 @@ def found(kind: str, key: dict[str, Any], find: Callable[[], Any], *, anew: bool
 
 
 def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
-    """Run a check, unless it is noted that it has passed with all that `key` names; a check that raises is not noted."""
+    """Run a check, unless it is noted that it has passed with all that `key` names; a check that raises is not
+    noted."""
     if read(kind, key) is not True:
         check()
         write(kind, key, True)

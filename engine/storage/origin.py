@@ -1,4 +1,5 @@
-"""Which bytes a file holds: hashed once a process and once a node, and compared with those that a run began with when they are loaded."""
+"""Which bytes a file holds: hashed once a process and once a node, and compared with those that a run began with when
+they are loaded."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def version(path: Path) -> Version:
 def sha256(path: Path, *, noted: bool = False) -> str:
     """The SHA-256 (hex) of a file's bytes; StorageError where it cannot be read or changes meanwhile.
 
-    Kept for the process while the file's version stays; with `noted` also taken from what this user's other processes on this
-    node have found, and looked for by one of them at a time.
+    Kept for the process while the file's version stays; with `noted` also taken from what this user's other processes
+    on this node have found, and looked for by one of them at a time.
     """
     now = version(path)
     if now in _KNOWN:
@@ -65,10 +66,11 @@ def sha256(path: Path, *, noted: bool = False) -> str:
 
 @contextmanager
 def unchanged(files: Mapping[Path, str]) -> Iterator[None]:
-    """Around the loading of files: their bytes have these SHA-256s, and they are the same files still once they are loaded.
+    """Around the loading of files: their bytes have these SHA-256s, and they are the same files still once they are
+    loaded.
 
-    What is loaded must lie in memory of the process's own when the block ends (`owned`). Raises StorageError, one line, naming
-    the first file that does not; also in place of what a loader makes of one.
+    What is loaded must lie in memory of the process's own when the block ends (`owned`). Raises StorageError, one line,
+    naming the first file that does not; also in place of what a loader makes of one.
     """
     for path, digest in files.items():
         if sha256(path, noted=True) != digest:

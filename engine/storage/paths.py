@@ -1,4 +1,5 @@
-"""A path on an object store, for reading: whole files, byte ranges, seekable streams and listings, passing faults retried."""
+"""A path on an object store, for reading: whole files, byte ranges, seekable streams and listings, passing faults
+retried."""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ def place_of(path: str) -> Path | RemotePath:
 
 
 def split_wild(url: str) -> tuple[str, str]:
-    """A URL's part before its first part with `*`, `?`, `[` or `{`, and the pattern from there on; "" where it has none."""
+    """A URL's part before its first part with `*`, `?`, `[` or `{`, and the pattern from there on; "" where it has
+    none."""
     scheme, _, rest = url.partition("://")
     parts = rest.split("/")
     first = next((i for i, part in enumerate(parts) if any(c in part for c in WILD)), len(parts))

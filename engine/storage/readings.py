@@ -16,7 +16,8 @@ FOLDER = "results/test_readings"
 
 
 class TestReading(TypedDict):
-    """Who read the test split: the command, the stage of it, arms and classifiers by name, on how many images, when (UTC)."""
+    """Who read the test split: the command, the stage of it, arms and classifiers by name, on how many images, when
+    (UTC)."""
 
     command: str
     stage: str
@@ -29,8 +30,9 @@ class TestReading(TypedDict):
 def note(store: Store, command: str, stage: str, arms: Sequence[str], classifiers: Sequence[str], images: int) -> None:
     """Write down, BEFORE it happens, that these classifiers (by names of their own in this stage) read the test split.
 
-    Those that the stage has written down before are no further reading: a command that was cut short and goes on repeats what
-    it began. The file's name follows from what it says but for the time, so that two processes that say the same write once.
+    Those that the stage has written down before are no further reading: a command that was cut short and goes on
+    repeats what it began. The file's name follows from what it says but for the time, so that two processes that say
+    the same write once.
     """
     known = {
         name
@@ -61,7 +63,8 @@ def readings(store: Store) -> list[TestReading]:
 
 
 def sentence(found: Sequence[TestReading]) -> str:
-    """Such as `The test split was read 2 times: by judge (3 arms, 9 classifiers), by search (2 arms, 30 classifiers).`"""
+    """Such as `The test split was read 2 times: by judge (3 arms, 9 classifiers), by search (2 arms, 30
+    classifiers).`"""
     if not found:
         return "The test split was not read."
     told = ", ".join(

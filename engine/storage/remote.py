@@ -150,7 +150,8 @@ class RemoteStore:
         return target
 
     def probe(self, name: str) -> None:
-        """Create one file twice and remove it; StorageError where the store cannot be written or lets the second win."""
+        """Create one file twice and remove it; StorageError where the store cannot be written or lets the second
+        win."""
         path = self._path(name)
         try:
             first = self._create_once(path, b"first")
@@ -194,7 +195,8 @@ class RemoteStore:
                 raise told from told.__cause__
 
     def retried(self, name: str, call: Callable[[], Result]) -> Result:
-        """The result of a request, asked again for a minute while faults pass; errors as the methods of a store raise them."""
+        """The result of a request, asked again for a minute while faults pass; errors as the methods of a store raise
+        them."""
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(is_transient),
             stop=tenacity.stop_after_delay(_RETRY_SECONDS),

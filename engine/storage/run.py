@@ -32,8 +32,8 @@ for _resolvers in (yaml.SafeDumper.yaml_implicit_resolvers, strict_yaml.Loader.y
 def claim(store: Store, spec: RunSpec, *, held: bool = False) -> None:
     """Make the output this run's: write `spec.yaml` the first time, compare it later.
 
-    Call it before `hold` and, with `held`, inside: there an output that holds nothing but a recipe, such as one whose data
-    turned out to be unusable, takes a corrected one.
+    Call it before `hold` and, with `held`, inside: there an output that holds nothing but a recipe, such as one whose
+    data turned out to be unusable, takes a corrected one.
     Raises OutputInUseError where the output holds something else or a run of another name, ConfigError where the recipe
     has changed (`resources` may), DataError where the stored recipe is broken.
     """

@@ -1,4 +1,5 @@
-"""The tar format, both ways and no more than image sets need: USTAR out, and a reader that trusts no byte of what it reads."""
+"""The tar format, both ways and no more than image sets need: USTAR out, and a reader that trusts no byte of what it
+reads."""
 
 from __future__ import annotations
 
@@ -72,10 +73,10 @@ class Member(NamedTuple):
 class Scan:
     """Iterates over the entries of an uncompressed tar (USTAR, PAX or GNU) without reading their contents.
 
-    Every header's checksum and every size is checked, and the end-of-archive mark must be there, so that a tar cut at any
-    byte raises DataError about `where`; `lenient` lets a tar end behind any whole member, as other readers do. The archive
-    begins at byte `start`. `headers` holds the PAX global records met so far, `stop` is where the archive ends, once it is
-    read.
+    Every header's checksum and every size is checked, and the end-of-archive mark must be there, so that a tar cut at
+    any byte raises DataError about `where`; `lenient` lets a tar end behind any whole member, as other readers do. The
+    archive begins at byte `start`. `headers` holds the PAX global records met so far, `stop` is where the archive ends,
+    once it is read.
     """
 
     def __init__(self, stream: BinaryIO, where: str, *, start: int = 0, lenient: bool = False) -> None:
@@ -157,7 +158,8 @@ class Scan:
             at += length
 
     def next_archive(self) -> int | None:
-        """Where another tar begins behind this one, as `cat a.tar b.tar` makes it; None where only zeros follow, or none."""
+        """Where another tar begins behind this one, as `cat a.tar b.tar` makes it; None where only zeros follow, or
+        none."""
         for offset in range(self.stop, min(self._end, self.stop + MAX_META), RECORD):
             self._stream.seek(offset)
             block = self._stream.read(RECORD)

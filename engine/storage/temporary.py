@@ -18,7 +18,8 @@ YOUNG_S = 60.0  # a folder is made an instant before it is locked
 
 @contextmanager
 def folder(name: str, root: str | None = None) -> Iterator[Path]:
-    """A new folder of mode 0700 below `root`, by default the system's folder for temporary files; gone after the block."""
+    """A new folder of mode 0700 below `root`, by default the system's folder for temporary files; gone after the
+    block."""
     above = Path(root or tempfile.gettempdir())
     sweep(above)
     path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{name}-", dir=above))

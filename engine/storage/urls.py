@@ -16,8 +16,8 @@ _FIX = "use a local path, file://, s3://, gs://, az:// or memory://"
 def normalise(url: str) -> str:
     """Return an absolute local path, or `scheme://bucket/key` with scheme s3, gs, az or memory and no trailing slash.
 
-    Local paths may hold any printable character; `~` and `..` are resolved. In URLs, `..`, `?`, `#`, user names or keys,
-    empty parts and chained `::` are refused. Raises ConfigError.
+    Local paths may hold any printable character; `~` and `..` are resolved. In URLs, `..`, `?`, `#`, user names or
+    keys, empty parts and chained `::` are refused. Raises ConfigError.
     """
     if not url or any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
         raise ConfigError(repr(url), "is not a path or URL", _FIX)

@@ -1,4 +1,5 @@
-"""`mimeo study ablation`: arms over several generator seeds, each trial a Ray task, compared in pairs with intervals."""
+"""`mimeo study ablation`: arms over several generator seeds, each trial a Ray task, compared in pairs with
+intervals."""
 
 from __future__ import annotations
 
@@ -31,10 +32,11 @@ RESULT = "results/ablation.json"
 
 
 def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
-    """Run every trial that has no scores yet, choose, read the test split once; writes and returns results/ablation.json.
+    """Run every trial that has no scores yet, choose, read the test split once; writes and returns
+    results/ablation.json.
 
-    Call it inside a Ray session. Each trial publishes its scores on its own, so a study that was cut short goes on, and one with
-    more seeds or arms adds them. Once the test split was read for a choice it is never read for another.
+    Call it inside a Ray session. Each trial publishes its scores on its own, so a study that was cut short goes on, and
+    one with more seeds or arms adds them. Once the test split was read for a choice it is never read for another.
     """
     held = catalog.split(VALIDATION).num_rows
     need_validation(held, "an ablation")
@@ -61,7 +63,8 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
 
 
 def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[float]]) -> dict[str, Any]:
-    """The study's results on validation images from its trials' scores: values and intervals of each arm, comparisons, the choice.
+    """The study's results on validation images from its trials' scores: values and intervals of each arm, comparisons,
+    the choice.
 
     `real`: accuracies of the judges of real images alone, by generator seed.
     """
@@ -149,7 +152,8 @@ def _run(
 def _scores(
     spec: RunSpec, shared: Any, pending: Sequence[Trial], real: Sequence[int]
 ) -> Iterator[tuple[Trial | int, Any]]:
-    """Readings as they come, by trial, or by seed for the judges of real images alone. A generator is trained once for all its arms."""
+    """Readings as they come, by trial, or by seed for the judges of real images alone. A generator is trained once for
+    all its arms."""
     import ray
 
     from engine.cluster.session import device

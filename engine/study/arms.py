@@ -53,7 +53,8 @@ def section(spec: RunSpec) -> AblationSpec:
 
 
 def trials(spec: RunSpec) -> list[Trial]:
-    """All trials of the comparison on validation images, seed by seed; ConfigError, in one line, for an arm that makes no valid recipe."""
+    """All trials of the comparison on validation images, seed by seed; ConfigError, in one line, for an arm that makes
+    no valid recipe."""
     return _trials(spec, list(section(spec).arms), "validation")
 
 

@@ -1,4 +1,5 @@
-"""What an ablation and deliberate generation do with their trials: compare on validation images, choose, read the test split once."""
+"""What an ablation and deliberate generation do with their trials: compare on validation images, choose, read the test
+split once."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def told(readings: Mapping[str, Sequence[Reading]], images: int) -> dict[str, An
 
 
 def compared(found: Found, arms: Sequence[str], reference: str, effect: float) -> dict[str, Any]:
-    """Values, intervals and comparisons with `reference` by training set, over all generator seeds that are in `found`."""
+    """Values, intervals and comparisons with `reference` by training set, over all generator seeds that are in
+    `found`."""
     seeds = sorted({seed for seed, _ in found})
     first = found[seeds[0], arms[0]]
     sets = {}
@@ -57,7 +59,8 @@ def best(sets: Mapping[str, Any]) -> str:
 def final_reading(
     store: Store, folder: str, chosen: str, reference: str, effect: float, measure: Measure
 ) -> dict[str, Any]:
-    """Write the choice down, then read the test split for it and the reference; that of an earlier choice is the only one.
+    """Write the choice down, then read the test split for it and the reference; that of an earlier choice is the only
+    one.
 
     `measure(arms)` trains generators and judges of fresh seeds and gives what they read.
     """

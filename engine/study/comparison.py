@@ -1,4 +1,5 @@
-"""Paired comparison of arms over repeated runs: differences with intervals, what was found, and how many repeats would settle it."""
+"""Paired comparison of arms over repeated runs: differences with intervals, what was found, and how many repeats would
+settle it."""
 
 from __future__ import annotations
 
@@ -23,11 +24,11 @@ MOST = 1 << 14
 class Comparison:
     """Arm minus reference over n pairs, a generator seed each: mean difference and its Student-t interval over these.
 
-    `population`: the interval over seeds and test images together, where each image's answers are known. `p`: of a difference
-    of zero, by the population's error where it is known, else by the paired t-test over seeds; `p_adjusted` by Holm over the
-    arms. `needed`: generator seeds that would show a true difference of `effect`, stated beforehand, with 80 % power at 5 % over
-    the number of comparisons (what Holm asks of the smallest p); None where there is no spread. `finding`: higher, lower, no difference found, or, with one
-    generator seed, no verdict.
+    `population`: the interval over seeds and test images together, where each image's answers are known. `p`: of a
+    difference of zero, by the population's error where it is known, else by the paired t-test over seeds; `p_adjusted`
+    by Holm over the arms. `needed`: generator seeds that would show a true difference of `effect`, stated beforehand,
+    with 80 % power at 5 % over the number of comparisons (what Holm asks of the smallest p); None where there is no
+    spread. `finding`: higher, lower, no difference found, or, with one generator seed, no verdict.
     """
 
     arm: str
@@ -55,7 +56,8 @@ def compare(
     effect: float | None = None,
     one_generator: Collection[str] = (),
 ) -> list[Comparison]:
-    """Every other arm against `reference`; `values[arm][i]` are paired by i. Holm's step-down holds over the arms together.
+    """Every other arm against `reference`; `values[arm][i]` are paired by i. Holm's step-down holds over the arms
+    together.
 
     `right[arm]` (G, N): the share of a generator seed's judges that have each test image right. `one_generator`: arms
     whose pairs are classifiers of one and the same generator seed: their spread is shown, and gives no verdict.
@@ -94,7 +96,8 @@ def arms_and_comparisons(
     right: Mapping[str, Floats] | None = None,
     effect: float | None = None,
 ) -> dict[str, Any]:
-    """For JSON: each arm's values (shares, one a generator seed) with mean, sd and intervals, and every other arm against `reference`."""
+    """For JSON: each arm's values (shares, one a generator seed) with mean, sd and intervals, and every other arm
+    against `reference`."""
     return {
         "arms": {
             arm: {"values": list(own), **spread(own), "population": population(right[arm] if right else None)}
@@ -121,7 +124,8 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def pairs_needed(difference: float, deviation: float | None, comparisons: int = 1) -> int | None:
-    """Smallest n with which the two-sided paired t-test shows `difference` at standard deviation `deviation` with 80 % power.
+    """Smallest n with which the two-sided paired t-test shows `difference` at standard deviation `deviation` with 80 %
+    power.
 
     At 5 % over the number of `comparisons`: Holm's first step, Bonferroni's. By the noncentral t distribution.
     """

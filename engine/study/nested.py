@@ -11,15 +11,18 @@ NO_VERDICT = "no verdict: one generator seed"
 
 
 def generator_seeds(seed: int, count: int, *, fresh: bool = False) -> list[int]:
-    """The `count` generator seeds of a study whose recipe has `seed`; `fresh`: others, for reading the test split after a choice."""
+    """The `count` generator seeds of a study whose recipe has `seed`; `fresh`: others, for reading the test split after
+    a choice."""
     first = seed + FRESH if fresh else seed
     return [first + number for number in range(count)]
 
 
 def judge_seed(generator: int, number: int) -> int:
-    """The 63-bit seed of classifier `number` of a generator seed: equal in all arms of that generator, in no other generator's.
+    """The 63-bit seed of classifier `number` of a generator seed: equal in all arms of that generator, in no other
+    generator's.
 
-    Shared by generators they would be drawn once and not once a generator: intervals over generators would be too narrow.
+    Shared by generators they would be drawn once and not once a generator: intervals over generators would be too
+    narrow.
     """
     from engine.training.draws import derive
 
@@ -32,7 +35,8 @@ def judge_seeds(generator: int, count: int) -> list[int]:
 
 
 def judge_spread(accuracies: Sequence[Sequence[float]]) -> float | None:
-    """Standard deviation over the judges within a generator seed, pooled over these (a row each); None where each has one judge."""
+    """Standard deviation over the judges within a generator seed, pooled over these (a row each); None where each has
+    one judge."""
     freedom = sum(len(row) - 1 for row in accuracies)
     if not freedom:
         return None

@@ -1,4 +1,5 @@
-"""Intervals that speak about the population of images: the error of the seeds and of the test images that were drawn, together."""
+"""Intervals that speak about the population of images: the error of the seeds and of the test images that were drawn,
+together."""
 
 from __future__ import annotations
 
@@ -17,10 +18,12 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pooled:
-    """A mean with its standard error over seeds and images and the degrees of freedom of that (Satterthwaite 1946), and the seeds' own.
+    """A mean with its standard error over seeds and images and the degrees of freedom of that (Satterthwaite 1946), and
+    the seeds' own.
 
-    Where few seeds happen to agree, the images' part brings many degrees of freedom for an error that is mostly unknown: with 3
-    seeds such intervals hold the truth in 92 %. So an interval is never narrower, nor p smaller, than that over seeds alone.
+    Where few seeds happen to agree, the images' part brings many degrees of freedom for an error that is mostly
+    unknown: with 3 seeds such intervals hold the truth in 92 %. So an interval is never narrower, nor p smaller, than
+    that over seeds alone.
     """
 
     mean: float
@@ -47,12 +50,13 @@ class Pooled:
 
 
 def pooled(values: Floats) -> Pooled | None:
-    """Of `values` (G, N), a row a generator seed (the mean over its judges), a column a test image; None for one row or column.
+    """Of `values` (G, N), a row a generator seed (the mean over its judges), a column a test image; None for one row or
+    column.
 
-    Right or wrong (1 or 0) for an accuracy, the difference of two arms' for a paired comparison (McNemar's, over several
-    classifiers). Seeds and images are crossed random effects: the variance of the mean is that over rows / G plus that over
-    columns / N less that of the rest / (G N), which both hold (Cameron, Gelbach and Miller 2011, J. Bus. Econ. Stat. 29).
-    The images' part is not let below zero, so the error is never below that over seeds.
+    Right or wrong (1 or 0) for an accuracy, the difference of two arms' for a paired comparison (McNemar's, over
+    several classifiers). Seeds and images are crossed random effects: the variance of the mean is that over rows / G
+    plus that over columns / N less that of the rest / (G N), which both hold (Cameron, Gelbach and Miller 2011, J. Bus.
+    Econ. Stat. 29). The images' part is not let below zero, so the error is never below that over seeds.
     """
     g, n = values.shape
     if g < 2 or n < 2:
@@ -71,9 +75,11 @@ def pooled(values: Floats) -> Pooled | None:
 
 
 def pooled_accuracy(accuracies: Sequence[float], images: int) -> Pooled | None:
-    """The same where only each generator seed's accuracy on the same `images` is known: binomial variance added to that over seeds.
+    """The same where only each generator seed's accuracy on the same `images` is known: binomial variance added to that
+    over seeds.
 
-    Too wide rather than too narrow: p (1 - p) / N holds the part that differs between seeds, which is in their variance too.
+    Too wide rather than too narrow: p (1 - p) / N holds the part that differs between seeds, which is in their variance
+    too.
     """
     g = len(accuracies)
     if g < 2 or images < 1:

@@ -26,7 +26,8 @@ VALIDATION, TEST = "validation", "test"  # the splits that studies read: to choo
 
 @dataclass(frozen=True)
 class Reading:
-    """`right` is what `packed` makes of right and wrong, in the order of the images; the others count its training images."""
+    """`right` is what `packed` makes of right and wrong, in the order of the images; the others count its training
+    images."""
 
     accuracy: float
     right: str

@@ -46,7 +46,8 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def spread(values: Sequence[float], level: float = 0.95, *, bounded: bool = True) -> dict[str, Any]:
-    """Mean, standard deviation and Student-t interval of a result's repeats, for JSON; `bounded`: they lie in [0, 1]."""
+    """Mean, standard deviation and Student-t interval of a result's repeats, for JSON; `bounded`: they lie in [0,
+    1]."""
     interval = mean_interval(values, level)
     return {
         "mean": float(np.mean(values)),
@@ -56,10 +57,12 @@ def spread(values: Sequence[float], level: float = 0.95, *, bounded: bool = True
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], level: float = 0.95) -> Interval:
-    """Fieller's interval of mean(numerators) / mean(denominators) for PAIRED values (Fieller 1954, J. R. Stat. Soc. B 16).
+    """Fieller's interval of mean(numerators) / mean(denominators) for PAIRED values (Fieller 1954, J. R. Stat. Soc. B
+    16).
 
     It holds every r for which the paired t-test of numerators - r * denominators against zero is not significant. Both
-    bounds are None for fewer than two pairs, and where the denominators' mean cannot be told from zero (no bounded set).
+    bounds are None for fewer than two pairs, and where the denominators' mean cannot be told from zero (no bounded
+    set).
     """
     if len(numerators) != len(denominators):
         raise ValueError("paired values must be equally many")

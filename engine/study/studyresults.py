@@ -34,7 +34,8 @@ class Copied(TypedDict):
 
 
 class ArmTrial(TypedDict):
-    """One arm and generator seed, by training set: accuracies, a judge each, and which of the `images` were right (`reading.packed`)."""
+    """One arm and generator seed, by training set: accuracies, a judge each, and which of the `images` were right
+    (`reading.packed`)."""
 
     scores: dict[str, list[float]]
     right: dict[str, list[str]]
@@ -49,7 +50,8 @@ class AblationTrial(ArmTrial):
 
 
 class WorthTrial(TypedDict):
-    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its copies."""
+    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
+    copies."""
 
     identity: dict[str, object]
     seed: int
@@ -74,7 +76,8 @@ class Choice(TypedDict):
 
 
 class ArmReading(TypedDict):
-    """The one reading of the test split for the arm that was chosen and the reference, with fresh generators and judges."""
+    """The one reading of the test split for the arm that was chosen and the reference, with fresh generators and
+    judges."""
 
     choice: str
     images: int

@@ -1,4 +1,5 @@
-"""One trial of a study in one process: train, condition, fine-tune, draw and judge as a run does, without starting actors for it."""
+"""One trial of a study in one process: train, condition, fine-tune, draw and judge as a run does, without starting
+actors for it."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ Readings = dict[str, list[Reading]]
 
 @dataclass(frozen=True)
 class Shared:
-    """What all trials of a study have in common: its output, the real images, what the judges see of them, and what they are scored on."""
+    """What all trials of a study have in common: its output, the real images, what the judges see of them, and what
+    they are scored on."""
 
     url: str
     catalog: Catalog
@@ -66,7 +68,8 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
 
 
 def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> tuple[Readings, Copied]:
-    """Everything after the generator's training, in the trial's own output; what its judges read by training set, and its copies."""
+    """Everything after the generator's training, in the trial's own output; what its judges read by training set, and
+    its copies."""
     store = synthetic_set(spec, name, generator, shared, device)
     with quiet().task("judge: images", spec.generate.count) as task:
         synthetic = synthetic_images(spec, store, spec.generate.count, task)

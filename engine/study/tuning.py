@@ -34,7 +34,8 @@ class Trial:
 
 
 def concurrent(resources: ResourcesSpec) -> int:
-    """How many trials may run at once so that every driver function can start its Ray Train workers (else they wait for ever)."""
+    """How many trials may run at once so that every driver function can start its Ray Train workers (else they wait for
+    ever)."""
     from engine.cluster import nodes
     from engine.cluster.session import cores_of_cluster, device
 
@@ -88,10 +89,11 @@ def run(
 ) -> list[Trial]:
     """Run `function(config, report, parameters)` for what Ray Tune draws from `space`; larger scores are better.
 
-    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends; before it
-    `ended(config, result)`, with its last report, where it came to its end or the scheduler stopped it. What a trial publishes
-    is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what is published. A
-    MimeoError ends its own trial and comes back as a value; any other exception is raised.
+    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends;
+    before it
+    `ended(config, result)`, with its last report, where it came to its end or the scheduler stopped it. What a trial
+    publishes is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what
+    is published. A MimeoError ends its own trial and comes back as a value; any other exception is raised.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -134,7 +136,8 @@ def _watch(tell: Callable[[], None], ended: Ended) -> Any:
     from ray import tune
 
     class Watch(tune.Callback):
-        """Sees trials as they end; Tune pickles it with its own state, where what it tells (a terminal) has no place."""
+        """Sees trials as they end; Tune pickles it with its own state, where what it tells (a terminal) has no
+        place."""
 
         def __init__(self, tell: Callable[[], None], ended: Ended) -> None:
             self.tell, self.ended = tell, ended

@@ -14,7 +14,8 @@ from engine.diffusion.families.base import Condition, with_tokens
 class Inputs(ABC):
     """N images in V variants each (such as the image and its mirror image).
 
-    `labels` (N,) int64; `tokens` (V, N, D) image features, None where none is told; `place`: where they stand among the text tokens.
+    `labels` (N,) int64; `tokens` (V, N, D) image features, None where none is told; `place`: where they stand among the
+    text tokens.
     """
 
     labels: torch.Tensor
@@ -56,8 +57,8 @@ class Inputs(ABC):
 
 @dataclass(frozen=True)
 class Cache(Inputs):
-    """Everything computed once: `latents` (V, N, C, h, w); `told`, the conditions of the U distinct prompts, stacked, the empty
-    one last; `told_rows` (N,) into them."""
+    """Everything computed once: `latents` (V, N, C, h, w); `told`, the conditions of the U distinct prompts, stacked,
+    the empty one last; `told_rows` (N,) into them."""
 
     latents: torch.Tensor
     told: Condition

@@ -19,8 +19,8 @@ _STEP = re.compile(r"-(\d{9,})\.pt$")
 def save(store: Store, prefix: str, step: int, state: dict[str, Any]) -> None:
     """Publish `PREFIX-000000123.pt` in one step and remove all but the newest two of the prefix.
 
-    `state` holds tensors, numbers, text and containers of these only. A file of that step that is there already stays when
-    it can be read (the state is a pure function of the step) and is replaced when it is torn.
+    `state` holds tensors, numbers, text and containers of these only. A file of that step that is there already stays
+    when it can be read (the state is a pure function of the step) and is replaced when it is torn.
     """
     import torch
 
@@ -37,7 +37,8 @@ def save(store: Store, prefix: str, step: int, state: dict[str, Any]) -> None:
 
 
 def load_latest(store: Store, prefix: str) -> tuple[int, dict[str, Any]] | None:
-    """The newest checkpoint that can be read, as (step, state on the CPU), or None; a torn one is skipped with a warning."""
+    """The newest checkpoint that can be read, as (step, state on the CPU), or None; a torn one is skipped with a
+    warning."""
     for step in _steps(store, prefix):
         state = _read(store, _name(prefix, step))
         if state is not None:

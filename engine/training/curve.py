@@ -9,7 +9,8 @@ MAX_POINTS = 1000
 
 
 def curve(losses: Sequence[float], seconds: float) -> dict[str, Any]:
-    """JSON-ready: each step's loss, or the means of up to 1,000 equal stretches of steps, with the step that ends each."""
+    """JSON-ready: each step's loss, or the means of up to 1,000 equal stretches of steps, with the step that ends
+    each."""
     stride = max(1, -(-len(losses) // MAX_POINTS))
     stretches = [losses[first : first + stride] for first in range(0, len(losses), stride)]
     return {

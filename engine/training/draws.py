@@ -21,8 +21,8 @@ def generator(seed: int, stage: str, step: int) -> torch.Generator:
 def batch_indices(seed: int, stage: str, step: int, batch: int, count: int) -> torch.Tensor:
     """Rows (batch,) int64 of the global batch of `step`.
 
-    The steps walk through one random permutation of the `count` images after another: every image is seen equally often,
-    and any step can be asked for alone.
+    The steps walk through one random permutation of the `count` images after another: every image is seen equally
+    often, and any step can be asked for alone.
     """
     first, last = step * batch, (step + 1) * batch
     rounds = range(first // count, -(-last // count))
@@ -35,8 +35,8 @@ def batch_indices(seed: int, stage: str, step: int, batch: int, count: int) -> t
 def class_batch_indices(seed: int, stage: str, step: int, batch: int, labels: torch.Tensor) -> torch.Tensor:
     """Rows (batch,) int64 of the global batch of `step`, in pairs of one class; `batch` is even, `labels` (N,) int64.
 
-    The steps walk through random pairings of the images after each other, in random order: every image is seen equally often,
-    but for one of a class of odd size, which is paired with another of it (an only one with itself).
+    The steps walk through random pairings of the images after each other, in random order: every image is seen equally
+    often, but for one of a class of odd size, which is paired with another of it (an only one with itself).
     """
     count = int(((torch.bincount(labels) + 1) // 2).sum())
     first, last = step * batch // 2, (step + 1) * batch // 2

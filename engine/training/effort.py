@@ -1,7 +1,8 @@
-"""How much arithmetic the closed-set training and its samples are, counted from the recipe alone, and what that takes on this machine.
+"""How much arithmetic the closed-set training and its samples are, counted from the recipe alone, and what that takes
+on this machine.
 
-Counts are floating-point operations (a multiplication and an addition are two) of convolutions, matrix products and attention; the
-rest is little. No network is built, and torch is not imported.
+Counts are floating-point operations (a multiplication and an addition are two) of convolutions, matrix products and
+attention; the rest is little. No network is built, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from engine.spec import RunSpec
 from engine.spec.training import ClipSpec, DitSpec, PixelSpec, UNetSpec, VaeSpec
 
 BACKWARD = 3  # times the forward pass, for both
-# Share of a matrix product's speed that these networks reach on one core in float32: 0.34 to 0.56 at 8 pixels, 0.66 to 0.93 at 32.
+# Share of a matrix product's speed that these networks reach on one core in float32: 0.34 to 0.56 at 8 pixels, 0.66 to
+# 0.93 at 32.
 SHARE = 0.5
 READINGS = (
     8,
@@ -172,7 +174,8 @@ def sample(spec: RunSpec) -> float:
 
 @cache
 def per_second() -> float:
-    """Operations in a second of processor time that these networks are likely to get here, from a matrix product of a third of a second."""
+    """Operations in a second of processor time that these networks are likely to get here, from a matrix product of a
+    third of a second."""
     import numpy as np
 
     one = np.ones((384, 384), np.float32)

@@ -11,8 +11,8 @@ from torch import nn
 class Ema:
     """Averages trainable parameters: after every step, average += (1 - decay) * (weights - average).
 
-    The decay grows from 0.1 with the step, min(decay, (1 + step) / (10 + step)), so that a short run is not an average over
-    its first, random weights.
+    The decay grows from 0.1 with the step, min(decay, (1 + step) / (10 + step)), so that a short run is not an average
+    over its first, random weights.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], decay: float) -> None:

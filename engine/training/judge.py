@@ -1,4 +1,5 @@
-"""Trains the judges: the same small CNN on real, synthetic, mixed and control data, one Ray Train run over all arms and seeds."""
+"""Trains the judges: the same small CNN on real, synthetic, mixed and control data, one Ray Train run over all arms and
+seeds."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ MAX_CONFUSIONS = 200
 class Arm:
     """One training set: `real`, `synthetic_10x` (the first 10 n samples of the set), `mixed_10x` (both), or a control.
 
-    Controls hold real images alone: `duplicated_10x`, `photocopy_10x` (with pixel noise), `reconstructed` (through the generator's
-    VAE) and `augmented` (as strongly as is usual).
+    Controls hold real images alone: `duplicated_10x`, `photocopy_10x` (with pixel noise), `reconstructed` (through the
+    generator's VAE) and `augmented` (as strongly as is usual).
     """
 
     kind: str
@@ -53,10 +54,10 @@ class Arm:
 class Outcome:
     """One trained judge: accuracy on the test split, correct answers a class, and its commonest mistakes.
 
-    `real_images`, `synthetic_images`: how many different images it could draw; `confusions`: (true, predicted, count) with
-    the largest counts first; `loss`: mean training loss at the end; `seconds`: its training. The measures at the end are None
-    in outputs of before, and `auroc` where the test images are of one class. `validation`: the judge's metric on validation images,
-    which advice goes by; None where there are none.
+    `real_images`, `synthetic_images`: how many different images it could draw; `confusions`: (true, predicted, count)
+    with the largest counts first; `loss`: mean training loss at the end; `seconds`: its training. The measures at the
+    end are None in outputs of before, and `auroc` where the test images are of one class. `validation`: the judge's
+    metric on validation images, which advice goes by; None where there are none.
     """
 
     arm: str
@@ -88,7 +89,8 @@ class Outcome:
 class Data:
     """What the judges train and test on; multiples count in `n`, the size of the training split.
 
-    `validation`: what advice goes by, and what `judge.tune` chooses on. `controls`: training sets of control arms by kind, where they are not `train` itself; `augmentation`: that of `augmented`.
+    `validation`: what advice goes by, and what `judge.tune` chooses on. `controls`: training sets of control arms by
+    kind, where they are not `train` itself; `augmentation`: that of `augmented`.
     """
 
     train: Arrays
@@ -102,7 +104,8 @@ class Data:
 
 
 def arms(spec: JudgeSpec) -> tuple[Arm, ...]:
-    """The training sets that a spec asks for, real first; controls, which hang on what was generated, are not among them."""
+    """The training sets that a spec asks for, real first; controls, which hang on what was generated, are not among
+    them."""
     kinds = list(dict.fromkeys(spec.arms))
     found = [Arm("real")] if "real" in kinds else []
     return (*found, *(Arm(kind, m) for kind in ("synthetic", "mixed") if kind in kinds for m in _multiples(spec)))
@@ -113,7 +116,8 @@ def _multiples(spec: JudgeSpec) -> list[int]:
 
 
 def filled(spec: RunSpec, train: int) -> RunSpec:
-    """The spec with `judge.multiples` written out for `train` real images: 1, and the largest whole one of `generate.count`."""
+    """The spec with `judge.multiples` written out for `train` real images: 1, and the largest whole one of
+    `generate.count`."""
     if spec.judge.multiples is not None or train < 1:
         return spec
     multiples = tuple(sorted({1, max(1, spec.generate.count // train)}))
@@ -151,9 +155,9 @@ def outcomes(
 ) -> list[Outcome]:
     """Train every (arm, seed) that is not on storage yet; returns all of them, arm by arm, `controls` last.
 
-    `prepare(data, kinds)` adds what control arms of these kinds train on. Each result is published on its own as soon as it is
-    there, so an interrupted run goes on with the next judge. The test split is read once by each trained judge, after its last
-    step; nothing is chosen by it. Call inside a Ray session.
+    `prepare(data, kinds)` adds what control arms of these kinds train on. Each result is published on its own as soon
+    as it is there, so an interrupted run goes on with the next judge. The test split is read once by each trained
+    judge, after its last step; nothing is chosen by it. Call inside a Ray session.
     """
     n = catalog.split("train").num_rows
     check(spec, n, catalog.split("test").num_rows)

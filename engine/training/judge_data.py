@@ -37,7 +37,8 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Arrays:
-    """Labelled images: `pixels` (N, size, size, 3) uint8, `labels` (N,) int64, `index` (N,) int64 rising (plan index or row)."""
+    """Labelled images: `pixels` (N, size, size, 3) uint8, `labels` (N,) int64, `index` (N,) int64 rising (plan index or
+    row)."""
 
     pixels: Pixels
     labels: NDArray[np.int64]
@@ -69,7 +70,8 @@ def codec(spec: RunSpec) -> dict[str, Any]:
 
 
 def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool, side: int | None = None) -> Arrays:
-    """Read the catalog rows, in order, at `side` (null: the judges'); `same_codec` sends them through the lossy codec of the synthetic set, if it has one."""
+    """Read the catalog rows, in order, at `side` (null: the judges'); `same_codec` sends them through the lossy codec
+    of the synthetic set, if it has one."""
     reader, side = Reader(spec), side or resolution(spec)
     lossy = same_codec and codec(spec)["lossy"]
 
@@ -90,8 +92,8 @@ def real_images(spec: RunSpec, rows: pa.Table, task: Task, *, same_codec: bool, 
 def synthetic_images(spec: RunSpec, store: Store, count: int, task: Task, *, side: int | None = None) -> Arrays:
     """Read the samples with index below `count` from the published shards, in index order.
 
-    Every shard is checked against the manifest first. Raises DataError where one is not the sealed one, where a sample is
-    not a decodable image of the spec's size, and where none is left.
+    Every shard is checked against the manifest first. Raises DataError where one is not the sealed one, where a sample
+    is not a decodable image of the spec's size, and where none is left.
     """
     rows, side = manifest.load(store).table, side or resolution(spec)
     shards = [k for k, first in zip(rows["index"].to_pylist(), rows["first"].to_pylist(), strict=True) if first < count]
@@ -126,7 +128,8 @@ def _read_shards(spec: RunSpec, store: Store, shards: Iterable[int], count: int,
 
 
 def sealed_pixels(data: bytes, spec: RunSpec, where: str) -> Pixels:
-    """Pixels of an image whose bytes have been found to be the sealed ones, without the checks that unknown bytes need."""
+    """Pixels of an image whose bytes have been found to be the sealed ones, without the checks that unknown bytes
+    need."""
     pixels = np.empty((spec.images.size, spec.images.size, 3), np.uint8)
     try:
         decode_into(memoryview(data), pixels)
@@ -136,7 +139,8 @@ def sealed_pixels(data: bytes, spec: RunSpec, where: str) -> Pixels:
 
 
 def decode_into(data: memoryview, out: Pixels) -> None:
-    """Decode an image that this engine has encoded into `out` (H, W, 3), contiguous; DataError where it is not of that size."""
+    """Decode an image that this engine has encoded into `out` (H, W, 3), contiguous; DataError where it is not of that
+    size."""
     try:
         if bytes(data[:2]) == b"\xff\xd8":
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -159,7 +163,8 @@ def through_codec(image: Pixels, spec: RunSpec) -> Pixels:
 
 
 def shrink(pixels: Pixels, side: int) -> Pixels:
-    """Average (N, H, H, 3) uint8 down to (N, side, side, 3), each output pixel the mean of its area; smaller ones stay."""
+    """Average (N, H, H, 3) uint8 down to (N, side, side, 3), each output pixel the mean of its area; smaller ones
+    stay."""
     if pixels.shape[1] <= side:
         return pixels
     import torch

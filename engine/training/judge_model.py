@@ -78,7 +78,8 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def affine(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Rotate by up to 10 degrees, scale by up to 10 % and shift by up to 1/8 of the side, uniformly; edges are repeated."""
+    """Rotate by up to 10 degrees, scale by up to 10 % and shift by up to 1/8 of the side, uniformly; edges are
+    repeated."""
     draws = torch.rand(4, len(images), generator=generator) * 2 - 1
     angle, scale = draws[0] * math.radians(DEGREES), 1 + draws[1] * SCALE
     cos, sin = scale * torch.cos(angle), scale * torch.sin(angle)
@@ -123,9 +124,11 @@ def train(
 ) -> tuple[Judge, float]:
     """Train one judge for `spec.steps` steps; returns it and its mean loss over the last tenth of the steps.
 
-    Every part gives an equal share of each batch, or under `mixing: proportional` one in proportion to its size. AdamW under a one-cycle schedule; nothing is selected: the last
-    weights are the result. `seed` alone sets the initial weights, the batches, the augmentation and the dropout.
-    `tick(step, loss)` is called about every 50 steps. `strong`: one of `engine.training.strong.KINDS`, on top of `spec.augment`.
+    Every part gives an equal share of each batch, or under `mixing: proportional` one in proportion to its size. AdamW
+    under a one-cycle schedule; nothing is selected: the last weights are the result. `seed` alone sets the initial
+    weights, the batches, the augmentation and the dropout.
+    `tick(step, loss)` is called about every 50 steps. `strong`: one of `engine.training.strong.KINDS`, on top of
+    `spec.augment`.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,5 @@
-"""Learning rate and length of an arm's judges, chosen for each arm on validation images before judges of other seeds are scored."""
+"""Learning rate and length of an arm's judges, chosen for each arm on validation images before judges of other seeds
+are scored."""
 
 from __future__ import annotations
 
@@ -31,10 +32,12 @@ class Tuned(TypedDict):
 
 
 def tuned(arm: Arm, generator: int, spec: JudgeSpec, data: Data, device: torch.device | str = "cpu") -> JudgeSpec:
-    """The spec with the learning rate and steps whose `spec.seeds` judges have the best mean of `spec.metric` on `data.validation`.
+    """The spec with the learning rate and steps whose `spec.seeds` judges have the best mean of `spec.metric` on
+    `data.validation`.
 
-    Of equals the shortest and slowest; a combination whose training diverges is out, but for the recipe's own, which raises. The
-    seeds of these judges are no others'. Without `spec.tune`, or without validation images, the spec itself.
+    Of equals the shortest and slowest; a combination whose training diverges is out, but for the recipe's own, which
+    raises. The seeds of these judges are no others'. Without `spec.tune`, or without validation images, the spec
+    itself.
     """
     from engine.training.judge import judge_one
 
@@ -57,7 +60,8 @@ def tuned(arm: Arm, generator: int, spec: JudgeSpec, data: Data, device: torch.d
 def tuned_once(
     store: Store, name: str, arm: Arm, generator: int, spec: JudgeSpec, data: Data, device: torch.device | str = "cpu"
 ) -> JudgeSpec:
-    """The same, published as `name` so that every judge of the arm has it; two workers that find it missing choose alike."""
+    """The same, published as `name` so that every judge of the arm has it; two workers that find it missing choose
+    alike."""
     if not spec.tune:
         return spec
     if not store.exists(name):

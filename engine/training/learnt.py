@@ -1,4 +1,5 @@
-"""Whether a generator has learnt the conditions that it is to draw with: image features among its text, and no condition at all."""
+"""Whether a generator has learnt the conditions that it is to draw with: image features among its text, and no
+condition at all."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MARKER = "mimeo.json"  # beside what mimeo has trained: what made it
 
 
 class _Training(BaseModel):
-    """What is read of a training's settings; a training that drops the image feature each time teaches nothing of it."""
+    """What is read of a training's settings; a training that drops the image feature each time teaches nothing of
+    it."""
 
     model_config = ConfigDict(extra="ignore")
     visual_token: str = "own"
@@ -78,8 +80,8 @@ def check(spec: RunSpec) -> None:
 def reads_features(spec: RunSpec) -> bool:
     """Whether the generator that the recipe draws with was trained with image features in the place of a text token.
 
-    By the recipe's own trainings, by what lies beside its checkpoint and its LoRA, or since the recipe says so. DataError
-    where that file is broken, ConfigError where the checkpoint cannot be found.
+    By the recipe's own trainings, by what lies beside its checkpoint and its LoRA, or since the recipe says so.
+    DataError where that file is broken, ConfigError where the checkpoint cannot be found.
     """
     match, pretrain, model = spec.match, spec.pretrain, spec.model
     if model.visual_token or (match is not None and _Training(**match.model_dump()).teaches):

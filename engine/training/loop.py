@@ -1,4 +1,5 @@
-"""The step loop that all trainings share: optimiser, average, checkpoints, time limit, and a stop at the first loss that is not finite."""
+"""The step loop that all trainings share: optimiser, average, checkpoints, time limit, and a stop at the first loss
+that is not finite."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Stage(Protocol):
         """The learning rate of a step."""
 
     def loss(self, module: nn.Module, step: int) -> torch.Tensor:
-        """The loss of this rank's part of global (micro-)batch `step`; its mean over the ranks is that of the whole batch."""
+        """The loss of this rank's part of global (micro-)batch `step`; its mean over the ranks is that of the whole
+        batch."""
 
 
 @runtime_checkable
@@ -118,10 +120,12 @@ class Loop:
         tell: Callable[[int, float], None],
         look: Callable[[int], bool] = lambda step: False,
     ) -> bool:
-        """Train to the stage's end (True) or until the time is up (False); `save` is called at both and every so many steps.
+        """Train to the stage's end (True) or until the time is up (False); `save` is called at both and every so many
+        steps.
 
         Raises DataError at a loss or gradient that is not finite, with the checkpoint before it left as the newest.
-        `out_of_time` counts on rank 0; the others follow it. `tell` comes about every second, at checkpoints, and after steps that
+        `out_of_time` counts on rank 0; the others follow it. `tell` comes about every second, at checkpoints, and after
+        steps that
         `look` marks (the same on all ranks).
         """
         module = self._wrapped().train()
@@ -176,7 +180,8 @@ class Loop:
         return torch.stack([total, norm])
 
     def _update(self) -> torch.Tensor:
-        """Clip and step; returns the norm of the gradient, 0 where the loss scale was too high and the step is left out."""
+        """Clip and step; returns the norm of the gradient, 0 where the loss scale was too high and the step is left
+        out."""
         if not self._scaler:
             norm = nn.utils.clip_grad_norm_(self._parameters, self.stage.clip_norm)
             self.optimizer.step()
@@ -205,7 +210,8 @@ class Loop:
         self._pending = []
 
     def _agree(self, stop: bool, step_s: float) -> tuple[bool, int]:
-        """Rank 0's word on whether to stop now, and how many steps to go until the next look, about a second's worth."""
+        """Rank 0's word on whether to stop now, and how many steps to go until the next look, about a second's
+        worth."""
         stride = min(MAX_STRIDE, max(1, round(LOOK_EVERY_S / max(step_s, 1e-6))))
         if self.place.world_size == 1:
             return stop, stride

@@ -20,9 +20,9 @@ WORDS = {
 def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float | None]:
     """`balanced_accuracy`, `macro_f1` and `auroc` of logits (N, C) against labels (N,), shares in [0, 1].
 
-    Balanced accuracy is the mean recall over the classes that have images; macro F1 the mean over the classes that occur among
-    the labels or the predictions; AUROC the mean over classes of one against the rest, by the softmax, ties counted half, and
-    None where no class has both kinds of images.
+    Balanced accuracy is the mean recall over the classes that have images; macro F1 the mean over the classes that
+    occur among the labels or the predictions; AUROC the mean over classes of one against the rest, by the softmax, ties
+    counted half, and None where no class has both kinds of images.
     """
     predicted = logits.argmax(1)
     classes = logits.shape[1]
@@ -37,7 +37,8 @@ def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float
 
 
 def auroc(scores: NDArray[np.float64], labels: NDArray[np.int64]) -> float | None:
-    """One-against-rest area under the ROC curve of scores (N, C), mean over the classes that have positives and negatives."""
+    """One-against-rest area under the ROC curve of scores (N, C), mean over the classes that have positives and
+    negatives."""
     count = np.bincount(labels, minlength=scores.shape[1])
     areas = []
     for label in np.flatnonzero((count > 0) & (count < len(labels))):

@@ -1,4 +1,5 @@
-"""Power-function averages of weights, whose length is chosen after training (Karras et al., arXiv 2312.02696, section 3)."""
+"""Power-function averages of weights, whose length is chosen after training (Karras et al., arXiv 2312.02696, section
+3)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ SNAPSHOTS = 8
 
 
 def exponent(length: float) -> float:
-    """The power gamma whose average has the relative standard deviation `length`, below about 0.28 (eq. 3 and 123 there).
+    """The power gamma whose average has the relative standard deviation `length`, below about 0.28 (eq. 3 and 123
+    there).
 
     The weights' times t in [0, 1], of density (gamma + 1) t^gamma, have the standard deviation
     sqrt((gamma + 1) / ((gamma + 2)^2 (gamma + 3))).
@@ -36,8 +38,9 @@ def overlap(ends: np.ndarray, powers: np.ndarray, other_ends: np.ndarray, other_
 class PowerEma:
     """Two averages with weights that grow as a power of the step, and snapshots of both at equal distances.
 
-    After step t (from 1) each is average += (1 - beta) (weights - average), beta = (1 - 1/t)^(gamma + 1) (eq. 2). `kept` has the
-    snapshots (S, 2, P) in float16, which go into checkpoints; `average` both averages, parameter by parameter.
+    After step t (from 1) each is average += (1 - beta) (weights - average), beta = (1 - 1/t)^(gamma + 1) (eq. 2).
+    `kept` has the snapshots (S, 2, P) in float16, which go into checkpoints; `average` both averages, parameter by
+    parameter.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], steps: int, length: float) -> None:
@@ -64,7 +67,8 @@ class PowerEma:
 
     @torch.no_grad()
     def weights(self, end: int, length: float) -> list[torch.Tensor]:
-        """The average of relative `length` over the training up to step `end`, by least squares over the snapshots up to there.
+        """The average of relative `length` over the training up to step `end`, by least squares over the snapshots up
+        to there.
 
         Its density is projected on those of the snapshots (section 3.2 and algorithm 3); float32 on the CPU.
         """

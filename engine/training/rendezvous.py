@@ -1,4 +1,5 @@
-"""How the training workers of a private Ray find each other: by a file, since torch's own server listens on every interface."""
+"""How the training workers of a private Ray find each other: by a file, since torch's own server listens on every
+interface."""
 
 from __future__ import annotations
 

@@ -23,7 +23,8 @@ def one_cycle(step: int, steps: int, peak: float) -> float:
 
 
 def learning_rate(schedule: str, step: int, steps: int, peak: float, warmup: int = 0) -> float:
-    """The learning rate of step 0 .. steps-1 under `constant`, `cosine` (to zero) or `one_cycle`; `warmup` steps rise linearly first."""
+    """The learning rate of step 0 .. steps-1 under `constant`, `cosine` (to zero) or `one_cycle`; `warmup` steps rise
+    linearly first."""
     if schedule == "one_cycle":
         return one_cycle(step, steps, peak)
     if step < warmup:

@@ -58,11 +58,12 @@ def place() -> Place:
 def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_failures: int = 3) -> Config:
     """Run `loop(config)` on `resources.train_workers` Ray Train workers and return what rank 0 returned ({} for None).
 
-    Call it inside `engine.cluster.session.session`. Workers get one GPU each where `resources` gives cuda (nccl), else one
-    CPU (gloo), and `resources.threads` torch threads. A MimeoError that a worker raises ends the run at once and is raised
-    here as itself, and so is a plain bug; a killed process or a RuntimeError (torch.distributed, CUDA) starts the loop again up
-    to `max_failures` times: the loop must resume from its own checkpoints. `config` travels by pickle; paths in it must be absolute, because workers start
-    in a folder of their own. Raises ClusterError when the cluster can never hold the workers, or when they keep failing.
+    Call it inside `engine.cluster.session.session`. Workers get one GPU each where `resources` gives cuda (nccl), else
+    one CPU (gloo), and `resources.threads` torch threads. A MimeoError that a worker raises ends the run at once and is
+    raised here as itself, and so is a plain bug; a killed process or a RuntimeError (torch.distributed, CUDA) starts
+    the loop again up to `max_failures` times: the loop must resume from its own checkpoints. `config` travels by
+    pickle; paths in it must be absolute, because workers start in a folder of their own. Raises ClusterError when the
+    cluster can never hold the workers, or when they keep failing.
     """
     from engine.cluster.session import device
 
@@ -121,9 +122,11 @@ def _trainer(
 
 
 def _trainer_class() -> Any:
-    """TorchTrainer without the two processes a run that nothing here needs: each start costs seconds of a small machine's CPU.
+    """TorchTrainer without the two processes a run that nothing here needs: each start costs seconds of a small
+    machine's CPU.
 
-    No run hands data sets to Ray Train, and a private Ray ends with its only user: nobody has to free its placement groups.
+    No run hands data sets to Ray Train, and a private Ray ends with its only user: nobody has to free its placement
+    groups.
     """
     from ray.train.torch import TorchTrainer
     from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -172,7 +175,8 @@ def await_room(resources: ResourcesSpec, kind: str) -> None:
 
 
 def _prepare(threads: int, kind: str) -> None:
-    """Per-worker settings: torch's threads, freed memory, and kernels that repeat bit for bit where cuDNN has the choice."""
+    """Per-worker settings: torch's threads, freed memory, and kernels that repeat bit for bit where cuDNN has the
+    choice."""
     import torch
 
     torch.set_num_threads(threads)
@@ -185,8 +189,8 @@ def _prepare(threads: int, kind: str) -> None:
 def beside(call: Callable[[], Any]) -> Any:
     """What `call` returns or raises, run beside the main thread.
 
-    So Ray does not take over SIGINT, and a signal's exception finds the main thread in Python, not inside Ray's C++ core, which
-    would make a SystemError of it.
+    So Ray does not take over SIGINT, and a signal's exception finds the main thread in Python, not inside Ray's C++
+    core, which would make a SystemError of it.
     """
     box: dict[str, Any] = {}
 
@@ -205,7 +209,8 @@ def beside(call: Callable[[], Any]) -> Any:
 
 
 def _died_while_starting(error: BaseException) -> bool:
-    """A worker's death before its loop was under way: Ray Train takes it for a fault of its own controller and gives up."""
+    """A worker's death before its loop was under way: Ray Train takes it for a fault of its own controller and gives
+    up."""
     from ray.exceptions import RayActorError
     from ray.train import ControllerError
 

@@ -1,4 +1,5 @@
-"""The strongest ordinary augmentation, as a control of synthetic data: RandAugment, with CutMix or mixup, by torchvision."""
+"""The strongest ordinary augmentation, as a control of synthetic data: RandAugment, with CutMix or mixup, by
+torchvision."""
 
 from __future__ import annotations
 

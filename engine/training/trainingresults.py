@@ -21,7 +21,8 @@ class Curve(TypedDict):
 
 
 class HeldOutCurve(TypedDict):
-    """A denoiser's error on training and held-out images along its training, and at the chosen step for each length of the average."""
+    """A denoiser's error on training and held-out images along its training, and at the chosen step for each length of
+    the average."""
 
     step: list[int]
     train: list[float]
@@ -39,7 +40,8 @@ class HeldOutError(TypedDict):
 
 
 class PretrainResults(TypedDict):
-    """`results/pretrain.json`: a curve for each model; what held-out images said of the VAE and the denoiser, if there were any."""
+    """`results/pretrain.json`: a curve for each model; what held-out images said of the VAE and the denoiser, if there
+    were any."""
 
     images: int
     stages: dict[str, Curve]

@@ -1,6 +1,7 @@
 """A command line that must fail, and a process that tries it: one line, the right exit code, soon, nothing changed.
 
-The tables beside this file hold the rows by kind. A new kind is a list of `Attack`s and one parametrised test that calls
+The tables beside this file hold the rows by kind. A new kind is a list of `Attack`s and one parametrised test that
+calls
 `check_attack(attack, folder)` for each.
 """
 
@@ -76,7 +77,8 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def run(attack: Attack, folder: Path, records: Path) -> Outcome:
-    """Run the command in `folder`, in a fresh process that has its modules already; what it writes goes to `records`."""
+    """Run the command in `folder`, in a fresh process that has its modules already; what it writes goes to
+    `records`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     arguments = [argument.replace("{here}", str(folder)) for argument in attack.arguments]

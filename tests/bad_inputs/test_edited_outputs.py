@@ -1,4 +1,5 @@
-"""Outputs that a hand, a disk or another program has changed: each verb that reads them ends in a result or in one line."""
+"""Outputs that a hand, a disk or another program has changed: each verb that reads them ends in a result or in one
+line."""
 
 from __future__ import annotations
 

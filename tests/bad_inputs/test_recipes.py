@@ -245,7 +245,8 @@ def base(key: str) -> dict[str, Any]:
 def test_each_value_of_a_field_is_taken_or_is_one_line(
     key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is accepted comes back from the recipe of an output as it was; all else is a line that any terminal takes."""
+    """What is accepted comes back from the recipe of an output as it was; all else is a line that any terminal
+    takes."""
     monkeypatch.chdir(tmp_path)
     *above, last = key.split(".")
     taken = 0

@@ -1,4 +1,5 @@
-"""Image sets that lie about themselves: sizes, shapes, labels, pipes and devices in the place of files, outputs among images."""
+"""Image sets that lie about themselves: sizes, shapes, labels, pipes and devices in the place of files, outputs among
+images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Benchmarks run, judge and are listed: a smoke run of each, verdicts by hand, and the README's table from the results."""
+"""Benchmarks run, judge and are listed: a smoke run of each, verdicts by hand, and the README's table from the
+results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The peers of the engine do what their authors' scripts do, and the benchmark that runs them ends with figures of every side."""
+"""The peers of the engine do what their authors' scripts do, and the benchmark that runs them ends with figures of
+every side."""
 
 from __future__ import annotations
 

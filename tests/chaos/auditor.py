@@ -18,7 +18,8 @@ def sha256(path: Path) -> str:
 
 
 def samples(tar: Path) -> list[dict[str, Any]]:
-    """The JSON of each sample in a tar that ends as POSIX asks; ValueError where a sample is incomplete or out of order."""
+    """The JSON of each sample in a tar that ends as POSIX asks; ValueError where a sample is incomplete or out of
+    order."""
     data = tar.read_bytes()
     if len(data) % 10240 or data[-1024:] != bytes(1024):
         raise ValueError(f"{tar.name} does not end as a tar does")

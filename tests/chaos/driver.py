@@ -1,4 +1,5 @@
-"""A driver to be killed: what `mimeo generate` does, on real digits with a random-weight checkpoint (python -m tests.chaos.driver)."""
+"""A driver to be killed: what `mimeo generate` does, on real digits with a random-weight checkpoint (python -m
+tests.chaos.driver)."""
 
 from __future__ import annotations
 

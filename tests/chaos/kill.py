@@ -84,7 +84,8 @@ class Driver:
         return self.process.poll() is not None
 
     def clean(self) -> int:
-        """Wait for what descends from an ended driver, end what stays, remove Ray's folder; how many had to be ended."""
+        """Wait for what descends from an ended driver, end what stays, remove Ray's folder; how many had to be
+        ended."""
         self.process.wait()
         self._log.close()
         _, left = psutil.wait_procs(list(self._family.values()), timeout=ENDING_S)

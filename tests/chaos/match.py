@@ -1,7 +1,7 @@
 """Two-worker fine-tunes under Ray Train whose workers are killed with -9: `python -m tests.chaos.match --kills 3`.
 
-Compares the run with an unbroken one: both must end, with the same final loss within 1e-5 (float32 on CPUs). `--elastic` lets Ray
-Train go on with one worker; then sums are in another order, and 1e-4 is allowed.
+Compares the run with an unbroken one: both must end, with the same final loss within 1e-5 (float32 on CPUs).
+`--elastic` lets Ray Train go on with one worker; then sums are in another order, and 1e-4 is allowed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A ratio search that is killed with -9 in the middle and resumed, beside an undisturbed one: `python -m tests.chaos.search`."""
+"""A ratio search that is killed with -9 in the middle and resumed, beside an undisturbed one: `python -m
+tests.chaos.search`."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def published(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def faults_of(folder: Path, *, thorough: bool = False) -> list[str]:
-    """Kill a search and resume it; what is wrong, in words. `thorough`: beside an undisturbed one, and asked for once more."""
+    """Kill a search and resume it; what is wrong, in words. `thorough`: beside an undisturbed one, and asked for once
+    more."""
     out = folder / "war/out"
     out.parent.mkdir()
     before = Search(out, folder / "killed.log").kill_in_the_middle()

@@ -1,4 +1,5 @@
-"""Ray's own autoscaler on fake GPU nodes: from none to three and back to none, with a spot notice in the middle of a run."""
+"""Ray's own autoscaler on fake GPU nodes: from none to three and back to none, with a spot notice in the middle of a
+run."""
 
 from __future__ import annotations
 
@@ -174,7 +175,8 @@ def driver(head: Head, *arguments: str) -> subprocess.Popen[str]:
 
 
 def test_a_job_from_none_to_three_and_back_with_a_drain_between(head: Head, long: SmallRun, tmp_path: Path) -> None:
-    """It asks for one node more than there may be; mimeo is in the nodes' image, so that the folder that is sent is empty."""
+    """It asks for one node more than there may be; mimeo is in the nodes' image, so that the folder that is sent is
+    empty."""
     assert nodes(head) == []
     out, sent = tmp_path / "out", tmp_path / "sent"
     sent.mkdir()

@@ -1,4 +1,5 @@
-"""Credentials that expire while a run writes to a store: one line, and the same command goes on once they are renewed."""
+"""Credentials that expire while a run writes to a store: one line, and the same command goes on once they are
+renewed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Verbs as jobs of a real head with a dashboard and token authentication on loopback: logs, exit codes, stops, refusals."""
+"""Verbs as jobs of a real head with a dashboard and token authentication on loopback: logs, exit codes, stops,
+refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Outputs on an object store: what was stopped or killed is taken up from the store alone and makes what a disk would hold."""
+"""Outputs on an object store: what was stopped or killed is taken up from the store alone and makes what a disk would
+hold."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def test_a_store_holds_the_bytes_of_a_disk(tmp_path: Path, s3_url: str) -> None:
 
 @pytest.mark.timeout(1800)
 def test_a_search_whose_cluster_died_goes_on_from_the_store(tmp_path: Path, s3_url: str) -> None:
-    """Driver and Ray are killed once a trial has published; another Ray makes the rest, and the result of an undisturbed search."""
+    """Driver and Ray are killed once a trial has published; another Ray makes the rest, and the result of an
+    undisturbed search."""
     (tmp_path / "recipe.yaml").write_text(SEARCH)
     url = f"{s3_url}-search"
     store, disk = open_store(url), open_store(tmp_path / "out")

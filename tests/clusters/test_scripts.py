@@ -1,4 +1,5 @@
-"""The scripts for machines of one's own, run with stand-ins for Slurm, ssh and Ray that write down how they are called."""
+"""The scripts for machines of one's own, run with stand-ins for Slurm, ssh and Ray that write down how they are
+called."""
 
 from __future__ import annotations
 

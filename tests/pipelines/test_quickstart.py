@@ -1,4 +1,5 @@
-"""The quickstart as a user runs it, made small: a generator in pixels, copies and controls beside the ratio, and studies on its output."""
+"""The quickstart as a user runs it, made small: a generator in pixels, copies and controls beside the ratio, and
+studies on its output."""
 
 from __future__ import annotations
 

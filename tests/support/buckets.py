@@ -30,7 +30,8 @@ def upload(folder: Path, url: str) -> str:
 
 
 def make_sets(root: Path) -> dict[str, dict[str, Any]]:
-    """A folder, tars, Parquet and files of MedMNIST's and USPS's layouts; the first three of real image files below `root`; source sections with relative paths."""
+    """A folder, tars, Parquet and files of MedMNIST's and USPS's layouts; the first three of real image files below
+    `root`; source sections with relative paths."""
     made = mixed_folder(root / "folder", per_class=12, bad=0.0)
     classes = sorted({name.partition("/")[0] for name in made.good})
     for path in list(root.rglob("*.*")):  # names that a store and a disk may spell differently

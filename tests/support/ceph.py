@@ -1,4 +1,5 @@
-"""A genuine S3 store for the nightly tier: Ceph's RadosGW, where MIMEO_CEPH names a script that starts one on loopback."""
+"""A genuine S3 store for the nightly tier: Ceph's RadosGW, where MIMEO_CEPH names a script that starts one on
+loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Random-weight diffusers directories (digits, SD-1.5 and SD-2.1 shapes) and LoRA files made by real peft and diffusers."""
+"""Random-weight diffusers directories (digits, SD-1.5 and SD-2.1 shapes) and LoRA files made by real peft and
+diffusers."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ WORDS = ("photo", "of", "digit", "zero", "one", "two", "three", "a", "thin", "bo
 
 
 def write_checkpoint(folder: Path, family: Family = "digits", *, seed: int = 0, **changes: Any) -> Path:
-    """Write a random-weight Stable Diffusion directory with safetensors; `changes` overrides keys of `FAMILIES[family]`.
+    """Write a random-weight Stable Diffusion directory with safetensors; `changes` overrides keys of
+    `FAMILIES[family]`.
 
     Image sizes: digits is made for 8 pixels (VAE x2), sd15 and sd21 for 64 (VAE x8). The digits family also has
     `image_encoder/`, `feature_extractor/` and `clip/` (the whole CLIPModel). Returns `folder`.
@@ -89,7 +91,8 @@ def write_lora(
     size: float = 0.5,
     name: str = "pytorch_lora_weights.safetensors",
 ) -> Path:
-    """Write a LoRA for the U-Net (and text encoder) of `checkpoint` as diffusers' training scripts do; returns the file.
+    """Write a LoRA for the U-Net (and text encoder) of `checkpoint` as diffusers' training scripts do; returns the
+    file.
 
     The up matrices, zero at the start of a training, get normal values of scale `size`, as if it had been trained.
     """

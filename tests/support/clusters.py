@@ -1,4 +1,5 @@
-"""Real Ray clusters on this machine: heads and nodes as processes of their own, ended by pid with all that they started."""
+"""Real Ray clusters on this machine: heads and nodes as processes of their own, ended by pid with all that they
+started."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Head:
 
 
 def environment(folder: Path, token: Path) -> dict[str, str]:
-    """What every process of a cluster with this token needs: none of this machine's other Rays, this interpreter first."""
+    """What every process of a cluster with this token needs: none of this machine's other Rays, this interpreter
+    first."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "PYTEST_"))}
     return kept | {
         "RAY_AUTH_MODE": "token",

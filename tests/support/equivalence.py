@@ -29,7 +29,8 @@ def simulate(
     spread: float = 0.004,
     judge_spread: float = 0.006,
 ) -> Measured:
-    """What a study measures where n_syn / n_base = A (c2^x - 1): with spreads (in angle) of repeats and of classifiers."""
+    """What a study measures where n_syn / n_base = A (c2^x - 1): with spreads (in angle) of repeats and of
+    classifiers."""
     c = np.log(c2)
 
     def repeat(images: float, common: float) -> Floats:
@@ -57,7 +58,8 @@ def peaked(
     spread: float = 0.004,
     judge_spread: float = 0.006,
 ) -> Measured:
-    """A study whose synthetic images are worth `height` of the base at 5x, half as much at 1x, and `end` at 20x (log-linear between)."""
+    """A study whose synthetic images are worth `height` of the base at 5x, half as much at 1x, and `end` at 20x
+    (log-linear between)."""
     real = simulate(rng, [2.0, 3.0, 5.0], 2.5, generators, judges, spread, judge_spread)
     worth = np.interp(np.log(MULTIPLES), np.log([1, 5, 20]), [height / 2, height, end])
     synthetic = []

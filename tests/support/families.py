@@ -1,4 +1,5 @@
-"""Random-weight directories of the other families, of their real classes: SDXL, SD3 with and without T5, DiT, and EDM in pixels."""
+"""Random-weight directories of the other families, of their real classes: SDXL, SD3 with and without T5, DiT, and EDM
+in pixels."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {}
 
 
 def write_family(folder: Path, kind: str) -> Path:
-    """Write `xl`, `sd3`, `sd3_t5`, `dit`, `pixel` or `pixel_plain` (told classes only, no weaker model) into `folder`, with the same weights each time; returns `folder`."""
+    """Write `xl`, `sd3`, `sd3_t5`, `dit`, `pixel` or `pixel_plain` (told classes only, no weaker model) into `folder`,
+    with the same weights each time; returns `folder`."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -152,7 +154,8 @@ def _dit(folder: Path) -> Path:
 
 @_writer("pixel_plain")
 def _pixel(folder: Path, told: bool = False, **settings: Any) -> Path:
-    """Of ten classes and the null class; `told`: image features too, and a weaker model beside it; settings of `PixelSpec`."""
+    """Of ten classes and the null class; `told`: image features too, and a weaker model beside it; settings of
+    `PixelSpec`."""
     import torch
     from transformers import CLIPConfig, CLIPModel
 

@@ -1,4 +1,5 @@
-"""Processes that hold an output: `python -m tests.support.holders URL [fork]`; they say "held" and wait to be killed."""
+"""Processes that hold an output: `python -m tests.support.holders URL [fork]`; they say "held" and wait to be
+killed."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ class JudgedRun:
 
 
 def judged_output(folder: Path) -> JudgedRun:
-    """100 real images in 5 classes (50 to train on, 50 to test), 150 synthetic ones, one of them quarantined, judged; Ray must be up."""
+    """100 real images in 5 classes (50 to train on, 50 to test), 150 synthetic ones, one of them quarantined, judged;
+    Ray must be up."""
     write_parquet(folder / "real.parquet", per_class=20)
     spec = validate(
         {

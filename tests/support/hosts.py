@@ -1,4 +1,5 @@
-"""Hosts of a network of their own on this machine: a namespace each, joined by a switch; they can be cut off and crash."""
+"""Hosts of a network of their own on this machine: a namespace each, joined by a switch; they can be cut off and
+crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Real image files for tests: mixed formats, modes and sizes, and the bad ones of every kind, written without the engine."""
+"""Real image files for tests: mixed formats, modes and sizes, and the bad ones of every kind, written without the
+engine."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, bits: int, colour_type: int, rows: bytes, extra: bytes = b"") -> bytes:
-    """A PNG of raw, unfiltered rows (each without its filter byte), written by the specification; `extra` goes before IDAT."""
+    """A PNG of raw, unfiltered rows (each without its filter byte), written by the specification; `extra` goes before
+    IDAT."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
     stride = len(rows) // height if height and rows else 0
     filtered = b"".join(b"\x00" + rows[i * stride : (i + 1) * stride] for i in range(height)) if rows else b""
@@ -60,7 +62,8 @@ def tiff(
     photometric: int = 1,
     extra: tuple[tuple[int, int], ...] = (),
 ) -> bytes:
-    """An uncompressed little-endian TIFF of one strip, written by the specification; `extra` holds (tag, short) pairs."""
+    """An uncompressed little-endian TIFF of one strip, written by the specification; `extra` holds (tag, short)
+    pairs."""
     samples = len(bits)
     tags = [
         (256, 4, 1, width),
@@ -92,7 +95,8 @@ def with_orientation(image: Image.Image, format: str, orientation: int, **option
 
 
 def icc_profile(primaries: np.ndarray | None, gamma: float, name: str = "Wide test space") -> bytes:
-    """An ICC v2 profile: `primaries` (3, 3) holds the D50 XYZ of red, green and blue as columns, None is grey; one gamma for all."""
+    """An ICC v2 profile: `primaries` (3, 3) holds the D50 XYZ of red, green and blue as columns, None is grey; one
+    gamma for all."""
 
     def s15(value: float) -> bytes:
         return struct.pack(">i", round(value * 65536))
@@ -226,7 +230,8 @@ def mixed_folder(
     bad: float = 0.1,
     seed: int = 0,
 ) -> Mixed:
-    """Write an image folder of `per_class` entries a class, mixed sizes, modes and formats, a share `bad` of them bad."""
+    """Write an image folder of `per_class` entries a class, mixed sizes, modes and formats, a share `bad` of them
+    bad."""
     rng = np.random.default_rng(seed)
     made = Mixed(root, {}, {})
     good_kinds, bad_kinds = list(GOOD.items()), list(BAD.items())

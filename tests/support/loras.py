@@ -91,7 +91,8 @@ def diffusers(module: Module) -> tuple[str, str, str]:
 
 
 def old_diffusers(module: Module) -> tuple[str, str, str]:
-    """`unet.<attention>.processor.to_q_lora.down.weight`; text encoders `...self_attn.to_q_lora.down.weight` below `text_model`."""
+    """`unet.<attention>.processor.to_q_lora.down.weight`; text encoders `...self_attn.to_q_lora.down.weight` below
+    `text_model`."""
     parent, _, last = module.name.removesuffix(".0").rpartition(".")
     if module.part.startswith("text_encoder"):
         last = last.replace("_proj", "").replace("out", "out")
@@ -112,7 +113,8 @@ def kohya_two(module: Module) -> tuple[str, str, str]:
 
 
 def sgm(module: Module) -> tuple[str, str, str]:
-    """As kohya-ss writes SDXL: the U-Net by the names of Stability's own code (two resolutions or more, one layer a block or more)."""
+    """As kohya-ss writes SDXL: the U-Net by the names of Stability's own code (two resolutions or more, one layer a
+    block or more)."""
     return _kohya(
         module,
         sgm_name(module.name) if module.part == "unet" else module.name,

@@ -1,4 +1,5 @@
-"""Small fine-tunes of a random-weight generator on real digits without Ray Train, as function and as process (`python -m`)."""
+"""Small fine-tunes of a random-weight generator on real digits without Ray Train, as function and as process (`python
+-m`)."""
 
 from __future__ import annotations
 
@@ -73,8 +74,8 @@ class Parts:
 
 
 def run_workers(function: Callable[..., None], args: tuple[Any, ...], count: int) -> None:
-    """`function(rank, *args)` in `count` processes: forked from a fresh server, since a fork of a process that is connected to
-    Ray breaks that connection."""
+    """`function(rank, *args)` in `count` processes: forked from a fresh server, since a fork of a process that is
+    connected to Ray breaks that connection."""
     multiprocessing.set_forkserver_preload([__name__])
     mp.start_processes(function, args=args, nprocs=count, start_method="forkserver")
 

@@ -1,4 +1,5 @@
-"""Outputs that are ready for generation: real digits catalogued and conditioned, with a random-weight checkpoint beside them."""
+"""Outputs that are ready for generation: real digits catalogued and conditioned, with a random-weight checkpoint beside
+them."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ class Output:
 
 @cache
 def ready(base: Path) -> Output:
-    """A prepared output with a digits-shaped checkpoint, made once under `base` (pytest's base folder), inside a session."""
+    """A prepared output with a digits-shaped checkpoint, made once under `base` (pytest's base folder), inside a
+    session."""
     folder = base / "ready-digits"
     return prepare(folder / "out", digits_spec(write_checkpoint(folder / "model"), {"shard_size": 10}))
 

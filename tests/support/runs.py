@@ -1,4 +1,5 @@
-"""A small generation run for clusters: the digits with a random-weight checkpoint, many small shards, and what it should give."""
+"""A small generation run for clusters: the digits with a random-weight checkpoint, many small shards, and what it
+should give."""
 
 from __future__ import annotations
 

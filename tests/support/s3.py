@@ -1,4 +1,5 @@
-"""An S3 server (moto in this process, or Ceph), and a proxy before it that loses replies, answers 503 or drops headers."""
+"""An S3 server (moto in this process, or Ceph), and a proxy before it that loses replies, answers 503 or drops
+headers."""
 
 from __future__ import annotations
 

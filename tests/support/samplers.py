@@ -1,4 +1,5 @@
-"""Every sampler on every scheduler configuration of every family, against the stock pipeline: `python -m tests.support.samplers --help`."""
+"""Every sampler on every scheduler configuration of every family, against the stock pipeline: `python -m
+tests.support.samplers --help`."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ NOISY = ("ddpm", "dpmsolver++_sde", "euler_a", "kdpm2_a", "lcm", "sasolver", "tc
 _SD: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _ZERO = _SD | {"rescale_betas_zero_snr": True}
 _V = {"prediction_type": "v_prediction"}
-# name -> (class, settings): each class as it is, the schedulers of released checkpoints, and each setting that changes the course.
+# name -> (class, settings): each class as it is, the schedulers of released checkpoints, and each setting that changes
+# the course.
 DIFFUSION_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name.removesuffix("Scheduler"): (name, {}) for name in schedulers.CLASSES},
     "SD 1 (PNDM)": ("PNDMScheduler", _SD | {"skip_prk_steps": True, "steps_offset": 1}),
@@ -85,7 +87,8 @@ anything else; `{OPEN}` not drawn yet."""
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one cell: a mark, the largest difference of 255 where both drew, and the engine's line where it refused."""
+    """What came of one cell: a mark, the largest difference of 255 where both drew, and the engine's line where it
+    refused."""
 
     kind: str
     config: str
@@ -355,7 +358,8 @@ def main() -> None:
 
 
 def _outcomes(wanted: list[tuple[str, str, str, int]], out: Path | None) -> list[Outcome]:
-    """Of these cells, those that are wrong printed; what `out` holds already is kept, and what is new written there at once."""
+    """Of these cells, those that are wrong printed; what `out` holds already is kept, and what is new written there at
+    once."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     diffusers.utils.logging.set_verbosity_error()

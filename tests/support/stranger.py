@@ -1,4 +1,5 @@
-"""Another user of this machine: what it can read, write and connect to; and gRPC without a library, with or without a token."""
+"""Another user of this machine: what it can read, write and connect to; and gRPC without a library, with or without a
+token."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ METHODS = (
 
 
 def grpc_answers(port: int, method: str, token: str = "") -> bool:
-    """Whether an empty call of a method of Ray's gives a message: HTTP/2 frames by hand (RFC 9113), headers as literals (RFC 7541)."""
+    """Whether an empty call of a method of Ray's gives a message: HTTP/2 frames by hand (RFC 9113), headers as literals
+    (RFC 7541)."""
     headers = {":method": "POST", ":scheme": "http", ":path": f"/ray.rpc.{method}", ":authority": "127.0.0.1"}
     headers |= {"te": "trailers", "content-type": "application/grpc"}
     headers |= {"authorization": f"Bearer {token}"} if token else {}

@@ -1,4 +1,5 @@
-"""Finished outputs without a generator: real catalogs, and shards whose "synthetic" images are noisy digits nobody trains on."""
+"""Finished outputs without a generator: real catalogs, and shards whose "synthetic" images are noisy digits nobody
+trains on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A closed-set run that is really trained, on 24 digits and in a few seconds, for tests that need a generator of our own."""
+"""A closed-set run that is really trained, on 24 digits and in a few seconds, for tests that need a generator of our
+own."""
 
 from __future__ import annotations
 

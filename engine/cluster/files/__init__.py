@@ -14,9 +14,9 @@ __all__ = ["Findings", "check"]
 def check(path: str | Path) -> Findings:
     """Check one cluster file; needs no network, cloud package or credentials.
 
-    Every problem and every piece of advice is a ConfigError whose `where` is "FILE: DOTTED.KEY". A file that cannot be read is one
-    problem. When the environment's KUBERAY_CRD_DIR names a folder with KubeRay's resource definitions, KubeRay files are checked
-    against those too.
+    Every problem and every piece of advice is a ConfigError whose `where` is "FILE: DOTTED.KEY". A file that cannot be
+    read is one problem. When the environment's KUBERAY_CRD_DIR names a folder with KubeRay's resource definitions,
+    KubeRay files are checked against those too.
     """
     findings = Findings(str(path))
     try:

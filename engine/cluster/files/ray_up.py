@@ -47,7 +47,8 @@ def check(findings: Findings, document: dict[str, Any]) -> None:
 
 
 def _ray(findings: Findings, document: dict[str, Any]) -> None:
-    """Ray's schema for every fault, then its own functions for what they alone know; both without a cloud's packages."""
+    """Ray's schema for every fault, then its own functions for what they alone know; both without a cloud's
+    packages."""
     import ray.autoscaler
     from ray.autoscaler._private.util import check_legacy_fields, prepare_config, validate_config
 

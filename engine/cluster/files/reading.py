@@ -1,4 +1,5 @@
-"""Reading a cluster file as Ray and Kubernetes read it (YAML 1.1, several documents), with limits and without repeated keys."""
+"""Reading a cluster file as Ray and Kubernetes read it (YAML 1.1, several documents), with limits and without repeated
+keys."""
 
 from __future__ import annotations
 

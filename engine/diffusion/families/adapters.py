@@ -1,4 +1,5 @@
-"""Where a family's LoRA files say what: which components they may change, how their keys are read, how a new file is written."""
+"""Where a family's LoRA files say what: which components they may change, how their keys are read, how a new file is
+written."""
 
 from __future__ import annotations
 
@@ -28,14 +29,16 @@ class Adapters(Protocol):
     parts: tuple[str, ...]
 
     def read(self, path: Path, models: dict[str, Any]) -> Content:
-        """The content of a file; `models` are the components, with or without numbers. Raises whatever converters stumble over."""
+        """The content of a file; `models` are the components, with or without numbers. Raises whatever converters
+        stumble over."""
 
     def save(self, folder: Path, name: str, denoiser: Any) -> None:
         """Write the adapter `default` that peft has put into the denoiser; its alpha goes into the weights."""
 
 
 class Stock:
-    """The reader of a stock pipeline class; `blocks`: other trainers' files are converted with the U-Net's configuration."""
+    """The reader of a stock pipeline class; `blocks`: other trainers' files are converted with the U-Net's
+    configuration."""
 
     def __init__(self, pipeline: str, parts: tuple[str, ...], *, blocks: bool = False) -> None:
         self.parts, self._pipeline, self._blocks = parts, pipeline, blocks
@@ -72,7 +75,8 @@ class Stock:
 
 
 class Plain:
-    """Peft's names alone, for denoisers whose pipeline has no LoRA loader; the file is laid out as diffusers lays out the others."""
+    """Peft's names alone, for denoisers whose pipeline has no LoRA loader; the file is laid out as diffusers lays out
+    the others."""
 
     def __init__(self, part: str) -> None:
         self.parts: tuple[str, ...] = (part,)
@@ -105,10 +109,11 @@ class Plain:
 
 
 def _exported(denoiser: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The adapter's tensors, alpha / rank in the up matrices, and peft's configuration with an alpha that equals the rank.
+    """The adapter's tensors, alpha / rank in the up matrices, and peft's configuration with an alpha that equals the
+    rank.
 
-    Only diffusers reads an alpha from the metadata; every tool takes a file without alphas for one whose alphas equal its ranks.
-    Sets are put in order, so that equal adapters make equal files whatever the process.
+    Only diffusers reads an alpha from the metadata; every tool takes a file without alphas for one whose alphas equal
+    its ranks. Sets are put in order, so that equal adapters make equal files whatever the process.
     """
     from peft.utils import get_peft_model_state_dict
 
@@ -125,7 +130,8 @@ def _exported(denoiser: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def _order_header(path: Path) -> None:
-    """Put a safetensors file's metadata in the order of their names; the library writes them in an order drawn by chance."""
+    """Put a safetensors file's metadata in the order of their names; the library writes them in an order drawn by
+    chance."""
     data = path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])

@@ -1,4 +1,5 @@
-"""What the engine asks of a family of generators: what its directories hold, how it is told, noised, sampled and adapted."""
+"""What the engine asks of a family of generators: what its directories hold, how it is told, noised, sampled and
+adapted."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from engine.diffusion.families.adapters import Adapters
     from engine.diffusion.process import Process
 
-# What a network is told, by the family's own names; one image's has no batch dimension. `states` (L, D) are text tokens.
+# What a network is told, by the family's own names; one image's has no batch dimension. `states` (L, D) are text
+# tokens.
 Condition: TypeAlias = "dict[str, torch.Tensor]"
 Configs = Mapping[str, Mapping[str, Any]]
 # Where image features may stand in `states`, by their width: the token, and the first channel there.
@@ -26,12 +28,15 @@ Places = dict[int, tuple[int, int]]
 
 
 class Encoder(Protocol):
-    """Turns prompts and classes into what the network is told, one at a time, so that nothing depends on its neighbours."""
+    """Turns prompts and classes into what the network is told, one at a time, so that nothing depends on its
+    neighbours."""
 
     def encode(self, prompt: str, label: int | None = None) -> Condition:
-        """The condition of one prompt, or of class `label` where the family knows classes only; None: no class, no prompt.
+        """The condition of one prompt, or of class `label` where the family knows classes only; None: no class, no
+        prompt.
 
-        On the encoder's device and in its dtype, without a batch dimension. An empty or negative prompt comes with the label None.
+        On the encoder's device and in its dtype, without a batch dimension. An empty or negative prompt comes with the
+        label None.
         """
 
     def place(self, width: int) -> tuple[int, int]:
@@ -45,9 +50,10 @@ class Family(Protocol):
     """One kind of generator; `denoiser` is the pipeline's component that a fine-tune changes.
 
     `pipelines`: the classes that an index may name, the stock text-to-image (or class-to-image) one first; `parts`: the
-    components by name; `settings`: plain entries of the index that the pipeline's constructor takes; `samplers`: the kind of
-    training, whose samplers apply; `counts_steps`: from noise too, the stock pipeline tells the sampler its first
-    step, which samplers find by its time otherwise (where steps have equal times, the second). Nothing here imports torch before it needs it.
+    components by name; `settings`: plain entries of the index that the pipeline's constructor takes; `samplers`: the
+    kind of training, whose samplers apply; `counts_steps`: from noise too, the stock pipeline tells the sampler its
+    first step, which samplers find by its time otherwise (where steps have equal times, the second). Nothing here
+    imports torch before it needs it.
     """
 
     name: str
@@ -60,7 +66,8 @@ class Family(Protocol):
     adapters: Adapters
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
-        """What the configurations say, for a Checkpoint: latent_channels, latent_size, places, text_length, prediction_type, classes.
+        """What the configurations say, for a Checkpoint: latent_channels, latent_size, places, text_length,
+        prediction_type, classes.
 
         Raises ConfigError where components do not fit each other, the image size, or the stock pipeline.
         """
@@ -78,7 +85,8 @@ class Family(Protocol):
         """A pipeline of the same models for text-to-image, or from latents for image-to-image."""
 
     def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
-        """How that pipeline's call is told a batched condition, and what guidance leads away from, if there is guidance.
+        """How that pipeline's call is told a batched condition, and what guidance leads away from, if there is
+        guidance.
 
         `side`: pixels of the image, None where the call starts from latents.
         """
@@ -90,7 +98,8 @@ class Family(Protocol):
         """The noising process that the checkpoint was trained under."""
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """The network's prediction (B, C, h, w) for noisy latents (B, C, h, w) at times (B,) under a batched condition."""
+        """The network's prediction (B, C, h, w) for noisy latents (B, C, h, w) at times (B,) under a batched
+        condition."""
 
     def example(self, denoiser: Any) -> Condition:
         """A condition of one image as the denoiser's configuration has it, all zeros."""
@@ -116,8 +125,8 @@ def from_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 def with_tokens(condition: Condition, tokens: torch.Tensor, place: tuple[int, int]) -> Condition:
     """A batched condition whose `states` (B, L, D) have the image features `tokens` (B, W) written at `place`.
 
-    The released Real-Fake code (arXiv 2310.10402) puts the projected, not normalised, CLIP image feature in the place of the
-    last text token.
+    The released Real-Fake code (arXiv 2310.10402) puts the projected, not normalised, CLIP image feature in the place
+    of the last text token.
     """
     row, first = place
     states = condition["states"].clone()

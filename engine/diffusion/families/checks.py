@@ -28,7 +28,8 @@ def scale(vae: Config) -> int:
 
 
 def latent_channels(folder: Path, network: str, taken: tuple[int, int], vae: Config) -> int:
-    """The VAE's; `taken`: how many the network takes and gives. Refuses VAEs that normalise their latents by channel."""
+    """The VAE's; `taken`: how many the network takes and gives. Refuses VAEs that normalise their latents by
+    channel."""
     channels = vae.get("latent_channels", 4)
     if taken != (channels, channels):
         what = f"the {network} takes {taken[0]} channels and gives {taken[1]}, the VAE's latents have {channels}"
@@ -40,7 +41,8 @@ def latent_channels(folder: Path, network: str, taken: tuple[int, int], vae: Con
 
 
 def unet_inputs(folder: Path, unet: Config, name: str, addition: str | None = None) -> None:
-    """Refuse a U-Net whose configuration names inputs besides latents, time and text; `addition`: the added ones that it must name."""
+    """Refuse a U-Net whose configuration names inputs besides latents, time and text; `addition`: the added ones that
+    it must name."""
     special = next(
         (key for key in UNET_INPUTS if unet.get(key) and (key, unet[key]) != ("addition_embed_type", addition)), None
     )

@@ -143,7 +143,8 @@ class Dit:
 
 
 def without_dropout(transformer: Any) -> None:
-    """Switch off the embedding's own dropping of classes, which draws from the global generator: the null class is asked for instead."""
+    """Switch off the embedding's own dropping of classes, which draws from the global generator: the null class is
+    asked for instead."""
     from diffusers.models.embeddings import LabelEmbedding
 
     for module in transformer.modules():

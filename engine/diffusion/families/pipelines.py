@@ -63,8 +63,9 @@ class LatentImg2ImgXL(_FromLatents, StableDiffusionXLImg2ImgPipeline):
 class ClassToImage(DiTPipeline):
     """DiTPipeline's sampling, with a random generator a sample, latents to start from, and latents as the result.
 
-    Stock steps both halves of a guided batch through the scheduler, which samplers with noise of their own cannot do for a
-    generator a sample; here the guided prediction is stepped once. Where the sampler is deterministic the results are equal.
+    Stock steps both halves of a guided batch through the scheduler, which samplers with noise of their own cannot do
+    for a generator a sample; here the guided prediction is stepped once. Where the sampler is deterministic the results
+    are equal.
     """
 
     @torch.no_grad()
@@ -79,7 +80,8 @@ class ClassToImage(DiTPipeline):
         strength: float = 1.0,
         output_type: str = "latent",
     ) -> ImagePipelineOutput:
-        """`class_labels` (N,); `null_labels` (N,) for guidance; `image`: scaled latents (N, C, h, w) for strength below 1."""
+        """`class_labels` (N,); `null_labels` (N,) for guidance; `image`: scaled latents (N, C, h, w) for strength below
+        1."""
         model: Any = self.transformer
         labels = class_labels if null_labels is None else torch.cat([null_labels, class_labels])
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)

@@ -33,7 +33,8 @@ PARTS = {
 
 
 class PixelEncoder:
-    """The number of the class, `labels` (), that of no class being the last; `states` (1, D) for an image feature, zeros for none."""
+    """The number of the class, `labels` (), that of no class being the last; `states` (1, D) for an image feature,
+    zeros for none."""
 
     def __init__(self, classes: int, width: int | None, device: torch.device, dtype: torch.dtype) -> None:
         self._classes, self._width, self._device, self._dtype = classes, width, device, dtype
@@ -57,10 +58,13 @@ class PixelEncoder:
 
 
 class Pixel:
-    """The family of `ConsistencyModelPipeline` with a U-Net and an EDM sampler, which draws their samples class by class.
+    """The family of `ConsistencyModelPipeline` with a U-Net and an EDM sampler, which draws their samples class by
+    class.
 
-    The last of the U-Net's classes is none. Beside them may lie `image_projection`, which adds image features to the class, and
-    `guide`, the weaker model of autoguidance (arXiv 2406.02507), with a projection of its own; stock pipelines leave these out.
+    The last of the U-Net's classes is none. Beside them may lie `image_projection`, which adds image features to the
+    class, and
+    `guide`, the weaker model of autoguidance (arXiv 2406.02507), with a projection of its own; stock pipelines leave
+    these out.
     """
 
     name = "EDM in pixels"
@@ -134,7 +138,8 @@ class Pixel:
         return Edm.of(scheduler_config)
 
     def predict(self, denoiser: Any, noisy: torch.Tensor, times: torch.Tensor, condition: Condition) -> torch.Tensor:
-        """The U-Net's output for the scaled input; `denoiser` was given its projection by `pixelpipeline.join`, if it has one."""
+        """The U-Net's output for the scaled input; `denoiser` was given its projection by `pixelpipeline.join`, if it
+        has one."""
         from engine.diffusion.process import Edm
 
         times = times.to(noisy.device)
@@ -160,7 +165,8 @@ class Pixel:
 
 
 class PixelFlow(Pixel):
-    """The same U-Nets trained by flow matching, in a directory of `DDPMPipeline`, which opens them but does not tell them a class."""
+    """The same U-Nets trained by flow matching, in a directory of `DDPMPipeline`, which opens them but does not tell
+    them a class."""
 
     name = "flow matching in pixels"
     pipelines: tuple[str, ...] = ("DDPMPipeline",)

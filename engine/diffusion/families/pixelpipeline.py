@@ -1,4 +1,5 @@
-"""Sampling of class-conditional EDM U-Nets in pixels: a generator a sample, images to start from, both kinds of guidance."""
+"""Sampling of class-conditional EDM U-Nets in pixels: a generator a sample, images to start from, both kinds of
+guidance."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from engine.diffusion.families.base import Condition
 
 
 class Told(nn.Module):
-    """In the place of a U-Net's class embedding: the class's own vector, plus what the projection makes of an image feature."""
+    """In the place of a U-Net's class embedding: the class's own vector, plus what the projection makes of an image
+    feature."""
 
     def __init__(self, table: nn.Embedding, projection: nn.Module) -> None:
         super().__init__()
@@ -30,7 +32,8 @@ class Told(nn.Module):
 
 
 class Pixels(nn.Module):
-    """Where a VAE stands in other pipelines: latents are the images themselves, in float32 whatever the U-Net's dtype."""
+    """Where a VAE stands in other pipelines: latents are the images themselves, in float32 whatever the U-Net's
+    dtype."""
 
     config = SimpleNamespace(scaling_factor=1.0, shift_factor=None, block_out_channels=(1,), latent_channels=3)
     dtype = torch.float32  # bfloat16 has steps of half a 255th near white
@@ -61,7 +64,8 @@ def join(unet: Any, projection: Any) -> Any:
 
 
 def save(unet: Any, folder: Path, names: tuple[str, str]) -> tuple[str, ...]:
-    """Write a U-Net, and its projection if it has one, as the components `names` that stock diffusers opens; gives those written."""
+    """Write a U-Net, and its projection if it has one, as the components `names` that stock diffusers opens; gives
+    those written."""
     told = unet.class_embedding
     if not isinstance(told, Told):
         unet.save_pretrained(folder / names[0], safe_serialization=True)
@@ -77,7 +81,8 @@ def save(unet: Any, folder: Path, names: tuple[str, str]) -> tuple[str, ...]:
 
 
 class _InPixels:
-    """What both pipelines do: parts of their own beside the stock ones, each sample's own generator, guidance, images to start from."""
+    """What both pipelines do: parts of their own beside the stock ones, each sample's own generator, guidance, images
+    to start from."""
 
     unet: Any
     scheduler: Any
@@ -120,9 +125,11 @@ class _InPixels:
         strength: float = 1.0,
         output_type: str = "latent",
     ) -> ImagePipelineOutput:
-        """`told`: batched; `without`: what classifier-free guidance leads away from; without it the guide's word is, where there is one.
+        """`told`: batched; `without`: what classifier-free guidance leads away from; without it the guide's word is,
+        where there is one.
 
-        `image`: (N, 3, H, W) in [-1, 1] for strength below 1. The images (N, 3, H, W) float32, about [-1, 1], are the result.
+        `image`: (N, 3, H, W) in [-1, 1] for strength below 1. The images (N, 3, H, W) float32, about [-1, 1], are the
+        result.
         """
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         latents, timesteps = self._start(len(told["labels"]), generator, image, strength)
@@ -138,7 +145,8 @@ class _InPixels:
     def _predict(
         self, taken: torch.Tensor, t: torch.Tensor, told: Condition, without: Condition | None, scale: float
     ) -> torch.Tensor:
-        """The guided output: without + scale (with - without), where `without` is no condition, or the weaker model's output."""
+        """The guided output: without + scale (with - without), where `without` is no condition, or the weaker model's
+        output."""
         if without is not None:
             both = {name: torch.cat([without[name], value]) for name, value in told.items()}
             base, given = _run(self.unet, torch.cat([taken, taken]), t, both).chunk(2)
@@ -174,7 +182,8 @@ class _InPixels:
 class ClassToPixels(_InPixels, ConsistencyModelPipeline):
     """ConsistencyModelPipeline's sampling, which with an EDM sampler is EDM's, plus what it lacks.
 
-    Where there is neither guidance, feature nor image the results are equal to the stock pipeline's, but for the layout of the
+    Where there is neither guidance, feature nor image the results are equal to the stock pipeline's, but for the layout
+    of the
     noise: here each sample has its own generator.
     """
 

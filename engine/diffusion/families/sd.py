@@ -61,7 +61,8 @@ class StableDiffusion:
     adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
-        """Refuses special U-Nets (inpainting, class embeddings, distilled guidance) and text encoders of another width."""
+        """Refuses special U-Nets (inpainting, class embeddings, distilled guidance) and text encoders of another
+        width."""
         unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
         taken = (unet.get("in_channels", 4), unet.get("out_channels", 4))
         channels = checks.latent_channels(folder, "U-Net", taken, vae)

@@ -1,4 +1,5 @@
-"""Stable Diffusion 3: a transformer over image and text (MMDiT) trained by flow matching; two CLIPs and, if there is one, T5."""
+"""Stable Diffusion 3: a transformer over image and text (MMDiT) trained by flow matching; two CLIPs and, if there is
+one, T5."""
 
 from __future__ import annotations
 
@@ -104,7 +105,8 @@ class StableDiffusion3(StableDiffusionXl):
     adapters: Adapters = Stock("StableDiffusion3Pipeline", ("transformer", "text_encoder", "text_encoder_2"))
 
     def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
-        """Refuses text encoders of other widths, T5 without its tokenizer, and images larger than the position table."""
+        """Refuses text encoders of other widths, T5 without its tokenizer, and images larger than the position
+        table."""
         network, vae = configs["transformer"], configs["vae"]
         taken = (network.get("in_channels", 16), network.get("out_channels") or network.get("in_channels", 16))
         channels = checks.latent_channels(folder, "transformer", taken, vae)

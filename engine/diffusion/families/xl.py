@@ -1,4 +1,5 @@
-"""Stable Diffusion XL: a U-Net that reads the tokens of two CLIP text encoders side by side, a pooled text and the image's size."""
+"""Stable Diffusion XL: a U-Net that reads the tokens of two CLIP text encoders side by side, a pooled text and the
+image's size."""
 
 from __future__ import annotations
 

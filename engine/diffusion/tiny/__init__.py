@@ -1,1 +1,2 @@
-"""The closed-set stack: tokenizer, CLIP, VAE and U-Net of stock classes in small sizes, saved as one diffusers directory."""
+"""The closed-set stack: tokenizer, CLIP, VAE and U-Net of stock classes in small sizes, saved as one diffusers
+directory."""

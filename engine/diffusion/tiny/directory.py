@@ -21,8 +21,9 @@ MEAN = STD = [0.5, 0.5, 0.5]
 
 @dataclass(frozen=True)
 class Stack:
-    """The trained CLIPModel, AutoencoderKL (with its scaling factor; None in pixels), U-Net or DiT (averaged), scheduler, the classes by
-    number, a U-Net in pixels' weaker model, if there is one, and the `ConvNextModel` that image features come from, if not from CLIP.
+    """The trained CLIPModel, AutoencoderKL (with its scaling factor; None in pixels), U-Net or DiT (averaged),
+    scheduler, the classes by number, a U-Net in pixels' weaker model, if there is one, and the `ConvNextModel` that
+    image features come from, if not from CLIP.
     """
 
     tokenizer: CLIPTokenizer
@@ -53,7 +54,8 @@ def feature_extractor(image_size: int) -> CLIPImageProcessor:
 
 
 def save(stack: Stack, folder: Path) -> None:
-    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and scores.
+    """Write the directory: the pipeline's parts in safetensors, and `clip/`, the whole CLIPModel, for features and
+    scores.
 
     `encoder/`, where there is one, is a whole transformers directory: its image processor lies in it.
     """
@@ -65,7 +67,8 @@ def save(stack: Stack, folder: Path) -> None:
 
 
 def _save_dit(stack: Stack, folder: Path) -> None:
-    """A DiTPipeline knows no text: the CLIP's tokenizer lies with it, its image processor beside; its index names the classes."""
+    """A DiTPipeline knows no text: the CLIP's tokenizer lies with it, its image processor beside; its index names the
+    classes."""
     pipeline: Any = DiTPipeline(transformer=stack.denoiser, vae=stack.vae, scheduler=stack.scheduler)
     pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(stack.class_names)})
     pipeline.save_pretrained(folder, safe_serialization=True)
@@ -74,7 +77,8 @@ def _save_dit(stack: Stack, folder: Path) -> None:
 
 
 def _save_pixel(stack: Stack, folder: Path) -> None:
-    """What stock diffusers opens as ConsistencyModelPipeline, which draws by class (DDPMPipeline for flow matching, which does not).
+    """What stock diffusers opens as ConsistencyModelPipeline, which draws by class (DDPMPipeline for flow matching,
+    which does not).
 
     Beside it the projection of image features and the guide.
     """

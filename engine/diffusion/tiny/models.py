@@ -200,7 +200,8 @@ def build_unet(spec: UNetSpec, vae: VaeSpec, image_size: int, cross_attention_di
 
 
 def build_dit(spec: DitSpec, vae: VaeSpec, image_size: int) -> DiTTransformer2DModel:
-    """A DiT over the VAE's latents without learnt variance, whose blocks begin as the identity (arXiv 2212.09748, adaLN-Zero).
+    """A DiT over the VAE's latents without learnt variance, whose blocks begin as the identity (arXiv 2212.09748,
+    adaLN-Zero).
 
     It has the 1,000 classes and the null class that DiTPipeline counts on; classes are dropped by the null class alone.
     """

@@ -34,10 +34,12 @@ def rules(spec: PixelSpec, side: int) -> list[tuple[bool, str, str]]:
 
 
 def build_unet(spec: PixelSpec, image_size: int, classes: int) -> UNet2DModel:
-    """A UNet2DModel that is told a class, the last being none; its output layer begins at zero, so that it begins as no change.
+    """A UNet2DModel that is told a class, the last being none; its output layer begins at zero, so that it begins as no
+    change.
 
-    Noise level and class scale and shift what the group norms give. Added before them, as is diffusers' default, they would be
-    taken out again: a norm removes the mean of each group, and with groups of one channel all of what was added.
+    Noise level and class scale and shift what the group norms give. Added before them, as is diffusers' default, they
+    would be taken out again: a norm removes the mean of each group, and with groups of one channel all of what was
+    added.
     """
     sides = [image_size // 2**k for k in range(len(spec.blocks))]
     seen = [side in spec.attention for side in sides]
@@ -71,5 +73,6 @@ def build_projection(unet: Any, width: int) -> ReduxImageEncoder:
 
 
 def build_scheduler(spec: PixelSpec) -> EDMEulerScheduler | FlowMatchEulerDiscreteScheduler:
-    """EDM's noise levels as published: 80 to 0.002, rho 7, data of standard deviation 0.5; flow matching's times without a shift."""
+    """EDM's noise levels as published: 80 to 0.002, rho 7, data of standard deviation 0.5; flow matching's times
+    without a shift."""
     return FlowMatchEulerDiscreteScheduler() if spec.objective == "flow" else EDMEulerScheduler()

@@ -16,9 +16,9 @@ MERGES = 8192  # more than any closed set's prompts need; a rare word is then a 
 def train_tokenizer(texts: Iterable[str], text_length: int) -> CLIPTokenizer:
     """Learn byte-level BPE merges from `texts`; prompts are cut and padded to `text_length` tokens.
 
-    The vocabulary is laid out as OpenAI's: 256 bytes, the same at a word's end, the merges in the order in which they were
-    learnt, start and end of text. So no text is unknown, and the end-of-text token (which also pads) has the highest number.
-    The result depends on the set of texts and their counts, not on their order.
+    The vocabulary is laid out as OpenAI's: 256 bytes, the same at a word's end, the merges in the order in which they
+    were learnt, start and end of text. So no text is unknown, and the end-of-text token (which also pads) has the
+    highest number. The result depends on the set of texts and their counts, not on their order.
     """
     learnt = CLIPTokenizer().train_new_from_iterator(
         [sorted(texts)], vocab_size=len(bytes_to_unicode()) + 2 + MERGES, show_progress=False
@@ -32,7 +32,8 @@ def train_tokenizer(texts: Iterable[str], text_length: int) -> CLIPTokenizer:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write vocab.json and merges.txt, the files that every version of CLIPTokenizer reads, beside the fast tokenizer.json."""
+    """Write vocab.json and merges.txt, the files that every version of CLIPTokenizer reads, beside the fast
+    tokenizer.json."""
     tokenizer.save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder))
 

@@ -94,7 +94,8 @@ class ImageSource(Protocol):
 def read_by_file(
     places: Sequence[Place], read: Callable[[str, list[int]], Iterator[tuple[int, bytes | BadImage]]]
 ) -> Iterator[tuple[int, bytes | BadImage]]:
-    """Call `read(uri, positions)` once a file; when a file fails midway, what is left of it is yielded as unreadable."""
+    """Call `read(uri, positions)` once a file; when a file fails midway, what is left of it is yielded as
+    unreadable."""
     by_file: dict[str, list[int]] = {}
     for position, place in enumerate(places):
         by_file.setdefault(place.uri, []).append(position)
@@ -217,7 +218,8 @@ def _local(root: Path, pattern: str, where: str) -> Iterable[Path]:
 
 
 def expand_braces(pattern: str, where: str) -> list[str]:
-    """The names that a pattern such as `set-{000000..000099}.tar` stands for; DataError for broken braces and too many."""
+    """The names that a pattern such as `set-{000000..000099}.tar` stands for; DataError for broken braces and too
+    many."""
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)
     too_many = DataError(where, f"{pattern[:200]} stands for over {MAX_BRACES:,} names", "name a folder")
     if any(abs(int(first) - int(last)) >= MAX_BRACES for first, last in ranges):

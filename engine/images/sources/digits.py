@@ -41,7 +41,8 @@ def _load() -> NDArray[np.int64]:
 
 
 class Digits:
-    """Grey values 0..16 become round(v * 255 / 16); an image's bytes are an uncompressed BMP, the same on every machine."""
+    """Grey values 0..16 become round(v * 255 / 16); an image's bytes are an uncompressed BMP, the same on every
+    machine."""
 
     class_names: tuple[str, ...] | None = tuple("0123456789")
     skipped: Mapping[str, int] = MappingProxyType({})

@@ -90,7 +90,8 @@ class Folder(LabelledFolder):
                 raise DataError(self.where, f"class folder {name} {what}", "add images to it or remove it")
 
     def _walk(self, folder: Path) -> Iterator[os.DirEntry[str]]:
-        """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or sorted."""
+        """All entries below a class folder that are not plain folders, as the disk gives them: nothing is held or
+        sorted."""
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -137,7 +138,8 @@ class Folder(LabelledFolder):
 
 
 def read_regular(path: Path, max_bytes: int) -> bytes | BadImage:
-    """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than asked."""
+    """The bytes of a regular file; never waits for a pipe that took its place since the scan, never reads more than
+    asked."""
     try:
         with regular.opened(path) as file:
             data = file.read(max_bytes + 1)
@@ -163,7 +165,8 @@ def _holds_outputs(folder: Path) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool | None:
-    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a circle."""
+    """Whether an entry is a folder or a regular file (False); None for all others and for links to nothing or in a
+    circle."""
     try:
         if entry.is_dir(follow_symlinks=follow):
             return True

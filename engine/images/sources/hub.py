@@ -1,4 +1,5 @@
-"""A data set of the Hugging Face Hub: found in the local cache, fetched once when it is not there, read as files ever after."""
+"""A data set of the Hugging Face Hub: found in the local cache, fetched once when it is not there, read as files ever
+after."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def _cached(source: HubSource, splits: Sequence[str]) -> tuple[Path, dict[str, l
 
 
 def _listing(source: HubSource) -> Any:
-    """The Hub's description of the data set; bounded in time even where the name service or a firewall swallows requests."""
+    """The Hub's description of the data set; bounded in time even where the name service or a firewall swallows
+    requests."""
     from huggingface_hub import HfApi
 
     answer: list[Any] = []
@@ -147,7 +149,8 @@ def _mentions(name: str, word: str) -> bool:
 def choose(names: Iterable[str], split: str, source: HubSource) -> list[str]:
     """The files of a split: Parquet, else tars, else images in class folders; named as the Hub's own loader expects.
 
-    Raises DataError when there are none or when a numbered part is missing, ConfigError when several configurations match.
+    Raises DataError when there are none or when a numbered part is missing, ConfigError when several configurations
+    match.
     """
     names = sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
     if source.config is not None:

@@ -1,4 +1,5 @@
-"""What folders of images have in common on a disk and on a store: which folders are classes, or which file gives the labels."""
+"""What folders of images have in common on a disk and on a store: which folders are classes, or which file gives the
+labels."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ LAYOUT = "make one sub-folder of images a class, or a metadata.csv with the colu
 class FolderLabels:
     """What the recipe, and of a test set the main set, say about a folder's classes.
 
-    `chosen`: source.class_names; `known`: the main set's classes; `leave_out`: the folder of the test set inside this one.
+    `chosen`: source.class_names; `known`: the main set's classes; `leave_out`: the folder of the test set inside this
+    one.
     """
 
     chosen: tuple[str, ...] | None = None
@@ -34,10 +36,11 @@ class FolderLabels:
 
 
 class LabelledFolder(ABC):
-    """Every file below a class folder is a candidate, or, where a metadata file gives labels, every image below the folder.
+    """Every file below a class folder is a candidate, or, where a metadata file gives labels, every image below the
+    folder.
 
-    A metadata file counts where `label_column` names its column, or where there are not two class folders; beside class folders
-    a column "label" must agree with them.
+    A metadata file counts where `label_column` names its column, or where there are not two class folders; beside class
+    folders a column "label" must agree with them.
     """
 
     root: Root
@@ -50,7 +53,8 @@ class LabelledFolder(ABC):
 
     @abstractmethod
     def _below(self, folder: str) -> Iterator[tuple[str, Any]]:
-        """(path below the root, entry) of everything at any depth below a folder ("" is the root) that is not hidden."""
+        """(path below the root, entry) of everything at any depth below a folder ("" is the root) that is not
+        hidden."""
 
     @abstractmethod
     def _candidate(self, name: str, entry: Any, label: int | str | None) -> Ref | Rejected: ...
@@ -98,7 +102,8 @@ class LabelledFolder(ABC):
         return tuple(name for name in self._labels.chosen if name in folders)
 
     def _check_layout(self) -> None:
-        """Refuse parts taken for classes, names that cannot be classes, one class only, and labels that contradict folders."""
+        """Refuse parts taken for classes, names that cannot be classes, one class only, and labels that contradict
+        folders."""
         if self._metadata is not None:
             return
         if self._labels.chosen is None:
@@ -183,7 +188,8 @@ class LabelledFolder(ABC):
 
 
 def inside(main: Root, test: Root | None, where: str) -> str | None:
-    """The folder of the test set where it lies directly in the main one; DataError where it lies elsewhere inside it."""
+    """The folder of the test set where it lies directly in the main one; DataError where it lies elsewhere inside
+    it."""
     if test is None:
         return None
     if isinstance(main, Path) and isinstance(test, Path):

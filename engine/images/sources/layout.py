@@ -37,13 +37,15 @@ def looks_like_image(name: str) -> bool:
 
 
 def role(name: str) -> str | None:
-    """The split that a name speaks of ("train", "validation" or "test"), such as seg_train, trainA or val2017; else None."""
+    """The split that a name speaks of ("train", "validation" or "test"), such as seg_train, trainA or val2017; else
+    None."""
     return next((ROLES[word.lower()] for word in WORD.findall(name) if word.lower() in ROLES), None)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A top folder: where its classes lie (below further folders that hold nothing else), their names, and its labels."""
+    """A top folder: where its classes lie (below further folders that hold nothing else), their names, and its
+    labels."""
 
     name: str
     below: str
@@ -61,8 +63,9 @@ def check_folders(
 ) -> None:
     """Refuse top folders that are parts of a set and not classes (DataError, with the settings that read them right).
 
-    They are parts where all are called so; where one that is called training holds classes; where all hold folders of the same
-    names; and where each has a file that gives labels. `labelled(folder)` says whether such a file lies in a folder.
+    They are parts where all are called so; where one that is called training holds classes; where all hold folders of
+    the same names; and where each has a file that gives labels. `labelled(folder)` says whether such a file lies in a
+    folder.
     """
     roles = [role(name) for name in folders]
     some = [name for name, own in zip(folders, roles, strict=True) if own == "train"] or list(folders)
@@ -136,7 +139,8 @@ def _fix(root: Root, parts: Sequence[Part], where: str) -> str:
 
 
 def check_files(root: Root, names: Sequence[str], given: str, where: str) -> None:
-    """Refuse files of several splits in one set (DataError), but where the pattern `given` itself names each of them."""
+    """Refuse files of several splits in one set (DataError), but where the pattern `given` itself names each of
+    them."""
     of: dict[str | None, list[str]] = {}
     for name in names:
         of.setdefault(_file_role(name), []).append(name)

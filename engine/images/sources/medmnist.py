@@ -32,7 +32,8 @@ def _first(error: BaseException) -> str:
 
 
 def _header(path: Root, member: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a member, without its numbers; DataError where there is none, or where its size cannot be true."""
+    """Shape and type of a member, without its numbers; DataError where there is none, or where its size cannot be
+    true."""
     try:
         with open_file(path) as whole, zipfile.ZipFile(whole) as archive:
             entry = archive.getinfo(f"{member}.npy")

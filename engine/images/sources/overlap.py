@@ -1,4 +1,5 @@
-"""Outputs apart from real images: none lies where a source would read its shards, or its folders, as real images later."""
+"""Outputs apart from real images: none lies where a source would read its shards, or its folders, as real images
+later."""
 
 from __future__ import annotations
 

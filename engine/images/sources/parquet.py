@@ -27,8 +27,8 @@ CHECKED_ROWS = 2_000_000  # labels that are read before Ray starts; of larger se
 class Naming:
     """The class names of a set: those that the first file of the main set declares, and those that the recipe gives.
 
-    Numbers of a file are read by the names that this very file declares, and by these where it declares none. The recipe's
-    names choose among the declared ones, or, where none of them is one of these, rename them in their order.
+    Numbers of a file are read by the names that this very file declares, and by these where it declares none. The
+    recipe's names choose among the declared ones, or, where none of them is one of these, rename them in their order.
     """
 
     declared: tuple[str, ...] | None
@@ -64,7 +64,8 @@ class Naming:
 
 
 class ParquetFiles:
-    """Rows of {bytes, path} (or plain bytes) and a label; class names from the files' Hugging Face metadata when they have them.
+    """Rows of {bytes, path} (or plain bytes) and a label; class names from the files' Hugging Face metadata when they
+    have them.
 
     `naming`: that of the main set, where this is its test set. `given`: the path of the recipe that names the files.
     """
@@ -135,7 +136,8 @@ class ParquetFiles:
         )
 
     def check(self) -> None:
-        """Refuse files of several splits, without rows or images, or that do not fit together, and empty classes of the main set."""
+        """Refuse files of several splits, without rows or images, or that do not fit together, and empty classes of the
+        main set."""
         if self.given is not None:
             layout.check_files(self.root, self.names, self.given, self.where)
         self.naming.check()
@@ -167,7 +169,8 @@ class ParquetFiles:
             raise DataError(self.where, f"class {empty[0]!r} has no rows", fix)
 
     def _check_parts(self, files: Sequence[pq.ParquetFile]) -> None:
-        """Refuse a part whose numbers have no names where others' have, or that declares a class of its own (DataError)."""
+        """Refuse a part whose numbers have no names where others' have, or that declares a class of its own
+        (DataError)."""
         known = declared_names(files[0].schema_arrow, self.label_column)
         kind = _number(files[0].schema_arrow.field(self.label_column).type)
         for name, file in zip(self.names[1:], files[1:], strict=True):

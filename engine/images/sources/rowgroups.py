@@ -1,4 +1,5 @@
-"""What reading a Parquet file costs, by what its footer says: batches of bounded size, and files that unpack to far more refused."""
+"""What reading a Parquet file costs, by what its footer says: batches of bounded size, and files that unpack to far
+more refused."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def starts(file: pq.ParquetFile) -> list[int]:
 
 
 def refuse_bombs(file: pq.ParquetFile, path: object, where: str) -> None:
-    """Refuse more rows than the file has bytes, and columns that unpack to very many times what the file holds; DataError."""
+    """Refuse more rows than the file has bytes, and columns that unpack to very many times what the file holds;
+    DataError."""
     held = file.metadata.serialized_size
     for group in range(file.num_row_groups):
         for chunk in _chunks(file, group):
@@ -55,7 +57,8 @@ def images(file: pq.ParquetFile, group: int, leaf: str) -> Iterator[pa.Array]:
 
 
 def _rows(file: pq.ParquetFile, group: int, leaf: str, most: int) -> int:
-    """Rows of a batch: few where the rows may share one large value, which is repeated for each of them when it is read."""
+    """Rows of a batch: few where the rows may share one large value, which is repeated for each of them when it is
+    read."""
     for chunk in _chunks(file, group):
         shared = any("DICTIONARY" in encoding for encoding in chunk.encodings)
         if chunk.path_in_schema == leaf and shared and chunk.total_uncompressed_size > 0:

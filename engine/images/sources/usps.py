@@ -1,4 +1,5 @@
-"""The 9,298 USPS handwritten digits of 16 x 16 pixels in a MATLAB file: 256 grey values row by row and the digit plus one."""
+"""The 9,298 USPS handwritten digits of 16 x 16 pixels in a MATLAB file: 256 grey values row by row and the digit plus
+one."""
 
 from __future__ import annotations
 

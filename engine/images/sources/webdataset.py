@@ -56,7 +56,8 @@ COMPRESSED = ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"
 
 
 class Tars:
-    """Consecutive members with one name up to the first dot are a sample, as webdataset has it; so is all else that is read."""
+    """Consecutive members with one name up to the first dot are a sample, as webdataset has it; so is all else that is
+    read."""
 
     def __init__(
         self,
@@ -77,7 +78,8 @@ class Tars:
         self.skipped = Counter[str]()
 
     def check(self) -> None:
-        """Refuse tars of several splits or compressed ones, and a set whose first samples have no image with a label, or several.
+        """Refuse tars of several splits or compressed ones, and a set whose first samples have no image with a label,
+        or several.
 
         Raises DataError or ConfigError.
         """
@@ -267,7 +269,8 @@ def compression(file: BinaryIO) -> str | None:
 def _remote_ranges(
     path: RemotePath, ordered: Sequence[int], places: Sequence[Place]
 ) -> Iterator[tuple[int, bytes | BadImage]]:
-    """Images of a remote tar by byte range; those that lie close together are one request, several requests run at once."""
+    """Images of a remote tar by byte range; those that lie close together are one request, several requests run at
+    once."""
     found = path.entry()
     if found is None:
         raise FileNotFoundError(2, "no such file", str(path))

@@ -17,7 +17,8 @@ def entropy(probabilities: Floats) -> Floats:
 
 
 def entropy_weights(probabilities: Floats) -> Floats:
-    """(N,) weights of anchors from the probabilities (J, N, C) of J classifiers: the entropy of their mean, above a floor."""
+    """(N,) weights of anchors from the probabilities (J, N, C) of J classifiers: the entropy of their mean, above a
+    floor."""
     found = entropy(probabilities.mean(0))
     return np.maximum(found, FLOOR * max(float(found.max()), 1e-12))
 

@@ -1,4 +1,5 @@
-"""`mimeo study deliberate`: rounds chosen by the classifier against a static plan of as many images, paired by generator seed."""
+"""`mimeo study deliberate`: rounds chosen by the classifier against a static plan of as many images, paired by
+generator seed."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ def check(spec: RunSpec) -> None:
 
 
 def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
-    """Run every arm and seed that has no accuracies yet, choose, read the test split once; writes and returns results/deliberate.json.
+    """Run every arm and seed that has no accuracies yet, choose, read the test split once; writes and returns
+    results/deliberate.json.
 
     Call it inside a Ray session. Once the test split was read for a choice it is never read for another.
     """
@@ -56,7 +58,8 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
 
 
 def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> dict[str, Any]:
-    """Accuracies on validation images, intervals, comparisons with the static plan and the choice, from each (seed, arm)'s facts."""
+    """Accuracies on validation images, intervals, comparisons with the static plan and the choice, from each (seed,
+    arm)'s facts."""
     asked = section(spec)
     seeds = sorted({seed for seed, _ in found})
     sets = choice.compared(found, [STATIC, *asked.by], STATIC, asked.effect)

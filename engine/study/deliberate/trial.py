@@ -31,7 +31,8 @@ SETS = ("synthetic", "mixed")
 
 @dataclass(frozen=True)
 class Study:
-    """What all trials have in common; `shared.held` are the images of `split`, on which `arms` are scored and nothing else."""
+    """What all trials have in common; `shared.held` are the images of `split`, on which `arms` are scored and nothing
+    else."""
 
     spec: RunSpec
     shared: Shared
@@ -132,7 +133,8 @@ def _sets(
 def _round(
     study: Study, spec: RunSpec, static: Store, name: str, rows: np.ndarray, count: int, guidance: float, device: str
 ) -> Arrays:
-    """Draw `count` images from these anchors into an output of their own; the generator and conditions are the static set's."""
+    """Draw `count` images from these anchors into an output of their own; the generator and conditions are the static
+    set's."""
     from engine.diffusion import checkpoint as checkpoints
     from engine.generation import job as generation
     from engine.training.matching.precheck import lora_of, model_of
@@ -155,10 +157,11 @@ def _round(
 
 
 def _weights(study: Study, spec: RunSpec, arm: str, synthetic: Arrays, device: str) -> np.ndarray:
-    """How likely each training image is an anchor, from classifiers trained on the OTHER real images and the synthetic ones so far.
+    """How likely each training image is an anchor, from classifiers trained on the OTHER real images and the synthetic
+    ones so far.
 
-    Folds of training images are left out in turn, `judge.seeds` classifiers a fold: one that was trained on an image is sure of
-    it. Synthetic images that were drawn after an image are not left out with it.
+    Folds of training images are left out in turn, `judge.seeds` classifiers a fold: one that was trained on an image is
+    sure of it. Synthetic images that were drawn after an image are not left out with it.
     """
     from engine.training import judge_model
 

@@ -1,4 +1,5 @@
-"""What an equivalence study says in words: the worth of what was drawn, the price, and whether to draw more, label more or stop."""
+"""What an equivalence study says in words: the worth of what was drawn, the price, and whether to draw more, label more
+or stop."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def _entry(base: int, action: str, text: str) -> dict[str, Any]:
 
 
 def further(base: dict[str, Any], result: dict[str, Any]) -> float:
-    """What as many synthetic images again as the largest amount would be worth in real ones, by the fit (an extrapolation)."""
+    """What as many synthetic images again as the largest amount would be worth in real ones, by the fit (an
+    extrapolation)."""
     c = float(np.log(result["c2"]["value"]))
     v, y = 1 / base["marginal_price"]["value"], float(base["amounts"][-1]["multiple"])
     x = gained(np.array(c), np.array(v), np.array([y, 2 * y]))
@@ -50,7 +52,8 @@ def further(base: dict[str, Any], result: dict[str, Any]) -> float:
 
 
 def worth_words(amount: dict[str, Any]) -> str:
-    """Such as `2,000 synthetic images are worth 150 real ones (95 % 90 to 230)`; an end that the real curve does not reach is left open."""
+    """Such as `2,000 synthetic images are worth 150 real ones (95 % 90 to 230)`; an end that the real curve does not
+    reach is left open."""
     low, high = amount["worth_interval"]
     if amount["at_least"]:
         return f"{amount['synthetic']:,} synthetic images are worth at least {amount['worth']:,.0f} further real ones"

@@ -1,4 +1,5 @@
-"""One trial of an equivalence study: a generator trained on one base, its images, and the classifiers on all amounts of them."""
+"""One trial of an equivalence study: a generator trained on one base, its images, and the classifiers on all amounts of
+them."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Study:
 
 
 def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one trial: `study` (a reference), `cell`, `board`; publishes accuracies on the test split."""
+    """The Ray Train worker of one trial: `study` (a reference), `cell`, `board`; publishes accuracies on the test
+    split."""
     import ray
     import torch
 

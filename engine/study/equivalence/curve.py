@@ -1,4 +1,5 @@
-"""The real curve of an equivalence study: accuracies as angles, their random repeats, and the size that an accuracy is worth."""
+"""The real curve of an equivalence study: accuracies as angles, their random repeats, and the size that an accuracy is
+worth."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ Bools = NDArray[np.bool_]
 
 
 def angles(accuracies: Any) -> Floats:
-    """asin(sqrt(accuracy)): the spread of a binomial share in it hardly depends on the share (Anscombe 1948, Biometrika 35)."""
+    """asin(sqrt(accuracy)): the spread of a binomial share in it hardly depends on the share (Anscombe 1948, Biometrika
+    35)."""
     return np.arcsin(np.sqrt(np.clip(np.asarray(accuracies, float), 0.0, 1.0)))
 
 
@@ -25,8 +27,8 @@ def accuracy(angle: Floats) -> Floats:
 def repeats(values: Floats, count: int, rng: np.random.Generator) -> Floats:
     """(count, D) draws of the mean of G repeats, `values` (G, D): a multivariate-t bootstrap.
 
-    Residuals of the repeats with normal weights have the covariance of the mean; divided by sqrt(chi2(G-1) / (G-1)) their
-    percentiles of any linear function are its Student-t interval, whatever the covariance between the D columns.
+    Residuals of the repeats with normal weights have the covariance of the mean; divided by sqrt(chi2(G-1) / (G-1))
+    their percentiles of any linear function are its Student-t interval, whatever the covariance between the D columns.
     """
     g = len(values)
     mean = values.mean(0)
@@ -35,7 +37,8 @@ def repeats(values: Floats, count: int, rng: np.random.Generator) -> Floats:
 
 
 class Curve:
-    """Accuracy against the number of real images, made monotone: knots are pools of adjacent violators, straight in log n between."""
+    """Accuracy against the number of real images, made monotone: knots are pools of adjacent violators, straight in log
+    n between."""
 
     def __init__(self, sizes: Floats, angle: Floats) -> None:
         """`sizes` (S,) rising numbers of real images, `angle` (S,) their mean accuracies as angles."""
@@ -46,7 +49,8 @@ class Curve:
         self.log = np.add.reduceat(logs, edges[:-1]) / np.diff(edges)
 
     def worth(self, angle: Floats) -> tuple[Floats, Bools]:
-        """The numbers of real images that give these accuracies, and which lie above the curve (there the top knot is a lower bound).
+        """The numbers of real images that give these accuracies, and which lie above the curve (there the top knot is a
+        lower bound).
 
         Accuracies below the curve are worth its lowest knot.
         """

@@ -1,4 +1,5 @@
-"""The fit of n_syn / n_base = A (c2^(n_real+ / n_base) - 1) (arXiv 2508.09550), by least squares over a grid, for many draws at once."""
+"""The fit of n_syn / n_base = A (c2^(n_real+ / n_base) - 1) (arXiv 2508.09550), by least squares over a grid, for many
+draws at once."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from scipy.optimize import minimize
 
 from engine.study.equivalence.curve import Bools, Floats
 
-# v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2. Negative c, a price that falls, is allowed
+# v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2. Negative c, a price that falls,
+# is allowed
 # for: estimates of a constant price (c = 0) scatter to both sides, and without it they would be biased.
 V_GRID = np.concatenate([[0.0], np.geomspace(1e-4, 20.0, 160)])
 C_GRID = np.concatenate([-np.geomspace(1.5, 0.02, 20), np.geomspace(0.02, 8.0, 60)])
@@ -20,7 +22,8 @@ CHUNK = 250  # draws worked on at once: about 60 MB
 
 @dataclass(frozen=True)
 class Fit:
-    """Parameters of D draws: `c` (D,) is ln c2, one for all bases; `v` (D, B) = 1 / (A ln c2), 0 where nothing is gained."""
+    """Parameters of D draws: `c` (D,) is ln c2, one for all bases; `v` (D, B) = 1 / (A ln c2), 0 where nothing is
+    gained."""
 
     c: Floats
     v: Floats
@@ -54,17 +57,19 @@ def gained(c: Floats, v: Floats, y: Floats) -> Floats:
 
 
 def fit(x: Floats, above: Bools, y: Floats, weights: Floats) -> Fit:
-    """Weighted least squares in x, for D draws: `x` (D, B, K) gains, `y` (K,) amounts, `weights` (B, K) as 1 / variance.
+    """Weighted least squares in x, for D draws: `x` (D, B, K) gains, `y` (K,) amounts, `weights` (B, K) as 1 /
+    variance.
 
-    Where `above` (D, B, K), x is a lower bound: only a prediction below it counts. The optimum over the whole grid is taken, so
-    that no starting point matters.
+    Where `above` (D, B, K), x is a lower bound: only a prediction below it counts. The optimum over the whole grid is
+    taken, so that no starting point matters.
     """
     coarse = _search(x, above, y, weights, C_GRID, [V_GRID] * x.shape[1])
     return _search(x, above, y, weights, _around_power(coarse.c), [_around_worth(v) for v in coarse.v.T])
 
 
 def _around_power(c: Floats) -> Floats:
-    """A finer grid over the range that the bulk of the draws has found, and the coarse one beyond; without 0, where it is not defined."""
+    """A finer grid over the range that the bulk of the draws has found, and the coarse one beyond; without 0, where it
+    is not defined."""
     low, high = np.quantile(c, [0.01, 0.99])
     found = np.concatenate([np.linspace(low - 0.05 - 0.1 * abs(low), high + 0.05 + 0.1 * abs(high), FINE), C_GRID[::2]])
     return np.unique(found[np.abs(found) > 1e-3])
@@ -115,7 +120,8 @@ def _errors(x: Floats, above: Bools, predicted: Floats, weights: Floats) -> Floa
 
 
 def paper_form(x: Floats, above: Bools, y: Floats, weights: Floats, bases: Floats) -> tuple[float, float]:
-    """(a, c) of the paper's own form A = c1^(n_base / k) = exp(a n_base), a = ln(c1) / k, fitted to one set of gains (B, K)."""
+    """(a, c) of the paper's own form A = c1^(n_base / k) = exp(a n_base), a = ln(c1) / k, fitted to one set of gains
+    (B, K)."""
 
     def loss(point: Floats) -> float:
         c, a = np.exp(point[0]), point[1] / bases.max()

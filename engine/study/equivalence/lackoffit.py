@@ -1,4 +1,5 @@
-"""Whether what was measured has the form that is fitted to it: a lack-of-fit F test, its distribution by a bootstrap of the noise."""
+"""Whether what was measured has the form that is fitted to it: a lack-of-fit F test, its distribution by a bootstrap of
+the noise."""
 
 from __future__ import annotations
 
@@ -32,14 +33,16 @@ class Lack:
 def lack_of_fit(
     sizes: Floats, real: Floats, bases: Floats, y: Floats, synthetic: Floats, draws: int, seed: int
 ) -> Lack | None:
-    """The test, from angles: `real` (G, S) at `sizes` (S,), `synthetic` (G, B, K) for `bases` (B,) and amounts `y` (K,).
+    """The test, from angles: `real` (G, S) at `sizes` (S,), `synthetic` (G, B, K) for `bases` (B,) and amounts `y`
+    (K,).
 
-    Under the form each base's accuracies are R(n_base (1 + x(y))) with the real curve R, up to a constant of the base: a repeat's
-    order of images and generator move all its amounts together, and the constant leaves that out. The statistic is the sum of
-    squares that is left after the best c, v of each base and constants, over the mean square of what differs between repeats
-    beside a repeat's own constant. It is compared with its values in `draws` studies of the fitted form: noise of the repeats with
-    their pooled covariance over amounts, shrunk towards equal variances, and of the real curve, whose error goes into every fit.
-    None with fewer than two amounts or repeats, or without any noise.
+    Under the form each base's accuracies are R(n_base (1 + x(y))) with the real curve R, up to a constant of the base:
+    a repeat's order of images and generator move all its amounts together, and the constant leaves that out. The
+    statistic is the sum of squares that is left after the best c, v of each base and constants, over the mean square of
+    what differs between repeats beside a repeat's own constant. It is compared with its values in `draws` studies of
+    the fitted form: noise of the repeats with their pooled covariance over amounts, shrunk towards equal variances, and
+    of the real curve, whose error goes into every fit. None with fewer than two amounts or repeats, or without any
+    noise.
     """
     g, b, k = synthetic.shape
     residuals = _beside(synthetic)
@@ -102,7 +105,8 @@ def _square(residuals: Floats) -> float:
 
 
 def _root(residuals: Floats, freedom: int) -> Floats:
-    """The square root (K, K) of the covariance of residuals (N, K), shrunk towards equal variances beside a constant."""
+    """The square root (K, K) of the covariance of residuals (N, K), shrunk towards equal variances beside a
+    constant."""
     k = residuals.shape[1]
     own = residuals.T @ residuals / freedom
     equal = np.trace(own) / (k - 1) * (np.eye(k) - 1 / k)

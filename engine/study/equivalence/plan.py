@@ -57,7 +57,8 @@ def multiples(spec: RunSpec) -> tuple[int, ...]:
 
 
 def sizes(spec: RunSpec, pool: int) -> tuple[int, ...]:
-    """The sizes of the real curve: as asked, or the bases and a geometric row from below the smallest to all `pool` images."""
+    """The sizes of the real curve: as asked, or the bases and a geometric row from below the smallest to all `pool`
+    images."""
     asked = section(spec)
     if asked.real:
         return tuple(sorted({*asked.real, *asked.bases}))
@@ -70,7 +71,8 @@ def sizes(spec: RunSpec, pool: int) -> tuple[int, ...]:
 
 
 def order(labels: Ints, seed: int) -> Ints:
-    """A random order of the pool (row numbers) in which every beginning has the classes in about the pool's proportions.
+    """A random order of the pool (row numbers) in which every beginning has the classes in about the pool's
+    proportions.
 
     In each class images are shuffled; the i-th of n comes at place (i + u) / n of the whole, u uniform for the class.
     """

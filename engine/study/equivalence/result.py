@@ -28,7 +28,8 @@ SATURATED = 0.25  # in the logarithm of the errors: all real images remove at mo
 
 @dataclass(frozen=True)
 class Measured:
-    """Accuracies on the test split: `real` (G, S, J) at S `sizes` of the real set, `synthetic` (G, B, K, J) for B `bases` held and K `multiples`.
+    """Accuracies on the test split: `real` (G, S, J) at S `sizes` of the real set, `synthetic` (G, B, K, J) for B
+    `bases` held and K `multiples`.
 
     G repeats, J classifiers each.
     """
@@ -84,9 +85,11 @@ class Analysis:
         return x, above
 
     def _weights(self, x: Floats) -> Floats:
-        """(B, K) about 1 / variance of the gains: (d angle / d gain)^2, over a range of four in size; equal errors of all angles.
+        """(B, K) about 1 / variance of the gains: (d angle / d gain)^2, over a range of four in size; equal errors of
+        all angles.
 
-        Taken from the curve's slope and not from the repeats' spread, which would favour what happens to agree among few repeats.
+        Taken from the curve's slope and not from the repeats' spread, which would favour what happens to agree among
+        few repeats.
         """
         size = self.base[:, None] * (1 + x)
         rise = self.curve.at(2 * size) - self.curve.at(size / 2)
@@ -100,7 +103,8 @@ class Analysis:
 
     @cached_property
     def gain(self) -> list[Any]:
-        """The mean gain over all amounts, in accuracy, of each base over its own repeats' real accuracy: (mean, interval)."""
+        """The mean gain over all amounts, in accuracy, of each base over its own repeats' real accuracy: (mean,
+        interval)."""
         out = []
         for b, base in enumerate(self.measured.bases):
             held = self.measured.real[:, self.measured.sizes.index(base)].mean(1)
@@ -116,10 +120,12 @@ class Analysis:
         return lack_of_fit(sizes, real, self.base, self.y, synthetic, self._draws, self._seed)
 
     def verdict(self, b: int) -> str:
-        """Whether base `b` has a price: "identifiable", or why it has none. Bases share c2, so one that is not of the form spoils all.
+        """Whether base `b` has a price: "identifiable", or why it has none. Bases share c2, so one that is not of the
+        form spoils all.
 
-        Accuracies are compared, repeat by repeat, by the logarithm of the ratio of their errors: learning curves are about power
-        laws of the error, so that its spread is about the same for easy and for hard orders of the real images.
+        Accuracies are compared, repeat by repeat, by the logarithm of the ratio of their errors: learning curves are
+        about power laws of the error, so that its spread is about the same for easy and for hard orders of the real
+        images.
         """
         held, top = (self.measured.real[:, k].mean(1) for k in (self.measured.sizes.index(self.measured.bases[b]), -1))
         rise = mean_interval(_fewer_errors(held, top).tolist(), LEVEL)
@@ -183,7 +189,8 @@ class Analysis:
         }
 
     def _amount(self, b: int, k: int) -> dict[str, Any]:
-        """One measured cell: its accuracy, and what it is worth in further real images, read off the real curve without the fit.
+        """One measured cell: its accuracy, and what it is worth in further real images, read off the real curve without
+        the fit.
 
         The interval's upper end is None where more than 2.5 % of the draws lie above the real curve.
         """

@@ -44,7 +44,8 @@ def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporte
 
 
 def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, dict[str, list[float]]]:
-    """Run every cell that has no accuracies yet; returns those of all cells by `Cell.key`. Call it inside a Ray session.
+    """Run every cell that has no accuracies yet; returns those of all cells by `Cell.key`. Call it inside a Ray
+    session.
 
     A study that was cut short goes on with the cells that are missing, and one with more repeats adds them.
     """

@@ -45,7 +45,8 @@ class Point:
         return ", ".join([f"{self.ratio:.15g}x", *described(self.values)])
 
     def count(self, n: int) -> int:
-        """How many synthetic samples it takes beside `n` real images: floor(ratio n), with the ratio as it is written."""
+        """How many synthetic samples it takes beside `n` real images: floor(ratio n), with the ratio as it is
+        written."""
         return math.floor(Fraction(str(self.ratio)) * n)
 
     def changes(self) -> dict[str, Any]:
@@ -203,7 +204,8 @@ def described(values: Sequence[tuple[str, Any]]) -> list[str]:
 
 
 def _understood(spec: RunSpec, key: str, values: Sequence[Any]) -> tuple[Any, ...]:
-    """Values as the validated recipe holds them, each once, numbers in order; other keys than `key` are not judged here."""
+    """Values as the validated recipe holds them, each once, numbers in order; other keys than `key` are not judged
+    here."""
     found: list[Any] = []
     for value in values:
         try:

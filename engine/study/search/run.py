@@ -1,4 +1,5 @@
-"""`mimeo search`: settings as trials of Ray Tune, judged on validation images; the best one's test accuracy is read once."""
+"""`mimeo search`: settings as trials of Ray Tune, judged on validation images; the best one's test accuracy is read
+once."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ FINAL = "results/search/test.json"
 def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
     """Run every trial that has no result yet, choose, read the test split once; writes and returns results/search.json.
 
-    Call it inside a Ray session. Each classifier's accuracy is published on its own, so a search that was cut short goes on,
-    and one with more ratios, values or seeds adds them. Once the test split was read for a choice it is never read for another.
+    Call it inside a Ray session. Each classifier's accuracy is published on its own, so a search that was cut short
+    goes on, and one with more ratios, values or seeds adds them. Once the test split was read for a choice it is never
+    read for another.
     """
     n, images = catalog.split("train").num_rows, catalog.split(VALIDATION).num_rows
     need_validation(images, "a search")
@@ -102,7 +104,8 @@ def _asha(session: _Session, points: Sequence[Point]) -> None:
 
 
 def _optuna(session: _Session) -> list[Point]:
-    """Each next setting follows from the scores of those before; finished ones are handed to Optuna. Returns all finished."""
+    """Each next setting follows from the scores of those before; finished ones are handed to Optuna. Returns all
+    finished."""
     spec, store, space = session.spec, session.store, plan.space(session.spec)
     points = space.points()
 
@@ -118,7 +121,8 @@ def _optuna(session: _Session) -> list[Point]:
 
 
 def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
-    """Write the choice down, then read the test split for it and for ratio 0, with generators and judges of other seeds.
+    """Write the choice down, then read the test split for it and for ratio 0, with generators and judges of other
+    seeds.
 
     An earlier choice's reading is the only one.
     """

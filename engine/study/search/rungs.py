@@ -1,4 +1,5 @@
-"""Early stopping by asynchronous successive halving (arXiv 1810.05934) over classifiers: the rungs are numbers of them."""
+"""Early stopping by asynchronous successive halving (arXiv 1810.05934) over classifiers: the rungs are numbers of
+them."""
 
 from __future__ import annotations
 

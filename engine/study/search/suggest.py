@@ -14,7 +14,8 @@ ATTEMPTS = 20  # of the estimator at a setting that was not tried yet; then one 
 
 
 def searcher(space: Space, known: Sequence[tuple[Point, float]], seed: int, metric: str) -> Any:
-    """Ray Tune's OptunaSearch, which knows the scores of finished settings and suggests others as indices into `space`."""
+    """Ray Tune's OptunaSearch, which knows the scores of finished settings and suggests others as indices into
+    `space`."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 

@@ -1,4 +1,5 @@
-"""What a ratio search has found: the curve with intervals, gains over ratio 0, the chosen ratio and its plainer alternative."""
+"""What a ratio search has found: the curve with intervals, gains over ratio 0, the chosen ratio and its plainer
+alternative."""
 
 from __future__ import annotations
 
@@ -27,9 +28,9 @@ def curve(
 ) -> list[dict[str, Any]]:
     """Every setting with its accuracies, mean, intervals and gain over ratio 0, in order of the ratio.
 
-    A setting with fewer than `whole` accuracies was stopped early: it is shown, and neither compared nor chosen. Gains are
-    paired by generator seed and by image, where `right` (G, N) says which were right; their p are Holm-adjusted over all that are
-    compared. `n`: real training images.
+    A setting with fewer than `whole` accuracies was stopped early: it is shown, and neither compared nor chosen. Gains
+    are paired by generator seed and by image, where `right` (G, N) says which were right; their p are Holm-adjusted
+    over all that are compared. `n`: real training images.
     """
     order = sorted(values, key=lambda point: (point.ratio, point.label))
     known = {point.key: units(values[point]) for point in order if len(values[point]) == whole}
@@ -53,7 +54,8 @@ def choose(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def plainer(points: Sequence[dict[str, Any]], best: dict[str, Any]) -> dict[str, Any]:
-    """The smallest ratio whose mean is within one standard error of the best's (Breiman et al. 1984, CART, section 3.4.3)."""
+    """The smallest ratio whose mean is within one standard error of the best's (Breiman et al. 1984, CART, section
+    3.4.3)."""
     number = len(best["units"])
     least = best["mean"] - (best["sd"] or 0.0) / math.sqrt(number)
     near = [point for point in points if point["whole"] and point["mean"] >= least]
@@ -67,7 +69,8 @@ def reading(
     right: Mapping[Point, Floats] | None = None,
     effect: float | None = None,
 ) -> dict[str, Any]:
-    """The test split read for a choice and for ratio 0: their means and the gain with its intervals, unadjusted: it is one."""
+    """The test split read for a choice and for ratio 0: their means and the gain with its intervals, unadjusted: it is
+    one."""
     known = {point.key: units(values[point]) for point in dict.fromkeys((ZERO, chosen))}
     answers = {point.key: own for point, own in right.items()} if right else None
     gain = compare(known, ZERO.key, right=answers, effect=effect)

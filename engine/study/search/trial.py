@@ -1,4 +1,5 @@
-"""One trial of a ratio search: the generator, images and fine-tune that it shares, and its classifiers on all they see."""
+"""One trial of a ratio search: the generator, images and fine-tune that it shares, and its classifiers on all they
+see."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from engine.training.matching.precheck import MARKER
 
 @dataclass(frozen=True)
 class Study:
-    """What all trials have in common: the recipe, the output, the catalog, the real training images, and what to score on.
+    """What all trials have in common: the recipe, the output, the catalog, the real training images, and what to score
+    on.
 
     `held` are the validation images while settings are compared; `catalog` then names no test image. `generators`: the
     generator seeds by their numbers; `folder`: where accuracies go.
@@ -91,7 +93,8 @@ def _data(study: Study, point: Point, generator: int, device: str) -> Data:
 
 
 def _synthetic(study: Study, point: Point, generator: int, device: str) -> Arrays:
-    """The first samples of the set of this generator seed and these values; whoever comes first makes it, others wait."""
+    """The first samples of the set of this generator seed and these values; whoever comes first makes it, others
+    wait."""
     needed = max(largest(study.spec, study.n), point.count(study.n))
     own = study.generators[generator]
     spec = set_spec(study.spec, point, own, needed)

@@ -1,4 +1,5 @@
-"""`mimeo study worth`: real, controls, synthetic and mixed over several generator seeds, with the copy share beside each ratio."""
+"""`mimeo study worth`: real, controls, synthetic and mixed over several generator seeds, with the copy share beside
+each ratio."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def check(spec: RunSpec) -> None:
 
 
 def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
-    """Run every generator seed that has no result yet; writes and returns results/worth.json. Call it inside a Ray session.
+    """Run every generator seed that has no result yet; writes and returns results/worth.json. Call it inside a Ray
+    session.
 
     Each seed publishes its result on its own, so a study that was cut short goes on, and one with more seeds adds them.
     """
@@ -124,7 +126,8 @@ def _get(ref: Any) -> Any:
 
 
 def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
-    """Every arm over the generator seeds, the reference, comparisons with it, and the copy shares; `found` a seed each."""
+    """Every arm over the generator seeds, the reference, comparisons with it, and the copy shares; `found` a seed
+    each."""
     metric, kinds = spec.judge.metric, dict(sorted(found[0]["kinds"].items(), key=_order))
     values = {way: _values(found, way, metric) for way in ("validation", "test")}
     alone = [arm for arm, own in kinds.items() if own["kind"] not in ("synthetic", "mixed")]
@@ -200,7 +203,8 @@ def _arm(
 
 
 def _copies(found: Sequence[WorthTrial]) -> dict[str, Any]:
-    """By multiple: copy share and membership AUC a generator seed in both spaces, with means, and how many sets are called copies."""
+    """By multiple: copy share and membership AUC a generator seed in both spaces, with means, and how many sets are
+    called copies."""
     out: dict[str, Any] = {}
     for multiple in found[0]["copies"]["sets"]:
         sets = [one["copies"]["sets"][multiple] for one in found]

@@ -1,4 +1,5 @@
-"""One generator seed: its set is drawn, audited for copies, and every arm and control is judged, on validation and on test images."""
+"""One generator seed: its set is drawn, audited for copies, and every arm and control is judged, on validation and on
+test images."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def judged(spec: RunSpec, planned: controls.Planned) -> list[Arm]:
 
 
 def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> dict[str, Any]:
-    """The seed's result, as `WorthTrial`. Judges that are scored on validation images are others than those that read the test split."""
+    """The seed's result, as `WorthTrial`. Judges that are scored on validation images are others than those that read
+    the test split."""
     given = Shared(shared.url, shared.catalog, shared.train, shared.test, board=shared.board)
     store = synthetic_set(spec, "worth", generator, given, device)
     planned = controls.plan(spec, store)
@@ -88,9 +90,11 @@ def _data(spec: RunSpec, store: Store, shared: Images) -> Data:
 
 
 def _fidelity(spec: RunSpec, data: Data, held: Arrays, multiples: list[int], device: str) -> dict[str, Any]:
-    """Distances of the set's beginnings, and of training images, to held-out images in the features that copies are measured in.
+    """Distances of the set's beginnings, and of training images, to held-out images in the features that copies are
+    measured in.
 
-    Training images stand beside as many images that their own classifier has learnt, so theirs is a yardstick and no zero.
+    Training images stand beside as many images that their own classifier has learnt, so theirs is a yardstick and no
+    zero.
     """
     model, _, _ = fit(Arm("real"), 0, spec.judge, data, device)
     space, synthetic = FeatureSpace(model, device), data.synthetic

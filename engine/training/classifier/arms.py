@@ -22,8 +22,8 @@ REAL, SYNTHETIC, RECONSTRUCTED = "real", "synthetic", "reconstructed"
 class Arm:
     """One training set.
 
-    `multiple`: synthetic (or duplicate) images per real training image; `shots`: real images a class; `images`: real images
-    in all, for a point of the real curve.
+    `multiple`: synthetic (or duplicate) images per real training image; `shots`: real images a class; `images`: real
+    images in all, for a point of the real curve.
     """
 
     kind: str
@@ -33,7 +33,8 @@ class Arm:
 
     @property
     def key(self) -> str:
-        """The arm's name in results: `augmentation_2x`, `few_shot_5`, `few_shot_5_augmentation_2x`, `real_400` (curve)."""
+        """The arm's name in results: `augmentation_2x`, `few_shot_5`, `few_shot_5_augmentation_2x`, `real_400`
+        (curve)."""
         if self.kind == "curve":
             return f"real_{self.images}"
         if self.kind == "few_shot":
@@ -126,9 +127,9 @@ def check(spec: TrainSpec, sizes: Ints, planned: int, validation: int, test: int
 def parts(arm: Arm, seed: int, labels: Mapping[str, Ints], index: Ints, n: int) -> list[Part]:
     """What an arm draws from: real images first.
 
-    `labels` hold the classes (N,) of the sets that were read; `index` (N,) rises over the synthetic set and counts planned
-    samples, so that `multiple` x n is the same share of the plan whatever was quarantined. Subsets of real images are drawn by
-    the classifier's seed, stratified, and nested: a smaller one is the beginning of a larger one.
+    `labels` hold the classes (N,) of the sets that were read; `index` (N,) rises over the synthetic set and counts
+    planned samples, so that `multiple` x n is the same share of the plan whatever was quarantined. Subsets of real
+    images are drawn by the classifier's seed, stratified, and nested: a smaller one is the beginning of a larger one.
     """
     found = []
     if arm.kind == "reconstructed":

@@ -108,7 +108,8 @@ class Mix:
 
 
 def mix(spec: TrainSpec, seed: int, step: int) -> Mix | None:
-    """The mixing of a step, the same on every rank: lambda ~ Beta(alpha, alpha), mixup (arXiv 1710.09412) or CutMix (arXiv 1905.04899).
+    """The mixing of a step, the same on every rank: lambda ~ Beta(alpha, alpha), mixup (arXiv 1710.09412) or CutMix
+    (arXiv 1905.04899).
 
     Each has an even chance where both are asked for. None where neither is.
     """

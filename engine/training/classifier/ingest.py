@@ -1,4 +1,5 @@
-"""Ray Data ingest: real and synthetic images, read once by the engine's own readers, into blocks that all workers share."""
+"""Ray Data ingest: real and synthetic images, read once by the engine's own readers, into blocks that all workers
+share."""
 
 from __future__ import annotations
 
@@ -35,9 +36,10 @@ COLUMNS = pa.schema([("chunk", pa.int64()), ("label", pa.int64()), ("index", pa.
 class Request:
     """What to read of one set: catalog rows of this run, or shards of a finished output, one chunk a task.
 
-    `rows`: an `ObjectRef` of the catalog rows, or None; `url`: the output; `pieces`: (first row, number) or shard indices;
-    `same_codec`: through the lossy codec of the synthetic set; `below`, `offset`: samples with a smaller plan index, which
-    is shown as index + offset.
+    `rows`: an `ObjectRef` of the catalog rows, or None; `url`: the output; `pieces`: (first row, number) or shard
+    indices;
+    `same_codec`: through the lossy codec of the synthetic set; `below`, `offset`: samples with a smaller plan index,
+    which is shown as index + offset.
     """
 
     name: str
@@ -121,7 +123,8 @@ def _view(table: pa.Table, side: int) -> Any:
 
 
 def side_of(spec: RunSpec) -> int:
-    """The side of stored images: the classifier's where they are stored as pixels and it is smaller, else images.size."""
+    """The side of stored images: the classifier's where they are stored as pixels and it is smaller, else
+    images.size."""
     size = spec.images.size
     wanted = (spec.train.size if spec.train else None) or size
     return min(size, wanted) if size <= DECODED_SIDE else size
@@ -146,8 +149,8 @@ def synthetic(
 def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> dict[str, Images]:
     """Read all requests in one Ray Data job; requests of one name follow each other in one set.
 
-    Blocks stay in the object store and are owned by the caller. The result depends on the requests alone, not on how many
-    tasks ran or in which order they ended. Raises DataError for what is not the catalogued or sealed image.
+    Blocks stay in the object store and are owned by the caller. The result depends on the requests alone, not on how
+    many tasks ran or in which order they ended. Raises DataError for what is not the catalogued or sealed image.
     """
     import ray
 
@@ -176,7 +179,8 @@ def ingest(spec: RunSpec, requests: Sequence[Request], progress: Reporter) -> di
 
 
 def _raise_told(block: Any) -> None:
-    """Raise the MimeoError that a task has put in place of its images: Ray Data keeps no cause of what a task raises."""
+    """Raise the MimeoError that a task has put in place of its images: Ray Data keeps no cause of what a task
+    raises."""
     import ray
 
     told = json.loads(ray.get(block)["image"][0].as_py())

@@ -1,4 +1,5 @@
-"""Batches for a classifier: drawn by the mixing plan, gathered from shared blocks, decoded and augmented, a few steps ahead."""
+"""Batches for a classifier: drawn by the mixing plan, gathered from shared blocks, decoded and augmented, a few steps
+ahead."""
 
 from __future__ import annotations
 
@@ -67,9 +68,9 @@ class Feed:
 class Loader:
     """This rank's batches in rising order of steps.
 
-    Images above 64 px are gathered and decoded by threads a few steps ahead; random transforms run in the calling thread,
-    because torch's generator is one a process. With `loaders` actors whole batches are made in these processes instead; the batches
-    are the same.
+    Images above 64 px are gathered and decoded by threads a few steps ahead; random transforms run in the calling
+    thread, because torch's generator is one a process. With `loaders` actors whole batches are made in these processes
+    instead; the batches are the same.
     """
 
     def __init__(self, feed: Feed, part: slice, *, loaders: int = 0) -> None:

@@ -47,9 +47,11 @@ def confusion(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: 
 
 
 def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
-    """JSON-ready: `top1`, `top5` (None for five classes or fewer), `nll`, `ece` with `calibration`, `correct` a class, `confusions`.
+    """JSON-ready: `top1`, `top5` (None for five classes or fewer), `nll`, `ece` with `calibration`, `correct` a class,
+    `confusions`.
 
-    `confusions`: [true, predicted, count] with the largest first, at most 200; `confusion`: the whole matrix up to 100 classes.
+    `confusions`: [true, predicted, count] with the largest first, at most 200; `confusion`: the whole matrix up to 100
+    classes.
     """
     classes = probabilities.shape[1]
     matrix = confusion(probabilities.argmax(1), labels, classes)

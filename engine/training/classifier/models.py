@@ -25,11 +25,13 @@ DEPTH_STRIDE = 8  # what ConvNeXt's stages after the stem divide the side by
 
 
 def build(spec: TrainSpec, size: int, classes: int) -> nn.Module:
-    """A classifier of (B, 3, size, size) float32 in [-1, 1] to (B, classes) logits, with weights from torch's current seed.
+    """A classifier of (B, 3, size, size) float32 in [-1, 1] to (B, classes) logits, with weights from torch's current
+    seed.
 
-    At 64 px or less a ResNet gets a 3x3 stem of stride 1 without pooling, a ViT patches that leave about 8 x 8 tokens, a
-    ConvNeXt a smaller stem. `train.arguments` go to timm and win. Nothing is downloaded. Raises ConfigError for a model or
-    arguments that timm does not know, and for an image that is too small; DataError for weights that do not fit.
+    At 64 px or less a ResNet gets a 3x3 stem of stride 1 without pooling, a ViT patches that leave about 8 x 8 tokens,
+    a ConvNeXt a smaller stem. `train.arguments` go to timm and win. Nothing is downloaded. Raises ConfigError for a
+    model or arguments that timm does not know, and for an image that is too small; DataError for weights that do not
+    fit.
     """
     model = _bare(spec, size, classes)
     if spec.weights is not None:
@@ -75,7 +77,8 @@ def _check_numbers(arguments: dict[str, Any], key: str = "") -> None:
 
 
 def _check_weights(path: Path, model: nn.Module, other: nn.Module) -> None:
-    """The file is whole, finite and this model's; tensors that differ between `model` and `other` may have any shape."""
+    """The file is whole, finite and this model's; tensors that differ between `model` and `other` may have any
+    shape."""
     if not path.exists():
         raise ConfigError("train.weights", f"{path} does not exist", "give a .safetensors file")
     found = {name: tensor.shape for name, tensor in weights.read_header(path).items()}
@@ -135,7 +138,8 @@ def _timm(spec: TrainSpec, size: int, classes: int) -> nn.Module:
 
 
 def _check_arguments(spec: TrainSpec, kind: type) -> None:
-    """Let through what the model's own class takes, nothing of timm's loaders, which open files and the network (ConfigError)."""
+    """Let through what the model's own class takes, nothing of timm's loaders, which open files and the network
+    (ConfigError)."""
     import timm
 
     taken = {name for base in kind.__mro__ for name in inspect.signature(base).parameters if base is not object}

@@ -24,7 +24,8 @@ def _autoencoder(path: str) -> tuple[Any, str]:
 
 
 def reconstructed(pixels: NDArray[np.uint8], path: str) -> NDArray[np.uint8]:
-    """(N, H, W, 3) uint8 pixels encoded (the mode of the posterior) and decoded by the VAE of a diffusers directory (path or URL)."""
+    """(N, H, W, 3) uint8 pixels encoded (the mode of the posterior) and decoded by the VAE of a diffusers directory
+    (path or URL)."""
     import torch
 
     vae, device = _autoencoder(path)

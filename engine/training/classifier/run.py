@@ -56,9 +56,11 @@ def section(spec: RunSpec) -> TrainSpec:
 
 
 def plan(spec: RunSpec, store: Store, catalog: Catalog, *, autoencoder: tuple[Path | str, str] | None = None) -> Plan:
-    """Check the arms against what there is and name their classifiers; needs the catalog, and the sealed set where one is drawn.
+    """Check the arms against what there is and name their classifiers; needs the catalog, and the sealed set where one
+    is drawn.
 
-    `autoencoder`: the generator's diffusers directory (path or URL) and its digest, for the arm `reconstructed`. Raises ConfigError and DataError.
+    `autoencoder`: the generator's diffusers directory (path or URL) and its digest, for the arm `reconstructed`. Raises
+    ConfigError and DataError.
     """
     train, found = section(spec), check(spec, catalog)
     if train.needs_synthetic:
@@ -75,7 +77,8 @@ def plan(spec: RunSpec, store: Store, catalog: Catalog, *, autoencoder: tuple[Pa
 
 
 def check(spec: RunSpec, catalog: Catalog) -> list[sources.Source]:
-    """Refuse arms that these real images, this plan and the further outputs cannot give, before anything is drawn; gives the latter."""
+    """Refuse arms that these real images, this plan and the further outputs cannot give, before anything is drawn;
+    gives the latter."""
     train, labels = section(spec), catalog.split("train")["label"].to_numpy()
     found = sources.further(train, catalog) if train.needs_synthetic else []
     sizes = np.bincount(labels, minlength=len(catalog.class_names))
@@ -103,8 +106,8 @@ def _common(spec: RunSpec, train: TrainSpec, catalog: Catalog) -> dict[str, Any]
 def train(planned: Plan, store: Store, progress: Reporter, *, time_limit: float | None = None) -> bool:
     """Train every classifier that is not there yet; False where `time_limit` (seconds) ended it early.
 
-    Each result is published on its own as `results/train/NAME.json`; an interrupted classifier goes on from its newest checkpoint.
-    The test split is read once by each, after its last step. Call inside a Ray session.
+    Each result is published on its own as `results/train/NAME.json`; an interrupted classifier goes on from its newest
+    checkpoint. The test split is read once by each, after its last step. Call inside a Ray session.
     """
     pending = planned.pending(store)
     if not pending:

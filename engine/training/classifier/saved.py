@@ -38,7 +38,8 @@ class Classifier:
     facts: dict[str, Any]
 
     def probabilities(self, pixels: Pixels) -> NDArray[np.float32]:
-        """(N, C) float32, rows summing to 1, of (N, H, H, 3) uint8 sRGB pixels of any side; they are resized as at the test."""
+        """(N, C) float32, rows summing to 1, of (N, H, H, 3) uint8 sRGB pixels of any side; they are resized as at the
+        test."""
         return self._over(pixels, lambda images: self.model(images).float().softmax(1), len(self.class_names))
 
     def features(self, pixels: Pixels) -> NDArray[np.float32]:
@@ -113,7 +114,8 @@ def read_weights(model: nn.Module, store: Store, path: str) -> None:
 
 
 def facts(store: Store, name: str) -> dict[str, Any]:
-    """What is known of a saved classifier: arm, seed, settings, what it was made from; DataError where that is missing."""
+    """What is known of a saved classifier: arm, seed, settings, what it was made from; DataError where that is
+    missing."""
     where = f"{FOLDER}/{name}/{FACTS}"
     found = documents.find(store, where, ClassifierFacts, "run mimeo train again")
     if found is None:

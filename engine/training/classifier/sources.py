@@ -1,4 +1,5 @@
-"""The synthetic images of a training: this run's own output and further ones, checked to be of the same kind and united."""
+"""The synthetic images of a training: this run's own output and further ones, checked to be of the same kind and
+united."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ def own(spec: RunSpec, store: Store) -> Source:
 
 
 def precheck(spec: RunSpec, train: TrainSpec, url: str) -> None:
-    """Refuse further outputs that cannot be: absent, this one, given twice, of another image size, or with the same samples."""
+    """Refuse further outputs that cannot be: absent, this one, given twice, of another image size, or with the same
+    samples."""
     seen, keys = {open_store(url).url}, {sample_key(spec): "this run"}
     for place in train.synthetic:
         store = open_store(place)
@@ -67,7 +69,8 @@ def precheck(spec: RunSpec, train: TrainSpec, url: str) -> None:
 
 
 def further(train: TrainSpec, real: Catalog) -> list[Source]:
-    """The outputs of `train.synthetic`; DataError for other classes, and for generators that have seen this run's test images."""
+    """The outputs of `train.synthetic`; DataError for other classes, and for generators that have seen this run's test
+    images."""
     held = real.table.filter(pc.is_in(real.table["split"], pa.array(["validation", "test"])))
     held_out = set(held["pixels_sha256"].to_pylist())
     found = []

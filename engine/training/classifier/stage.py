@@ -25,7 +25,8 @@ BEST = 4  # of the best validation so far: step, accuracy, negative log-likeliho
 class ClassifierStage:
     """Cross-entropy with label smoothing, mixup and CutMix over batches of a loader.
 
-    `kept["best"]` (4,) float64 is the best validation so far, `kept["curve"]` (N, 3) float64 each validation: step, accuracy, NLL.
+    `kept["best"]` (4,) float64 is the best validation so far, `kept["curve"]` (N, 3) float64 each validation: step,
+    accuracy, NLL.
     """
 
     accumulate = 1
@@ -105,6 +106,7 @@ class ClassifierStage:
 
 
 def validations(spec: TrainSpec, steps: int) -> list[int]:
-    """After which steps the validation split is looked at, where there is one: ten times, or as asked; always after the last."""
+    """After which steps the validation split is looked at, where there is one: ten times, or as asked; always after the
+    last."""
     every = spec.validate_every or max(1, steps // 10)
     return [*range(every, steps, every), steps]

@@ -1,4 +1,5 @@
-"""What each Ray Train worker runs: its classifiers one after the other, each resumed, trained, validated, tested once, published."""
+"""What each Ray Train worker runs: its classifiers one after the other, each resumed, trained, validated, tested once,
+published."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Job:
-    """All classifiers of a run and what they share; `n`: real training images; `deadline`: until when (`time.time()`) it may run."""
+    """All classifiers of a run and what they share; `n`: real training images; `deadline`: until when (`time.time()`)
+    it may run."""
 
     spec: TrainSpec
     store: Store
@@ -136,7 +138,8 @@ class Training:
             self._validate(step)
 
     def _validate(self, step: int) -> None:
-        """Look at the validation split with the weights that would be kept; save them where they are the best so far."""
+        """Look at the validation split with the weights that would be kept; save them where they are the best so
+        far."""
         with self._averaged():
             found = self._probabilities(VALIDATION)
             labels = self.sets[VALIDATION].labels

@@ -1,4 +1,5 @@
-"""What a fine-tune changes in a denoiser: LoRA matrices put in by peft, or all of its weights; and how both are written."""
+"""What a fine-tune changes in a denoiser: LoRA matrices put in by peft, or all of its weights; and how both are
+written."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def check_targets(checkpoint: Checkpoint, match: MatchSpec) -> None:
 
 
 def targets_of(denoiser: nn.Module, match: MatchSpec) -> list[str]:
-    """The names of the modules that get a LoRA: those of a preset that the denoiser has, or the recipe's own, all of them.
+    """The names of the modules that get a LoRA: those of a preset that the denoiser has, or the recipe's own, all of
+    them.
 
     Raises ConfigError where a name of the recipe's own fits nothing, or a preset nothing at all.
     """

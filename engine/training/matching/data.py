@@ -1,4 +1,5 @@
-"""What the fine-tune learns from: latents and encoded prompts, computed once by Ray Data, or live at every step with equal results."""
+"""What the fine-tune learns from: latents and encoded prompts, computed once by Ray Data, or live at every step with
+equal results."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ NUMBERS = pa.large_list(pa.float32())
 
 
 def pipeline_of(checkpoint: Checkpoint, device: str, match: MatchSpec) -> Any:
-    """The generator as a fine-tune uses it: in `match.dtype`, the VAE in float32, and so the denoiser where all of it is tuned."""
+    """The generator as a fine-tune uses it: in `match.dtype`, the VAE in float32, and so the denoiser where all of it
+    is tuned."""
     pipeline = checkpoints.load(checkpoint, device, match.dtype)
     with checkpoints.quiet():
         pipeline.vae.to(torch.float32)
@@ -47,7 +49,8 @@ def pipeline_of(checkpoint: Checkpoint, device: str, match: MatchSpec) -> Any:
 
 
 class Encoding:
-    """Encodes images and prompts of a generator one at a time, so that nothing depends on its neighbours; float32 results."""
+    """Encodes images and prompts of a generator one at a time, so that nothing depends on its neighbours; float32
+    results."""
 
     def __init__(self, pipeline: Any, *, flip: bool) -> None:
         self._vae, self._flip = pipeline.vae, flip
@@ -128,9 +131,11 @@ def precompute(
     progress: Reporter,
     run: pool.Run = pool.run,
 ) -> None:
-    """Write match/inputs.parquet: key, latents and encoded prompts of each training image; nothing to do when it is there.
+    """Write match/inputs.parquet: key, latents and encoded prompts of each training image; nothing to do when it is
+    there.
 
-    `run` does the work, by default the actor pool of a session. A row holds the prompts that its image is the first to have; the first row begins with the empty one.
+    `run` does the work, by default the actor pool of a session. A row holds the prompts that its image is the first to
+    have; the first row begins with the empty one.
     """
     if stored.is_current(store, (INPUTS,), made_from):
         return

@@ -1,4 +1,5 @@
-"""Publishes a finished fine-tune: its results, its files one by one, the marker last, so that `match/` counts only when whole."""
+"""Publishes a finished fine-tune: its results, its files one by one, the marker last, so that `match/` counts only when
+whole."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
 def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family: Family, images: int) -> None:
-    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them (as does one in match/model).
+    """Write results/match.json, then match/model file by file, then match/mimeo.json, which says what made them (as
+    does one in match/model).
 
     What an attempt that was cut short has left is replaced. Raises OutputInUseError when another run writes there.
     """
@@ -61,7 +63,8 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
 
 
 def results(stage: MatchStage, loop: Loop, images: int) -> dict[str, Any]:
-    """The loss curve; both terms and the squared error at each noise level (clean to noisy) by phase of the training."""
+    """The loss curve; both terms and the squared error at each noise level (clean to noisy) by phase of the
+    training."""
     errors, terms = stage.kept["errors"].double().cpu(), stage.kept["terms"].double().cpu()
     seen = [phase for phase in range(len(terms)) if terms[phase, 2]]
     return {

@@ -32,7 +32,8 @@ NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "sampl
 
 @dataclass(frozen=True)
 class Matched:
-    """`done`: `match/` in the store is whole; otherwise the time limit came, and `message` says where and how to go on."""
+    """`done`: `match/` in the store is whole; otherwise the time limit came, and `message` says where and how to go
+    on."""
 
     done: bool
     message: str
@@ -53,8 +54,8 @@ def match(
     `here` names a device on which this process does it all by itself.
 
     Conditions must be stored. Does nothing when `match/` is whole; otherwise goes on from the newest whole checkpoint.
-    `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for what the checkpoint cannot do, DataError
-    for a loss that is not finite, and for conditions or a result that belong to other images.
+    `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for what the checkpoint cannot do,
+    DataError for a loss that is not finite, and for conditions or a result that belong to other images.
     """
     conditions, rows = load(store, spec), catalog.split("train")
     numbers = classes.numbers(checkpoint, conditions.class_names, spec.model)

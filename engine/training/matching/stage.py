@@ -1,4 +1,5 @@
-"""The fine-tune as a stage of the step loop: denoising loss and MMD term of a global batch, whatever the number of workers."""
+"""The fine-tune as a stage of the step loop: denoising loss and MMD term of a global batch, whatever the number of
+workers."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ BUCKETS = 5
 
 
 class MatchStage:
-    """L = mean over the batch of min-SNR weighted squared errors + weight x MMD (arXiv 2310.10402, eq. 7 in its released form).
+    """L = mean over the batch of min-SNR weighted squared errors + weight x MMD (arXiv 2310.10402, eq. 7 in its
+    released form).
 
-    `kept["errors"]` (PHASES, BUCKETS, 2) sums squared errors, not weighted, and counts them by phase of the training and noise
-    level; `kept["terms"]` (PHASES, 3) sums both terms of the loss and counts the batches.
+    `kept["errors"]` (PHASES, BUCKETS, 2) sums squared errors, not weighted, and counts them by phase of the training
+    and noise level; `kept["terms"]` (PHASES, 3) sums both terms of the loss and counts the batches.
     """
 
     name = "match"
@@ -57,7 +59,8 @@ class MatchStage:
         return learning_rate(self.match.schedule, step, self.steps, self.match.lr, self.match.warmup)
 
     def loss(self, module: nn.Module, step: int) -> torch.Tensor:
-        """The loss of this rank's part of global micro-batch `step`; the MMD term is that of the whole batch on every rank."""
+        """The loss of this rank's part of global micro-batch `step`; the MMD term is that of the whole batch on every
+        rank."""
         match, process = self.match, self._tools.process
         noisy, told, batch = self._draw(step)
         with self._autocast():
@@ -113,7 +116,8 @@ class MatchStage:
         self.kept["terms"][phase] += torch.stack([denoising, mmd, torch.ones_like(mmd)])
 
     def by_level(self) -> list[float | None]:
-        """Mean squared error of the newest phase at each noise level, from the clean end to the noisy one; None where unseen."""
+        """Mean squared error of the newest phase at each noise level, from the clean end to the noisy one; None where
+        unseen."""
         seen = (self.kept["terms"][:, 2] > 0).nonzero()
         if not len(seen):
             return [None] * BUCKETS

@@ -1,4 +1,5 @@
-"""The MMD terms by name, each a function of what one batch gives; tensors are those of the whole batch, over all workers."""
+"""The MMD terms by name, each a function of what one batch gives; tensors are those of the whole batch, over all
+workers."""
 
 from __future__ import annotations
 

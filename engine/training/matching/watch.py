@@ -1,4 +1,5 @@
-"""What a fine-tune shows while it runs: losses by noise level, validation samples, and TensorBoard events where asked for."""
+"""What a fine-tune shows while it runs: losses by noise level, validation samples, and TensorBoard events where asked
+for."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ class Watch:
             self._writer.close()
 
     def samples(self, step: int) -> None:
-        """Draw the validation samples with the weights as they are and keep them as one strip: match/samples-STEP.png."""
+        """Draw the validation samples with the weights as they are and keep them as one strip:
+        match/samples-STEP.png."""
         if not self._match.samples:
             return
         training, generate = self._denoiser.training, self._spec.generate.model_copy(update={"strength": 1.0})

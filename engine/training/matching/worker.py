@@ -31,7 +31,8 @@ CHECKPOINTS = "checkpoints/match"
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tune: its recipe, its generator, where results go, what it is made from, until when (`time.time()`) it may run.
+    """One fine-tune: its recipe, its generator, where results go, what it is made from, until when (`time.time()`) it
+    may run.
 
     `features` is the digest of the model whose features its MMD term compares, "" where it compares none.
     """
@@ -62,7 +63,8 @@ class Matching:
     def __init__(
         self, job: Job, place: Place, rows: pa.Table, conditions: Conditions, inputs: Inputs | None = None
     ) -> None:
-        """`inputs`: what it learns from, where the caller has it in memory; else what `data.precompute` has stored, or live."""
+        """`inputs`: what it learns from, where the caller has it in memory; else what `data.precompute` has stored, or
+        live."""
         self.job, self.place, match = job, place, job.match
         self.pipeline: Any = data.pipeline_of(job.checkpoint, str(place.device), match)
         self.family = families.of(self.pipeline)

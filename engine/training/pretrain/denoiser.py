@@ -1,4 +1,5 @@
-"""The last stage, whatever the denoiser: cached latents or images under the conditions that sampling uses, and the loss."""
+"""The last stage, whatever the denoiser: cached latents or images under the conditions that sampling uses, and the
+loss."""
 
 from __future__ import annotations
 
@@ -36,14 +37,16 @@ def variants(setting: Setting) -> list[torch.Tensor]:
 
 
 def scaled_latents(images: list[torch.Tensor], vae: Any, factor: float | None) -> tuple[torch.Tensor, float]:
-    """Latents (V, N, C, h, w), and the scaling factor: that given, or what makes the first variant's standard deviation 1."""
+    """Latents (V, N, C, h, w), and the scaling factor: that given, or what makes the first variant's standard deviation
+    1."""
     latents = torch.stack([encode(vae.eval(), variant) for variant in images])
     scaling_factor = float(1 / latents[0].double().std()) if factor is None else factor
     return latents * scaling_factor, scaling_factor
 
 
 class DenoiserStage:
-    """Denoising with weighted errors, dropped conditions, views with their labels, and an averaged copy of the weights."""
+    """Denoising with weighted errors, dropped conditions, views with their labels, and an averaged copy of the
+    weights."""
 
     name: str
     accumulate = 1
@@ -122,7 +125,8 @@ class DenoiserStage:
 
     @torch.no_grad()
     def error_on(self, cache: Cache) -> float:
-        """Mean loss of the model as it is on the images of a cache, un-augmented, under fixed noise and spread noise levels."""
+        """Mean loss of the model as it is on the images of a cache, un-augmented, under fixed noise and spread noise
+        levels."""
         count = len(cache.labels)
         pairs = heldout.Pairs(count, cache.latent_shape, self.process, self._setting.seed)
         total, device = 0.0, cache.latents.device
@@ -135,7 +139,8 @@ class DenoiserStage:
         return total / pairs.count
 
     def finish(self, held: Cache | None) -> dict[str, Any] | None:
-        """Put the result into the module: the average, which held-out images choose where there are any; gives their curves."""
+        """Put the result into the module: the average, which held-out images choose where there are any; gives their
+        curves."""
         self.module.eval()
         if not isinstance(self.ema, PowerEma) or held is None:
             self.ema.copy_to(self.module.parameters())

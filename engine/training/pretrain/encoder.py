@@ -1,4 +1,5 @@
-"""An optional stage: a small network of the training images alone, whose features take the place of CLIP's image features."""
+"""An optional stage: a small network of the training images alone, whose features take the place of CLIP's image
+features."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Headed(nn.Module):
 
 
 class EncoderStage:
-    """SimCLR (arXiv 2002.05709) on two views of each image, or cross entropy on one; the features are those before the head."""
+    """SimCLR (arXiv 2002.05709) on two views of each image, or cross entropy on one; the features are those before the
+    head."""
 
     name = "encoder"
     accumulate = 1
@@ -79,7 +81,8 @@ class EncoderStage:
 
 
 def view(images: torch.Tensor, spec: EncoderSpec, generator: torch.Generator) -> torch.Tensor:
-    """A crop of `spec.crop` to all of the area, resized back, with brightness, contrast and saturation off by up to `spec.jitter`.
+    """A crop of `spec.crop` to all of the area, resized back, with brightness, contrast and saturation off by up to
+    `spec.jitter`.
 
     Images (N, 3, H, W) in [-1, 1]; crops lie inside the image. The draws are the CPU `generator`'s.
     """

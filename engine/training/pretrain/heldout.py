@@ -1,4 +1,5 @@
-"""Images of the training split that no training sees: they choose how long the training and the average of its weights should be."""
+"""Images of the training split that no training sees: they choose how long the training and the average of its weights
+should be."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ LENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2)
 
 
 def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that are trained on and rows that are held out, rising: about `share` of all, by class as evenly as whole images allow."""
+    """Rows that are trained on and rows that are held out, rising: about `share` of all, by class as evenly as whole
+    images allow."""
     order = np.random.default_rng(draws.derive(seed, "held out")).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     count = int(len(labels) * share)
@@ -30,7 +32,8 @@ def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.n
 
 
 class Pairs:
-    """Batches of (rows, noise, times), the same at each reading: noise levels at even quantiles, every image equally often.
+    """Batches of (rows, noise, times), the same at each reading: noise levels at even quantiles, every image equally
+    often.
 
     Of more than `MOST` images as many are drawn, each at most once.
     """
@@ -55,10 +58,11 @@ def choose(
     seen: Callable[[], float],
     unseen: Callable[[], float],
 ) -> dict[str, Any]:
-    """Set `ema.chosen` to the step and length of the lowest held-out error: the step at one length, then the length there.
+    """Set `ema.chosen` to the step and length of the lowest held-out error: the step at one length, then the length
+    there.
 
-    `seen` and `unseen` give the error on training and on held-out images of the weights that stand in `parameters`. Gives both
-    curves, and what was chosen.
+    `seen` and `unseen` give the error on training and on held-out images of the weights that stand in `parameters`.
+    Gives both curves, and what was chosen.
     """
     middle = LENGTHS[len(LENGTHS) // 2]
     train, held = [], []

@@ -10,8 +10,8 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, sc
     """CLIP's symmetric contrastive loss for pairs that may repeat: every pair of one group is a positive.
 
     `images`, `texts`: (B, D) unit vectors; `groups`: (B,) int64, equal where the texts are equal; `scale`: the inverse
-    temperature. Each row's cross entropy is taken against the uniform distribution over its positives (arXiv 2004.11362,
-    eq. 2). With all groups different it is the loss of CLIP (arXiv 2103.00020, figure 3).
+    temperature. Each row's cross entropy is taken against the uniform distribution over its positives (arXiv
+    2004.11362, eq. 2). With all groups different it is the loss of CLIP (arXiv 2103.00020, figure 3).
     """
     logits = scale * images @ texts.T
     positive = (groups[:, None] == groups[None, :]).to(logits.dtype)
@@ -22,9 +22,11 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, groups: torch.Tensor, sc
 
 
 def nt_xent(first: torch.Tensor, second: torch.Tensor, temperature: float) -> torch.Tensor:
-    """SimCLR's loss (arXiv 2002.05709, eq. 1): each of 2B views against its partner, all others of both sets being negatives.
+    """SimCLR's loss (arXiv 2002.05709, eq. 1): each of 2B views against its partner, all others of both sets being
+    negatives.
 
-    `first`, `second`: (B, D) projections of two views of the same images, of any length; cosine similarity is what counts.
+    `first`, `second`: (B, D) projections of two views of the same images, of any length; cosine similarity is what
+    counts.
     """
     views = functional.normalize(torch.cat([first, second]), dim=1)
     logits = views @ views.T / temperature

@@ -1,4 +1,5 @@
-"""The last stage with a U-Net in pixels, under EDM or flow matching: told the class of an image and, if asked for, its feature."""
+"""The last stage with a U-Net in pixels, under EDM or flow matching: told the class of an image and, if asked for, its
+feature."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ WARM_UP = 100  # steps
 def build_cache(
     setting: Setting, tokenizer: CLIPTokenizer, clip: Any, vae: Any, looks: Any = None, factor: float | None = None
 ) -> tuple[Cache, float]:
-    """Images and classes, the null class last, and image features where the recipe asks for them; there is nothing to scale."""
+    """Images and classes, the null class last, and image features where the recipe asks for them; there is nothing to
+    scale."""
     images = normalise(setting.images.pixels)
     count = len(setting.images.class_prompts)
     told = {"labels": torch.arange(count + 1, device=images.device)}
@@ -68,7 +70,8 @@ class PixelStage(DenoiserStage):
         return images
 
     def finish(self, held: Cache | None) -> dict[str, Any] | None:
-        """And keep the weaker model of autoguidance: the average over the beginning of the training, counted up to the chosen step."""
+        """And keep the weaker model of autoguidance: the average over the beginning of the training, counted up to the
+        chosen step."""
         found = super().finish(held)
         self._keep_guide()
         return found

@@ -25,7 +25,8 @@ LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 def publish(store: Store, stack: Stack, finished: dict[str, Any], made_from: dict[str, Any], images: int) -> None:
     """Write results/pretrain.json, then `model/` file by file, then its marker model/mimeo.json.
 
-    What an attempt that was cut short has left in `model/` is replaced. Raises OutputInUseError when another run writes there.
+    What an attempt that was cut short has left in `model/` is replaced. Raises OutputInUseError when another run writes
+    there.
     """
     store.replace(RESULTS, json.dumps(_results(finished, images), separators=(",", ":")).encode())
     for entry in list(store.list(FOLDER)):

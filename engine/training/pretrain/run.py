@@ -34,7 +34,8 @@ VERSION = 1  # raised when the same inputs would give another model
 
 @dataclass(frozen=True)
 class Pretrained:
-    """`done`: `model/` in the store is whole; otherwise the time limit came, and `message` says where and how to go on."""
+    """`done`: `model/` in the store is whole; otherwise the time limit came, and `message` says where and how to go
+    on."""
 
     done: bool
     message: str
@@ -43,11 +44,13 @@ class Pretrained:
 def pretrain(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
 ) -> Pretrained:
-    """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one Ray Train run; write `model/`.
+    """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one
+    Ray Train run; write `model/`.
 
-    Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from the
-    newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes that do
-    not fit together, DataError for a loss that is not finite, and for captions or a model that belong to other images.
+    Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from
+    the newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes
+    that do not fit together, DataError for a loss that is not finite, and for captions or a model that belong to other
+    images.
     """
     captions = load_captions(store)
     rows = catalog.split("train")

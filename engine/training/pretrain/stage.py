@@ -1,4 +1,5 @@
-"""What the three stages of the pretraining share: the recipe, the images, and how batches and first weights are drawn."""
+"""What the three stages of the pretraining share: the recipe, the images, and how batches and first weights are
+drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Augment = Callable[[torch.Tensor, torch.Generator], torch.Tensor]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training images in key order, on the worker's device: `pixels` (N, H, W, 3) uint8, `labels` (N,) int64, prompts."""
+    """The training images in key order, on the worker's device: `pixels` (N, H, W, 3) uint8, `labels` (N,) int64,
+    prompts."""
 
     pixels: torch.Tensor
     labels: torch.Tensor
@@ -39,7 +41,8 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all stages share: the recipe, where they run, the images, the augmentation, views, and images that no stage is trained on."""
+    """What all stages share: the recipe, where they run, the images, the augmentation, views, and images that no stage
+    is trained on."""
 
     spec: RunSpec
     place: Place

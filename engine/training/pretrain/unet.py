@@ -22,8 +22,9 @@ def build_cache(
 ) -> tuple[Cache, float]:
     """Everything about the training images that the U-Net needs, and the VAE's scaling factor.
 
-    Image features are those of the encoder `looks` where there is one, else those of `clip`. The factor makes the standard
-    deviation of the un-augmented latents 1, unless it is given. Under `augment: flip` each image has its mirror image beside it.
+    Image features are those of the encoder `looks` where there is one, else those of `clip`. The factor makes the
+    standard deviation of the un-augmented latents 1, unless it is given. Under `augment: flip` each image has its
+    mirror image beside it.
     """
     images = variants(setting)
     latents, scaling_factor = scaled_latents(images, vae, factor)

@@ -27,7 +27,8 @@ class Autoencoder(nn.Module):
         self.vae = vae
 
     def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(b, 3, H, W) and (b, C, h, w) to the reconstruction (b, 3, H, W) and the posterior's mean and log variance."""
+        """(b, 3, H, W) and (b, C, h, w) to the reconstruction (b, 3, H, W) and the posterior's mean and log
+        variance."""
         posterior = self.vae.encode(images).latent_dist
         return self.vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar
 

@@ -1,7 +1,8 @@
-"""Non-leaking augmentation (Karras et al., arXiv 2006.06676 and 2206.00364, appendix F.2): views of images, and labels that say how they came about.
+"""Non-leaking augmentation (Karras et al., arXiv 2006.06676 and 2206.00364, appendix F.2): views of images, and labels
+that say how they came about.
 
-A denoiser that is told the labels learns the views as conditions of their own; without labels (all zeros, at sampling) it draws
-images as they are.
+A denoiser that is told the labels learns the views as conditions of their own; without labels (all zeros, at sampling)
+it draws images as they are.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ WIDTH = 13  # of the labels
 
 @dataclass(frozen=True)
 class Views:
-    """Each kind is applied with its probability on its own, in the order mirror, scale, rotation, stretch, shift, colour."""
+    """Each kind is applied with its probability on its own, in the order mirror, scale, rotation, stretch, shift,
+    colour."""
 
     spec: ViewsSpec
 
     def draw(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 3, H, W) in [-1, 1] to views of the same shape and labels (B, WIDTH) float32; a row of zeros is an image as it is.
+        """(B, 3, H, W) in [-1, 1] to views of the same shape and labels (B, WIDTH) float32; a row of zeros is an image
+        as it is.
 
         All numbers come from the CPU `generator`, so that they are the same on every device.
         """
@@ -44,7 +47,8 @@ class Views:
         return torch.where(plain[:, None, None, None], images, views.clamp(-1, 1)), labels.to(images.device)
 
     def _geometry(self, n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Affine maps (n, 2, 3) from places in the view to places in the image, in half sides, and their labels (n, 8)."""
+        """Affine maps (n, 2, 3) from places in the view to places in the image, in half sides, and their labels (n,
+        8)."""
         spec = self.spec
 
         def uniform() -> torch.Tensor:

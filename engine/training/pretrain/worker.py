@@ -1,4 +1,5 @@
-"""What each Ray Train worker of the pretraining runs: its stages in turn, resumed where the newest checkpoint stands."""
+"""What each Ray Train worker of the pretraining runs: its stages in turn, resumed where the newest checkpoint
+stands."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ DENOISERS: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Job:
-    """One pretraining: its recipe, where its results go, what it is made from, until when (`time.time()`) it may run."""
+    """One pretraining: its recipe, where its results go, what it is made from, until when (`time.time()`) it may
+    run."""
 
     spec: RunSpec
     store: Store

@@ -18,7 +18,8 @@ from tests.support import stranger
 
 @dataclass(frozen=True)
 class Private:
-    """The session's private Ray: its outer folder, its token, and what its processes listen on and were started with."""
+    """The session's private Ray: its outer folder, its token, and what its processes listen on and were started
+    with."""
 
     folder: Path
     token: str

@@ -1,4 +1,5 @@
-"""A head that falls silent ends the driver in one line and with its exit code, from the midst of whatever it waits for."""
+"""A head that falls silent ends the driver in one line and with its exit code, from the midst of whatever it waits
+for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Nodes: places are counted as a brute force counts them, waiting ends in one line, and each kind of unfit node is named."""
+"""Nodes: places are counted as a brute force counts them, waiting ends in one line, and each kind of unfit node is
+named."""
 
 from __future__ import annotations
 

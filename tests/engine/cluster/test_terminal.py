@@ -1,4 +1,5 @@
-"""What reaches a terminal through the one door: texts as they are, or escaped; never as styles, pictures or commands."""
+"""What reaches a terminal through the one door: texts as they are, or escaped; never as styles, pictures or
+commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Keys and tokens never travel: what Ray's own packer takes of a folder full of them, and what ray up and an image build are told."""
+"""Keys and tokens never travel: what Ray's own packer takes of a folder full of them, and what ray up and an image
+build are told."""
 
 from __future__ import annotations
 

@@ -92,7 +92,8 @@ def test_captions_equal_direct_calls_one_by_one(folders: dict[str, Path], name: 
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_caption_does_not_depend_on_what_shares_its_batch(folders: dict[str, Path], name: str) -> None:
-    """Images of many sizes, so that prompts of unequal length are padded where the model sees images at their own size."""
+    """Images of many sizes, so that prompts of unequal length are padded where the model sees images at their own
+    size."""
     sizes = [(40, 24), (64, 64), (32, 96), (24, 40), (64, 32), (48, 48)]
     pixels = [images(1, *size)[0] for size in sizes]
     model = CaptionModel(spec(folders[name]))

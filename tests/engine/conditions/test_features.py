@@ -141,7 +141,8 @@ def test_open_clip_by_name_and_weights_file(tmp_path: Path) -> None:
 def test_open_clip_weights_under_another_config_are_refused_and_right_by_the_folder(
     tmp_path: Path, model_cfg: dict, preprocess_cfg: dict, message: str
 ) -> None:
-    """The name's own configuration gives other features than the one beside the weights; the hint gives the right ones."""
+    """The name's own configuration gives other features than the one beside the weights; the hint gives the right
+    ones."""
     config = open_clip.get_model_config("ViT-S-32-alt") | model_cfg
     beside = {"model_cfg": config, "preprocess_cfg": preprocess_cfg}
     (tmp_path / "open_clip_config.json").write_text(json.dumps(beside))
@@ -171,7 +172,8 @@ def test_open_clip_weights_without_a_config_are_refused(tmp_path: Path) -> None:
 def test_a_clip_that_transformers_5_has_saved_is_prepared_as_its_own_processor_says(
     tmp_path: Path, folder: Path
 ) -> None:
-    """`CLIPProcessor.save_pretrained` writes `processor_config.json` alone; where both files lie, transformers reads that one."""
+    """`CLIPProcessor.save_pretrained` writes `processor_config.json` alone; where both files lie, transformers reads
+    that one."""
     saved = tmp_path / "clip"
     shutil.copytree(folder / "clip", saved)
     own = CLIPImageProcessor(

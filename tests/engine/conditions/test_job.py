@@ -134,7 +134,8 @@ def test_made_from_of_older_captions_stays_the_same(catalog: Catalog, store: Sto
 
 
 def test_features_from_first_to_last(catalog: Catalog, store: Store, checkpoint: Path, tmp_path: Path) -> None:
-    """As plain code gives them; nothing to do when done; redone for another model, refused once something was generated."""
+    """As plain code gives them; nothing to do when done; redone for another model, refused once something was
+    generated."""
     spec, reporter = run_spec({"kind": "class"}, actors=2), Counting()
     for _ in range(2):
         job.caption(spec, catalog, store, reporter)

@@ -51,7 +51,8 @@ LABELS = np.array([0] * 6 + [1] * 5 + [2] + [3] * 9, np.int32)
 
 
 def expected_covariance(values: np.ndarray, fits: Fits, label: int) -> np.ndarray:
-    """(1 - s) S + s W by scikit-learn's pooled covariance of linear discriminant analysis and numpy's sample covariance."""
+    """(1 - s) S + s W by scikit-learn's pooled covariance of linear discriminant analysis and numpy's sample
+    covariance."""
     analysis = LinearDiscriminantAnalysis(store_covariance=True).fit(values, LABELS)
     pooled = analysis.covariance_ * len(values) / (len(values) - 4)
     own = values[label == LABELS]

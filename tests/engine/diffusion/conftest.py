@@ -39,7 +39,8 @@ def loras(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def edit(tmp_path: Path) -> Callable[..., Path]:
-    """`edit(file, change)` rewrites a safetensors file with the tensors that `change` gets and alters, beside no other."""
+    """`edit(file, change)` rewrites a safetensors file with the tensors that `change` gets and alters, beside no
+    other."""
 
     def rewrite(source: Path, change: Callable[[dict], None], name: str = "edited.safetensors") -> Path:
         from safetensors import safe_open

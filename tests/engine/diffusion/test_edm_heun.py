@@ -34,7 +34,8 @@ def algorithm_1(denoise: Denoiser, x: np.ndarray, count: int) -> np.ndarray:
 
 
 def sampled(denoise: Denoiser, x: np.ndarray, count: int, name: str = "heun") -> tuple[np.ndarray, int]:
-    """By the scheduler as pipelines use it, which is given what the preconditioned network would say; and its evaluations."""
+    """By the scheduler as pipelines use it, which is given what the preconditioned network would say; and its
+    evaluations."""
     scheduler: Any = schedulers.make(name, {}, "edm")
     scheduler.set_timesteps(count)
     sample, calls = torch.from_numpy(x).float(), 0

@@ -1,4 +1,5 @@
-"""A distilled LoRA of the released LCM-LoRA's kind: its modules, its names, its scheduler, four steps without guidance."""
+"""A distilled LoRA of the released LCM-LoRA's kind: its modules, its names, its scheduler, four steps without
+guidance."""
 
 from __future__ import annotations
 

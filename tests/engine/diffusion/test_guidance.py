@@ -1,4 +1,5 @@
-"""What the guidance pushes away from: both conditions, the text or the visual token, against stock diffusers called by hand."""
+"""What the guidance pushes away from: both conditions, the text or the visual token, against stock diffusers called by
+hand."""
 
 from __future__ import annotations
 

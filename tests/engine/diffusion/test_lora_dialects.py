@@ -1,4 +1,5 @@
-"""Every LoRA dialect of docs/families.md against a dense oracle, W + scale x alpha / rank x up x down, for every module."""
+"""Every LoRA dialect of docs/families.md against a dense oracle, W + scale x alpha / rank x up x down, for every
+module."""
 
 from __future__ import annotations
 

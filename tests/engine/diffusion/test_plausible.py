@@ -1,4 +1,5 @@
-"""Model files that lie are refused in one line within seconds, before anything is allocated; those of real models pass."""
+"""Model files that lie are refused in one line within seconds, before anything is allocated; those of real models
+pass."""
 
 from __future__ import annotations
 

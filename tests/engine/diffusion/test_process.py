@@ -75,7 +75,8 @@ def test_min_snr_weights_have_the_closed_form(gamma: float) -> None:
 
 
 def test_both_predictions_weigh_the_clean_sample_by_min_snr() -> None:
-    """An error of the clean sample x0, expressed as an error of the noise or the velocity, costs min(SNR, gamma) times it."""
+    """An error of the clean sample x0, expressed as an error of the noise or the velocity, costs min(SNR, gamma) times
+    it."""
     scheduler: Any = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     x0, error, noise = torch.tensor(0.3), torch.tensor(0.05), torch.tensor(-0.8)
     for t in (5, 300, 950):
@@ -111,7 +112,8 @@ def test_edm_is_that_of_diffusers(prediction: str) -> None:
 
 
 def test_edm_has_the_published_numbers() -> None:
-    """Table 1 of arXiv 2206.00364, written out; at every level the network's input and aim have unit variance (appendix B.6)."""
+    """Table 1 of arXiv 2206.00364, written out; at every level the network's input and aim have unit variance (appendix
+    B.6)."""
     process, d = Edm(), 0.5
     drawn = 4 * process.times(200_000, torch.Generator().manual_seed(0))
     assert drawn.mean().item() == pytest.approx(-1.2, abs=0.01)
@@ -133,7 +135,8 @@ def test_edm_has_the_published_numbers() -> None:
 @pytest.mark.parametrize("s", [0.1, 0.7, 4.0])
 @pytest.mark.parametrize("variance", [0.04, 0.25, 1.5])
 def test_the_best_edm_denoiser_of_gaussian_data_is_a_shrinkage(variance: float, s: float) -> None:
-    """E[z | x] = v / (v + s^2) x has the least loss of all linear denoisers; the loss there is that of the posterior variance."""
+    """E[z | x] = v / (v + s^2) x has the least loss of all linear denoisers; the loss there is that of the posterior
+    variance."""
     process, generator = Edm(), torch.Generator().manual_seed(0)
     clean = variance**0.5 * torch.randn(100_000, 1, 1, 1, generator=generator, dtype=torch.float64)
     noise = torch.randn(clean.shape, generator=generator, dtype=torch.float64)

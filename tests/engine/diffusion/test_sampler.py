@@ -349,7 +349,8 @@ def test_latents_of_images_are_the_scaled_posterior_mean(pipelines: Pipelines, f
 def test_images_are_drawn_at_the_size_of_the_checkpoint_even_from_old_directories(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """Pipelines reset the latent size of U-Nets that name a diffusers release before 0.9, as Stable Diffusion 1.5 does."""
+    """Pipelines reset the latent size of U-Nets that name a diffusers release before 0.9, as Stable Diffusion 1.5
+    does."""
     folder = Path(shutil.copytree(folders["digits"], tmp_path / "old"))
     config = folder / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"_diffusers_version": "0.6.0"}))

@@ -205,7 +205,8 @@ def test_what_fails_only_while_it_draws_is_refused_before(
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_the_check_of_the_file_and_the_sampler_see_the_same_settings(explicit: bool, tmp_path: Path) -> None:
-    """Stable Diffusion's pipeline changes `steps_offset` and `clip_sample` of a file that sets them; what it leaves alone stays."""
+    """Stable Diffusion's pipeline changes `steps_offset` and `clip_sample` of a file that sets them; what it leaves
+    alone stays."""
     folder = write_checkpoint(tmp_path, "digits")
     path = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text()) | {"steps_offset": 0, "clip_sample": True}
@@ -261,7 +262,8 @@ def test_a_sample_is_the_same_in_any_batch(pipeline: Any, name: str, strength: f
 
 
 def test_a_pipeline_that_tells_the_first_step_samples_where_steps_have_equal_times() -> None:
-    """SDXL's stock pipeline does; others leave it to the sampler, which then begins with the second and ends past the last."""
+    """SDXL's stock pipeline does; others leave it to the sampler, which then begins with the second and ends past the
+    last."""
     cosine = {"_class_name": "DDIMScheduler", "beta_schedule": "squaredcos_cap_v2"}
     assert schedulers.check_steps("dpmsolver++_karras", cosine, 1000, 1.0, counts_steps=True) == 1000
     with pytest.raises(ConfigError, match="cannot run 1000 steps"):

@@ -1,4 +1,5 @@
-"""Controls: which can be made, photocopies at the distance asked for, and comparisons against scipy's paired t-tests."""
+"""Controls: which can be made, photocopies at the distance asked for, and comparisons against scipy's paired
+t-tests."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def test_photocopies_repeat_the_images_with_grey_noise_of_the_asked_strength() -
 
 @pytest.mark.parametrize("target", [6.0, 17.5, 35.0])
 def test_the_noise_gives_the_distance_asked_for(target: float) -> None:
-    """By scikit-learn's distances to the images themselves, which are the nearest ones at such noise but for rare cases."""
+    """By scikit-learn's distances to the images themselves, which are the nearest ones at such noise but for rare
+    cases."""
     train = digits(100)
     noise, distances = noise_of(target, PixelSpace(grey=True), train, 7)
     assert np.median(distances) == pytest.approx(target, rel=0.006)

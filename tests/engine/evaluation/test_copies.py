@@ -1,4 +1,5 @@
-"""Copy shares against their exact null, a simulation of their intervals, and planted sets: photocopies, and real images."""
+"""Copy shares against their exact null, a simulation of their intervals, and planted sets: photocopies, and real
+images."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_membership_is_the_area_of_scikit_learn() -> None:
 
 
 def test_photocopies_are_called_photocopies_in_20_of_20_draws() -> None:
-    """100 digits, each four times, with noise of about the quickstart's distance; a mirror image and a shift hide nothing."""
+    """100 digits, each four times, with noise of about the quickstart's distance; a mirror image and a shift hide
+    nothing."""
     images = digits()
     called = []
     for draw in range(20):

@@ -180,7 +180,8 @@ PUBLISHED_ZOOMS = {
 
 @pytest.mark.parametrize("severity", PUBLISHED_ZOOMS)
 def test_zoom_blur_averages_the_published_enlargements(severity: int) -> None:
-    """(x + sum of clipped zooms) / (n + 1), as arXiv 1903.12261's code; zooms by Pillow's bilinear filter, compared inside."""
+    """(x + sum of clipped zooms) / (n + 1), as arXiv 1903.12261's code; zooms by Pillow's bilinear filter, compared
+    inside."""
     images, factors = textured(96, 2), PUBLISHED_ZOOMS[severity]
     made = corrupt(images, "zoom_blur", severity).astype(float)
     for image, own in zip(images, made, strict=True):

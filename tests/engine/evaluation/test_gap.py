@@ -13,7 +13,8 @@ from engine.evaluation import gap
 
 
 def planted(shift: float, n: int, dimensions: int, seed: int) -> tuple[np.ndarray, ...]:
-    """Two normal sets of `n` each, `shift` apart along one direction: inputs, origin, labels of two classes, groups of one."""
+    """Two normal sets of `n` each, `shift` apart along one direction: inputs, origin, labels of two classes, groups of
+    one."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=dimensions)
     direction /= np.linalg.norm(direction)
@@ -54,7 +55,8 @@ def test_equal_distributions_cannot_be_told_apart() -> None:
 
 
 def test_twins_stay_in_one_fold() -> None:
-    """Each synthetic image is a real one with a little noise: no origin to be seen, whatever the fold of the twin says."""
+    """Each synthetic image is a real one with a little noise: no origin to be seen, whatever the fold of the twin
+    says."""
     rng = np.random.default_rng(11)
     real = rng.normal(size=(60, 40))
     inputs = np.concatenate([real, real + rng.normal(0, 0.1, real.shape)])

@@ -52,7 +52,8 @@ def accuracy(classifier: JudgeClassifier, name: str, one: SetSpec) -> tuple[floa
 
 
 def test_mnist_for_real(classifier: JudgeClassifier) -> None:
-    """A CNN of real digits alone reaches about 60 % on MNIST's inner 20 pixels; with its frame of 4 the digits are too small."""
+    """A CNN of real digits alone reaches about 60 % on MNIST's inner 20 pixels; with its frame of 4 the digits are too
+    small."""
     found, images = accuracy(classifier, "mnist", asked(kind="mnist", border=4))
     assert images == 5000
     assert 0.45 < found < 0.8

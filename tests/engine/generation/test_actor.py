@@ -142,7 +142,8 @@ def test_a_file_that_changes_after_loading_changes_no_sample(ready: Output, tmp_
 
 
 def test_real_images_are_read_from_the_catalog_for_the_latent_prior(ready: Output, tmp_path: Path) -> None:
-    """At a strength that leaves one step in ten, what comes out is near the VAE's own reconstruction of the real image."""
+    """At a strength that leaves one step in ten, what comes out is near the VAE's own reconstruction of the real
+    image."""
     order = make_order(
         ready, tmp_path, strength=0.1, pairing="own", num_inference_steps=10, scheduler="ddim", guidance_scale=1
     )

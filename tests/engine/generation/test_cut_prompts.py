@@ -1,4 +1,5 @@
-"""A run whose prompts are too long: told, noted in each sample, counted for the report; refused where the class is cut."""
+"""A run whose prompts are too long: told, noted in each sample, counted for the report; refused where the class is
+cut."""
 
 from __future__ import annotations
 

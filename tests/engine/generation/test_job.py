@@ -1,4 +1,5 @@
-"""The job under a real Ray: the same bytes whatever the cluster looks like, refusals, budgets, poison and full disks."""
+"""The job under a real Ray: the same bytes whatever the cluster looks like, refusals, budgets, poison and full
+disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The plan: every image once a version, prefixes, class balance, partners of the class, and nothing paid for what is not asked."""
+"""The plan: every image once a version, prefixes, class balance, partners of the class, and nothing paid for what is
+not asked."""
 
 from __future__ import annotations
 

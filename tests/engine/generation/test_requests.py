@@ -1,4 +1,5 @@
-"""What the sampler is asked: the right feature in the token's place, the right prompt, and latents only where they are used."""
+"""What the sampler is asked: the right feature in the token's place, the right prompt, and latents only where they are
+used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Profiles by what they do, whatever they are called, and transparency that a file does not mean, against closed forms."""
+"""Profiles by what they do, whatever they are called, and transparency that a file does not mean, against closed
+forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""JPEGs that lack picture data are bad, whatever mark they end with; whole ones are what Pillow's decoder makes of them."""
+"""JPEGs that lack picture data are bad, whatever mark they end with; whole ones are what Pillow's decoder makes of
+them."""
 
 from __future__ import annotations
 

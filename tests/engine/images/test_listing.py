@@ -1,4 +1,5 @@
-"""The stream of candidates: sets kept apart, labels coded, and a limit that is stratified, nested and blind to order."""
+"""The stream of candidates: sets kept apart, labels coded, and a limit that is stratified, nested and blind to
+order."""
 
 from __future__ import annotations
 

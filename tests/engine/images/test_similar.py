@@ -1,4 +1,5 @@
-"""Near-duplicates against brute force over all pairs, SciPy's transform as imagehash uses it, and sets whose images are alike by nature."""
+"""Near-duplicates against brute force over all pairs, SciPy's transform as imagehash uses it, and sets whose images are
+alike by nature."""
 
 from __future__ import annotations
 

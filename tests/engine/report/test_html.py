@@ -1,4 +1,5 @@
-"""The report as a browser would read it: one file, nothing that loads or runs, hostile names harmless, numbers as measured."""
+"""The report as a browser would read it: one file, nothing that loads or runs, hostile names harmless, numbers as
+measured."""
 
 from __future__ import annotations
 
@@ -180,7 +181,8 @@ def test_copies_and_controls_are_told_with_their_numbers(judged_run: JudgedRun, 
 
 
 def test_pairs_are_the_images_that_they_name(judged_run: JudgedRun, page: Page) -> None:
-    """The green level of an image is its number: 100 + index for synthetic ones, the number in the file for real ones."""
+    """The green level of an image is its number: 100 + index for synthetic ones, the number in the file for real
+    ones."""
     pair = gather(judged_run.store, judged_run.spec).judge["copies"]["pairs"][0]
     text = f"distance {pair['distance']:.1f}; sample {pair['synthetic']}, training image {pair['training']}"
     key = judged_run.catalog.split("train")["key"][pair["training"]].as_py()

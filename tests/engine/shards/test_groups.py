@@ -1,4 +1,5 @@
-"""Members of untrusted tars are grouped into samples; whatever is not a plain, safe, small file is refused or skipped."""
+"""Members of untrusted tars are grouped into samples; whatever is not a plain, safe, small file is refused or
+skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Stock readers take our shards as they are: tarfile, webdataset, timm, datasets, open_clip; quarantined entries and all."""
+"""Stock readers take our shards as they are: tarfile, webdataset, timm, datasets, open_clip; quarantined entries and
+all."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ GIVEN_UP = (3, 10, 11, 12, 13, 14)
 
 @pytest.fixture(scope="module", params=[(), GIVEN_UP], ids=["plain", "quarantined"])
 def data(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[int]]:
-    """The data folder of a sealed output, and the indices of its samples; shard 2 of the second has no sample at all."""
+    """The data folder of a sealed output, and the indices of its samples; shard 2 of the second has no sample at
+    all."""
     root = tmp_path_factory.mktemp("indexes") / "out"
     make_output(open_store(root), COUNT, given_up=request.param)
     return root / "data", [index for index in range(COUNT) if index not in request.param]

@@ -1,4 +1,5 @@
-"""The seal of an output's other files: every flip is found, a command's own writing is no change, a kill loses nothing."""
+"""The seal of an output's other files: every flip is found, a command's own writing is no change, a kill loses
+nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The `train` section: what is refused in one line, lengths in epochs and steps, Real-Fake's settings, and the documentation."""
+"""The `train` section: what is refused in one line, lengths in epochs and steps, Real-Fake's settings, and the
+documentation."""
 
 from __future__ import annotations
 

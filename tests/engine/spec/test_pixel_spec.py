@@ -1,4 +1,5 @@
-"""Recipes of generators in pixels, views and held-out images: what cannot be is one line, and nothing was claimed for it."""
+"""Recipes of generators in pixels, views and held-out images: what cannot be is one line, and nothing was claimed for
+it."""
 
 from __future__ import annotations
 

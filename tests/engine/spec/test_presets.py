@@ -1,4 +1,5 @@
-"""Settings that fit the images: what is filled in, what a recipe says stays, and what is left for the validation to refuse."""
+"""Settings that fit the images: what is filled in, what a recipe says stays, and what is left for the validation to
+refuse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Copies of remote files on this node: whole or absent under kill -9, made once by many, anew when the content changes."""
+"""Copies of remote files on this node: whole or absent under kill -9, made once by many, anew when the content
+changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""JSON read back through its type: what was written comes back equal, anything else is a DataError that names the place."""
+"""JSON read back through its type: what was written comes back equal, anything else is a DataError that names the
+place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is loaded is what was hashed: every way to change a file, before, during and after; and who hashes it how often."""
+"""What is loaded is what was hashed: every way to change a file, before, during and after; and who hashes it how
+often."""
 
 from __future__ import annotations
 

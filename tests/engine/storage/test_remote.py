@@ -1,4 +1,5 @@
-"""S3 as it really behaves: racing writers, lost replies, servers that ignore conditions, outages and missing buckets."""
+"""S3 as it really behaves: racing writers, lost replies, servers that ignore conditions, outages and missing
+buckets."""
 
 from __future__ import annotations
 

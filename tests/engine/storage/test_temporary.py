@@ -1,4 +1,5 @@
-"""Temporary folders end with their process: at the end of the block, or when another process finds them after a kill."""
+"""Temporary folders end with their process: at the end of the block, or when another process finds them after a
+kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A small ablation that is really run: resumed, extended, refused when its arms change; its summary against sums by hand."""
+"""A small ablation that is really run: resumed, extended, refused when its arms change; its summary against sums by
+hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Simulated studies of nothing: how often one finds something, by the functions that studies use; the benchmark has 1,000 a case."""
+"""Simulated studies of nothing: how often one finds something, by the functions that studies use; the benchmark has
+1,000 a case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Intervals over seeds and images against scipy, McNemar's test and simulation with known truth; nested seeds by counting."""
+"""Intervals over seeds and images against scipy, McNemar's test and simulation with known truth; nested seeds by
+counting."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def test_where_images_are_all_alike_it_is_the_t_interval_over_seeds() -> None:
 
 
 def test_where_seeds_are_all_alike_it_is_mcnemars_test() -> None:
-    """Two fixed classifiers: the squared statistic is McNemar's, but for N - 1 in place of N and the mean in the variance."""
+    """Two fixed classifiers: the squared statistic is McNemar's, but for N - 1 in place of N and the mean in the
+    variance."""
     rng = np.random.default_rng(2)
     first, second = rng.random(3000) < 0.80, rng.random(3000) < 0.83
     found = pooled(np.tile(first.astype(float) - second, (4, 1)))

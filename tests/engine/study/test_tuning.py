@@ -1,4 +1,5 @@
-"""Ray Tune's edges: what it pickles of a run holds no terminal or lock, and a signal leaves it as what the signal raised."""
+"""Ray Tune's edges: what it pickles of a run holds no terminal or lock, and a signal leaves it as what the signal
+raised."""
 
 from __future__ import annotations
 

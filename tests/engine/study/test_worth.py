@@ -1,4 +1,5 @@
-"""A small study of worth that is really run: resumed, grown, refused; its summary against sums by hand; planted sets."""
+"""A small study of worth that is really run: resumed, grown, refused; its summary against sums by hand; planted
+sets."""
 
 from __future__ import annotations
 

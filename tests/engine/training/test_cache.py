@@ -1,4 +1,5 @@
-"""Conditions from a cache, row by row, against the same put together by hand; a loss curve of many steps in few points."""
+"""Conditions from a cache, row by row, against the same put together by hand; a loss curve of many steps in few
+points."""
 
 from __future__ import annotations
 

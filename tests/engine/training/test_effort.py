@@ -1,4 +1,5 @@
-"""Counts of arithmetic against torch's own counter on the networks themselves, and the plan's lines that come of them."""
+"""Counts of arithmetic against torch's own counter on the networks themselves, and the plan's lines that come of
+them."""
 
 from __future__ import annotations
 

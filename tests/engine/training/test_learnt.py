@@ -1,4 +1,5 @@
-"""Conditions that a generator never learnt: what it carries says so, and recipes that ask for more are refused in one line."""
+"""Conditions that a generator never learnt: what it carries says so, and recipes that ask for more are refused in one
+line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The step loop with a compiled network: the same losses, weights of the same names, one line where the compiler fails."""
+"""The step loop with a compiled network: the same losses, weights of the same names, one line where the compiler
+fails."""
 
 from __future__ import annotations
 

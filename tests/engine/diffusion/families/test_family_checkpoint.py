@@ -1,4 +1,5 @@
-"""Directories of each family: the facts of sound ones, a refusal for what does not fit, equal weights to stock loading."""
+"""Directories of each family: the facts of sound ones, a refusal for what does not fit, equal weights to stock
+loading."""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def test_processes_are_those_of_the_schedulers(checked: dict[str, Checkpoint]) -
 
 
 def test_training_dit_drops_no_class_at_random(checked: dict[str, Checkpoint]) -> None:
-    """Diffusers' label embedding draws from the global generator in training; here only the null class drops a class."""
+    """Diffusers' label embedding draws from the global generator in training; here only the null class drops a
+    class."""
     pipeline = load(checked["dit"], "cpu", "float32")
     network, before = pipeline.transformer.train(), torch.get_rng_state()
     labels = torch.arange(64)

@@ -1,4 +1,5 @@
-"""LoRA files of each family: what `save_lora` writes, its stock loader reads; those of other families are refused in one line."""
+"""LoRA files of each family: what `save_lora` writes, its stock loader reads; those of other families are refused in
+one line."""
 
 from __future__ import annotations
 
@@ -169,7 +170,8 @@ SIDES = {"A": "down", "B": "up"}
 
 
 def kohya(path: Path, source: Path) -> Path:
-    """The same adapter at alpha = rank / 2 by the names of the kohya-ss trainer, which counts SDXL's blocks as its first release did."""
+    """The same adapter at alpha = rank / 2 by the names of the kohya-ss trainer, which counts SDXL's blocks as its
+    first release did."""
     blocks = {
         "down_blocks.1.attentions.0": "input_blocks.3.1",
         "mid_block.attentions.0": "middle_block.1",

@@ -1,4 +1,5 @@
-"""Drawing by each family: equal to its stock pipeline, independent of the batch, refused where the sampler is of the other kind."""
+"""Drawing by each family: equal to its stock pipeline, independent of the batch, refused where the sampler is of the
+other kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Generators in pixels: equal to stock diffusers, both kinds of guidance by hand, image features, images to start from, any batch."""
+"""Generators in pixels: equal to stock diffusers, both kinds of guidance by hand, image features, images to start from,
+any batch."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def first_noise(requests: list[Request]) -> torch.Tensor:
 def test_drawing_by_class_equals_the_stock_pipeline(
     checked: dict[str, Checkpoint], stock: Callable[[str], Any], name: str
 ) -> None:
-    """ConsistencyModelPipeline, given the same first noise; noise of each step is drawn for each image by its own generator."""
+    """ConsistencyModelPipeline, given the same first noise; noise of each step is drawn for each image by its own
+    generator."""
     requests, theirs = ask(3), stock("pixel_plain")
     assert type(theirs) is ConsistencyModelPipeline
     theirs.scheduler = schedulers.make(name, theirs.scheduler.config, "edm")
@@ -113,7 +115,8 @@ def test_a_sample_is_the_same_in_any_batch(checked: dict[str, Checkpoint], name:
 
 
 def _unet(folder: Path, name: str, projection: str, token: np.ndarray | None) -> Callable[..., torch.Tensor]:
-    """D's network of a stock U-Net and projection: time embedding + class vector + projected feature, by its own modules."""
+    """D's network of a stock U-Net and projection: time embedding + class vector + projected feature, by its own
+    modules."""
     unet: Any = UNet2DModel.from_pretrained(folder, subfolder=name).eval()
     added: torch.Tensor | float = 0.0
     if token is not None:

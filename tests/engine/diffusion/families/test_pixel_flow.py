@@ -1,4 +1,5 @@
-"""Generators in pixels under flow matching: samples written out by hand, images to start from, any batch, directories, refusals."""
+"""Generators in pixels under flow matching: samples written out by hand, images to start from, any batch, directories,
+refusals."""
 
 from __future__ import annotations
 

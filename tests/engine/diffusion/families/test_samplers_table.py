@@ -1,4 +1,5 @@
-"""A sample of `docs/samplers.md`: what the table says of these cells is so, and nothing in it is neither equal nor refused."""
+"""A sample of `docs/samplers.md`: what the table says of these cells is so, and nothing in it is neither equal nor
+refused."""
 
 from __future__ import annotations
 

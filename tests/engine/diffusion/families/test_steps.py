@@ -54,7 +54,8 @@ def pipelines(all_checked: dict[str, Checkpoint]) -> Callable[[str], Any]:
 
 @torch.inference_mode()
 def loop(pipeline: Any, asked: GenerateSpec, forward: Forward | None = None) -> np.ndarray:
-    """The sampling written out: `forward` predicts from (latents, t, condition), here both sides one after the other."""
+    """The sampling written out: `forward` predicts from (latents, t, condition), here both sides one after the
+    other."""
     family = families.of(pipeline)
     denoiser = getattr(pipeline, family.denoiser)
     scheduler: Any = schedulers.make(asked.scheduler, pipeline.scheduler.config)
@@ -130,7 +131,8 @@ def test_without_guidance_there_is_nothing_to_leave_out(pipelines: Callable[[str
 
 
 def shallow(unet: Any, every: int) -> Forward:
-    """DeepCache written out for one-sided calls: the first and last block, and between them what the last full step gave."""
+    """DeepCache written out for one-sided calls: the first and last block, and between them what the last full step
+    gave."""
     kept: dict[int, torch.Tensor] = {}
     calls = [0]
 

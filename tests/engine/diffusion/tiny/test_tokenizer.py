@@ -1,4 +1,5 @@
-"""The learnt tokenizer: OpenAI's layout and algorithm (checked against open_clip's own implementation), no unknown text."""
+"""The learnt tokenizer: OpenAI's layout and algorithm (checked against open_clip's own implementation), no unknown
+text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Hub data sets: from a cache as huggingface_hub lays it out, from a server that speaks the Hub's protocol, and from neither."""
+"""Hub data sets: from a cache as huggingface_hub lays it out, from a server that speaks the Hub's protocol, and from
+neither."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Parts of a set taken for classes: trees and file names of real sets, each with the settings that read it right, followed."""
+"""Parts of a set taken for classes: trees and file names of real sets, each with the settings that read it right,
+followed."""
 
 from __future__ import annotations
 

@@ -133,7 +133,8 @@ def test_names_given_in_the_recipe_win(tmp_path: Path) -> None:
 
 
 def named(tmp_path: Path, main: tuple, test: tuple | None = None, **more: object) -> list[list[object]]:
-    """The class names, by the listing, of the rows of a file and of a test file, each made of (labels, declared names)."""
+    """The class names, by the listing, of the rows of a file and of a test file, each made of (labels, declared
+    names)."""
     paths = []
     for name, made in (("main", main), ("test", test)):
         if made is not None:

@@ -125,7 +125,8 @@ def test_images_are_judged_by_classifiers_that_were_not_trained_on_them_and_mix_
 def test_memorised_images_look_easy_to_those_who_were_trained_on_them_and_not_out_of_fold(
     ready: Output, tmp_path: Path
 ) -> None:
-    """Images of noise: nobody can know their class but by heart, so out of fold every class is wrong nine times in ten."""
+    """Images of noise: nobody can know their class but by heart, so out of fold every class is wrong nine times in
+    ten."""
     data = _spec(ready).model_dump(mode="json")
     data["judge"] |= {"steps": 150, "width": 16, "augment": "none", "seeds": 1}
     spec = validate(data)

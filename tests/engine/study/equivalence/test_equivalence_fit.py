@@ -1,4 +1,5 @@
-"""The fit recovers what it is made from: exactly without noise, as scipy's least squares, and within its intervals with noise."""
+"""The fit recovers what it is made from: exactly without noise, as scipy's least squares, and within its intervals with
+noise."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_the_papers_form_is_recovered_where_it_holds() -> None:
 
 
 def test_intervals_hold_the_truth_in_95_percent_of_200_simulations() -> None:
-    """A and c2, both prices too, of a study with three repeats. A share of 95 % of 200 has a standard error of 1.5 %."""
+    """A and c2, both prices too, of a study with three repeats. A share of 95 % of 200 has a standard error of 1.5
+    %."""
     a, c2, rng = [2.0, 3.0, 5.0], 2.5, np.random.default_rng(0)
     hits = np.array([_hits(Analysis(simulate(rng, a, c2, 3), 300, seed), a, c2) for seed in range(200)])
     covered = hits.mean(0)

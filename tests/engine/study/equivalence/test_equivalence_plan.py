@@ -50,7 +50,8 @@ def test_an_order_is_a_permutation_whose_beginnings_have_the_classes_in_proporti
     assert sorted(order.tolist()) == list(range(len(labels)))
     taken = np.cumsum(labels[order][:, None] == np.arange(len(counts)), axis=0)
     places = np.arange(1, len(labels) + 1)[:, None] / len(labels)
-    # class c has floor or ceil of its share at each time on its own clock; the clocks of the classes agree within one image each
+    # class c has floor or ceil of its share at each time on its own clock; the clocks of the classes agree within one
+    # image each
     assert (np.abs(taken - places * np.array(counts)) <= len(counts) + 1).all()
     assert (order != plan.order(labels, seed + 1)).any() or len(labels) < 8
 

@@ -1,4 +1,5 @@
-"""A small study that is really run on Ray Tune and Ray Train: resumed cell by cell, extended, refused with other settings."""
+"""A small study that is really run on Ray Tune and Ray Train: resumed cell by cell, extended, refused with other
+settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Batches for classifiers: pixels of the rows that the plan drew, in blocks of pixels and of encoded images, in any order of steps."""
+"""Batches for classifiers: pixels of the rows that the plan drew, in blocks of pixels and of encoded images, in any
+order of steps."""
 
 from __future__ import annotations
 

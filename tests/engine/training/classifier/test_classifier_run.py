@@ -1,4 +1,5 @@
-"""The classifiers of a recipe on one local Ray: ingest, two arms, a worker killed with -9 in the middle, the same results after all."""
+"""The classifiers of a recipe on one local Ray: ingest, two arms, a worker killed with -9 in the middle, the same
+results after all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One classifier without Ray: trained, stopped, resumed, validated, tested once, saved and loaded again; on two workers as on one."""
+"""One classifier without Ray: trained, stopped, resumed, validated, tested once, saved and loaded again; on two workers
+as on one."""
 
 from __future__ import annotations
 

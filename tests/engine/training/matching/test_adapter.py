@@ -1,4 +1,5 @@
-"""What a fine-tune changes: stock diffusers loads the LoRA and draws as the tuned network does; odd targets are refused."""
+"""What a fine-tune changes: stock diffusers loads the LoRA and draws as the tuned network does; odd targets are
+refused."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def test_stock_diffusers_loads_the_lora(ready: Output, tmp_path: Path, targets: 
 
 @pytest.mark.parametrize("targets", ["attention", BY_NAME])
 def test_the_exported_weights_carry_alpha(ready: Output, tmp_path: Path, targets: Any) -> None:
-    """Tools that read neither metadata nor alphas add up x down: that is all of the change; this engine adds the same."""
+    """Tools that read neither metadata nor alphas add up x down: that is all of the change; this engine adds the
+    same."""
     tuned = _tuned(ready, MatchSpec(rank=3, alpha=7.0, targets=targets), tmp_path)
     file = tmp_path / "pytorch_lora_weights.safetensors"
     tensors = load_file(file)

@@ -101,7 +101,8 @@ def test_kernel_mmd_is_unbiased_whatever_rows_have_to_do_with_their_partners(cor
 
 
 def test_the_terms_bias_is_as_stated_the_best_denoiser_is_not_at_its_minimum() -> None:
-    """Gaussian latents of variance v: the best prediction shrinks by snr v / (1 + snr v); the term is least without the shrinking."""
+    """Gaussian latents of variance v: the best prediction shrinks by snr v / (1 + snr v); the term is least without the
+    shrinking."""
     rng, v, snr = torch.Generator().manual_seed(1), 0.5, 2.0
     clean = v**0.5 * torch.randn(60, 64, 2, generator=rng, dtype=torch.float64)
     noisy = clean + torch.randn(clean.shape, generator=rng, dtype=torch.float64) / snr**0.5

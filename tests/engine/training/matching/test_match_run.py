@@ -1,4 +1,5 @@
-"""The whole fine-tune: inputs by Ray Data, two workers of Ray Train; idempotent, refused for other inputs, drawn with."""
+"""The whole fine-tune: inputs by Ray Data, two workers of Ray Train; idempotent, refused for other inputs, drawn
+with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A DiT trained from scratch: told classes and the null class, published as a directory that diffusers and the engine open."""
+"""A DiT trained from scratch: told classes and the null class, published as a directory that diffusers and the engine
+open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The encoder of the training images: its loss by brute force, its views, what it knows, its place in a run and in its directory."""
+"""The encoder of the training images: its loss by brute force, its views, what it knows, its place in a run and in its
+directory."""
 
 from __future__ import annotations
 

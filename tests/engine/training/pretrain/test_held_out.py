@@ -53,7 +53,8 @@ def test_pairs_are_the_same_at_each_reading_and_cover_the_noise_levels(images: i
 
 
 def planted(best: int, rises: float) -> tuple[dict[str, object], PowerEma, nn.Parameter]:
-    """A training whose one weight grows by 1 a step; held-out images like the weight `best`, training images larger ones."""
+    """A training whose one weight grows by 1 a step; held-out images like the weight `best`, training images larger
+    ones."""
     weight = nn.Parameter(torch.zeros(1))
     ema = PowerEma([weight], 64, 0.1)
     for step in range(64):

@@ -1,4 +1,5 @@
-"""The generator in pixels: what it is told and learns, its views and held-out images, and runs that were killed or have two workers."""
+"""The generator in pixels: what it is told and learns, its views and held-out images, and runs that were killed or have
+two workers."""
 
 from __future__ import annotations
 
@@ -72,7 +73,8 @@ class _Listener(nn.Module):
 
 
 def test_the_loss_is_edms() -> None:
-    """Of a network that predicts nothing: the mean of (z - c_skip x)^2 / c_out^2, whose c_in x and c_noise it is given."""
+    """Of a network that predicts nothing: the mean of (z - c_skip x)^2 / c_out^2, whose c_in x and c_noise it is
+    given."""
     stage, cache = _stage(pixel={"batch": 64})
     listener = _Listener()
     loss = float(stage.loss(listener, 3))
@@ -90,7 +92,8 @@ def test_the_loss_is_edms() -> None:
 
 
 def test_the_loss_of_flow_matching_is_that_of_the_velocity() -> None:
-    """Of a network that predicts nothing: the mean of (e - z)^2, at times whose logit is N(-1.2, 1.2^2), given (1 - s) z + s e."""
+    """Of a network that predicts nothing: the mean of (e - z)^2, at times whose logit is N(-1.2, 1.2^2), given (1 - s)
+    z + s e."""
     stage, cache = _stage(pixel={"batch": 500, "objective": "flow"})
     assert isinstance(stage.process, Flow)
     listener = _Listener()
@@ -163,7 +166,8 @@ def test_views_are_of_the_batchs_images_and_told_by_their_labels() -> None:
 
 
 def test_every_channel_is_told_noise_level_and_class() -> None:
-    """A group norm after a sum takes the mean of each group out again; at the default widths each has to learn of both."""
+    """A group norm after a sum takes the mean of each group out again; at the default widths each has to learn of
+    both."""
     for blocks in ((8, 8), (32, 64)):
         unet: Any = pixelmodels.build_unet(PixelSpec(blocks=blocks, dropout=0), 8, 3).eval()
         nn.init.normal_(unet.conv_out.weight)
@@ -203,7 +207,8 @@ def test_a_few_steps_lower_the_loss(dtype: str) -> None:
 
 
 def test_the_error_of_no_prediction_is_that_of_the_images() -> None:
-    """The output layer begins at zero: E[aim^2] = (s^2 E[z^2] + d^4) / (d^2 (s^2 + d^2)), averaged over ln s ~ N(-1.2, 1.2^2)."""
+    """The output layer begins at zero: E[aim^2] = (s^2 E[z^2] + d^4) / (d^2 (s^2 + d^2)), averaged over ln s ~ N(-1.2,
+    1.2^2)."""
     stage, cache = _stage(24)
     from scipy.stats import norm
 

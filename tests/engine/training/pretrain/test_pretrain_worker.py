@@ -1,4 +1,5 @@
-"""The three stages in turn: killed, stopped and torn runs end with the weights of an unbroken one; two workers agree with one."""
+"""The three stages in turn: killed, stopped and torn runs end with the weights of an unbroken one; two workers agree
+with one."""
 
 from __future__ import annotations
 

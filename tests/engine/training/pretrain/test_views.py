@@ -1,4 +1,5 @@
-"""Views of images: labels of zeros are images as they are, labels determine the view, and both are drawn alike on any number of workers."""
+"""Views of images: labels of zeros are images as they are, labels determine the view, and both are drawn alike on any
+number of workers."""
 
 from __future__ import annotations
 
@@ -27,14 +28,16 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def ramps(count: int) -> torch.Tensor:
-    """(N, 3, SIDE, SIDE): the places of the pixels' centres, x and y in [-1, 1], and a half of their sum: all linear."""
+    """(N, 3, SIDE, SIDE): the places of the pixels' centres, x and y in [-1, 1], and a half of their sum: all
+    linear."""
     places = (2 * torch.arange(SIDE) + 1) / SIDE - 1
     x, y = places[None].expand(SIDE, SIDE), places[:, None].expand(SIDE, SIDE)
     return torch.stack([x, y, (x + y) / 2]).expand(count, 3, SIDE, SIDE).clone()
 
 
 def place_in_image(labels: np.ndarray) -> np.ndarray:
-    """(SIDE, SIDE, 2): where each pixel of a view comes from, by its labels alone: mirror, scale, rotation, stretch, shift in turn."""
+    """(SIDE, SIDE, 2): where each pixel of a view comes from, by its labels alone: mirror, scale, rotation, stretch,
+    shift in turn."""
     mirror, scale, cos, sin, stretch_cos, stretch_sin, right, down = labels[GEOMETRY].astype(float)
     centres = (2 * np.arange(SIDE) + 1) / SIDE - 1
     points = np.stack(np.meshgrid(centres, centres), -1)
@@ -73,7 +76,8 @@ def test_as_many_images_stay_plain_as_independent_kinds_leave(
 
 
 def test_labels_say_where_each_pixel_came_from() -> None:
-    """On ramps, which interpolation leaves almost as they are (a pixel is 0.06), a view has the place in the image that its labels say."""
+    """On ramps, which interpolation leaves almost as they are (a pixel is 0.06), a view has the place in the image that
+    its labels say."""
     images = ramps(60)
     found, labels = views(probability=1.0, mirror=True, degrees=40).draw(images, generator())
     inside = 0
