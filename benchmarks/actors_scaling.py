@@ -155,22 +155,32 @@ def one_slow(ready: Output, rounds: int, actors: int, sizes: dict[str, Any]) -> 
 
 def table(rows: list[dict[str, Any]], slow: dict[str, Any], simulated: dict[str, Any]) -> str:
     """The results as text."""
-    head = f"{'actors':>6} {'images/s':>9} {'efficiency':>10} {'target':>6} {'of sleep':>8} {'noise':>6} {'driver ms/1,000':>15} {'MiB/actor':>9}  verdict"
+    head = (
+        f"{'actors':>6} {'images/s':>9} {'efficiency':>10} {'target':>6} {'of sleep':>8} "
+        f"{'noise':>6} {'driver ms/1,000':>15} {'MiB/actor':>9}  verdict"
+    )
     lines = [
-        f"{row['actors']:6d} {row['rate']:9.1f} {row['ratio']:10.3f} {TARGET:6.2f} {row['of_sleep']:8.3f} {row['spread']:6.3f} "
+        f"{row['actors']:6d} {row['rate']:9.1f} {row['ratio']:10.3f} {TARGET:6.2f} "
+        f"{row['of_sleep']:8.3f} {row['spread']:6.3f} "
         f"{row['driver_ms_per_1000']:15.1f} {row['actor_mib']:9.0f}  {row['verdict']}"
         for row in rows
     ]
     said = (
-        f"one of {slow['actors']} actors {SLOWER:g} times slower, {slow['shards']} shards: makespan / ideal {slow['ratio']:.3f}, "
-        f"target {TARGET_ONE_SLOW}, noise {slow['spread']:.3f}: {slow['verdict']}; with all alike {slow['all_alike']:.3f}"
+        f"one of {slow['actors']} actors {SLOWER:g} times slower, {slow['shards']} shards: "
+        f"makespan / ideal {slow['ratio']:.3f}, "
+        f"target {TARGET_ONE_SLOW}, noise {slow['spread']:.3f}: {slow['verdict']}; with all "
+        f"alike {slow['all_alike']:.3f}"
     )
     feigned = (
         f"simulated driver (no Ray, no processes), {simulated['actors']:,} actors, {simulated['records']:,} records: "
-        f"{simulated['cpu_us_per_record']:.0f} us of CPU a record, {simulated['cpu_ms_per_look']:.1f} ms a look at the board, "
+        f"{simulated['cpu_us_per_record']:.0f} us of CPU a record, "
+        f"{simulated['cpu_ms_per_look']:.1f} ms a look at the board, "
         f"{simulated['bytes_per_record']:.0f} bytes a record, {simulated['grown_mib']:.0f} MiB more than before"
     )
-    driver = f"driver: {rows[-1]['driver_ms_per_1000']:.1f} ms of CPU for 1,000 samples at most actors, wished for {TARGET_DRIVER_MS:g} (not judged)"
+    driver = (
+        f"driver: {rows[-1]['driver_ms_per_1000']:.1f} ms of CPU for 1,000 samples at "
+        f"most actors, wished for {TARGET_DRIVER_MS:g} (not judged)"
+    )
     return "\n".join([head, *lines, driver, said, feigned])
 
 

@@ -209,14 +209,18 @@ def results(case: dict[str, Any], seconds: list[dict[str, float]]) -> dict[str, 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as text."""
-    head = f"{'case':14} {'batch':>5} {'s/batch':>8} {'engine/s':>9} {'plain/s':>8} {'/ plain':>7} {'/ bare':>7} {'95 %':>12} {'target':>6} {'gap ms':>6}  verdict"
+    head = (
+        f"{'case':14} {'batch':>5} {'s/batch':>8} {'engine/s':>9} {'plain/s':>8} "
+        f"{'/ plain':>7} {'/ bare':>7} {'95 %':>12} {'target':>6} {'gap ms':>6}  verdict"
+    )
     return "\n".join(
         [
             head,
             *(
                 f"{row['case']:14} {row['batch']:5d} {row['seconds_a_batch']:8.3f} {row['engine_images_per_s']:9.1f} "
                 f"{row['plain_images_per_s']:8.1f} {row['ratio']:7.3f} {row['ratio_to_bare']:7.3f} "
-                f"{'{:.3f}-{:.3f}'.format(*row['interval_to_bare']):>12} {row['target']:6.2f} {row['gap_ms']:6.1f}  {row['verdict']}"
+                f"{'{:.3f}-{:.3f}'.format(*row['interval_to_bare']):>12} {row['target']:6.2f} "
+                f"{row['gap_ms']:6.1f}  {row['verdict']}"
                 for row in rows
             ),
         ]

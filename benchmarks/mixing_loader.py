@@ -190,8 +190,10 @@ def said(row: dict[str, Any]) -> str:
     """A case as a line."""
     rates = ", ".join(f"{side} {rate:,.0f}/s" for side, rate in row["images_per_s"].items())
     return (
-        f"{row['case']}: {rates}; mixing over webdataset {row['mixing_over_webdataset']:.2f}, with ingest over 10 epochs "
-        f"{row['with_ingest_10_epochs']:.2f}; processor time over simplejpeg {row['cpu_over_simplejpeg']:.2f}, with the "
+        f"{row['case']}: {rates}; mixing over webdataset {row['mixing_over_webdataset']:.2f}, "
+        "with ingest over 10 epochs "
+        f"{row['with_ingest_10_epochs']:.2f}; processor time over simplejpeg "
+        f"{row['cpu_over_simplejpeg']:.2f}, with the "
         f"reading {row['cpu_over_simplejpeg_with_reading']:.2f}: {row['verdict']}"
     )
 

@@ -295,10 +295,14 @@ def result(
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The results as text."""
-    head = f"{'case':14} {'peer':8} {'as':3} {'KiB':>6} {'engine/s':>9} {'peer/s':>8} {'ratio':>6} {'bound':>6} {'target':>6} {'noise':>6}  verdict"
+    head = (
+        f"{'case':14} {'peer':8} {'as':3} {'KiB':>6} {'engine/s':>9} {'peer/s':>8} "
+        f"{'ratio':>6} {'bound':>6} {'target':>6} {'noise':>6}  verdict"
+    )
     lines = [
         f"{row['case']:14} {row['peer']:8} {row['format']:3} {row['peer_kib']:6.1f} {row['engine_images_per_s']:9.2f} "
-        f"{row['peer_images_per_s']:8.2f} {row['ratio']:6.3f} {row['bound']:6.3f} {row['target']:6.2f} {row['spread']:6.3f}  {row['verdict']}"
+        f"{row['peer_images_per_s']:8.2f} {row['ratio']:6.3f} {row['bound']:6.3f} "
+        f"{row['target']:6.2f} {row['spread']:6.3f}  {row['verdict']}"
         f"{'' if row['judged'] else ' (not judged: the model hides it)'}"
         for row in rows
     ]

@@ -171,12 +171,14 @@ def result(case: dict[str, Any], spent: list[dict[str, float]]) -> dict[str, Any
 def table(row: dict[str, Any]) -> str:
     """The result as text."""
     lines = [
-        f"{name:17} {100 * row['shares'][name]:7.2f} %  {1e3 * row['shares'][name] * row['seconds_a_batch']:8.2f} ms a batch  {what}"
+        f"{name:17} {100 * row['shares'][name]:7.2f} %  "
+        f"{1e3 * row['shares'][name] * row['seconds_a_batch']:8.2f} ms a batch  {what}"
         for name, what in (PARTS | BESIDE).items()
     ]
     said = (
         f"inside the model {100 * row['share']:.2f} % of {row['shards']} shards, batches of {row['batch']} in "
-        f"{row['seconds_a_batch']:.3f} s; target {100 * row['target']:.0f} %, noise {100 * row['spread']:.2f}: {row['verdict']}"
+        f"{row['seconds_a_batch']:.3f} s; target {100 * row['target']:.0f} %, noise "
+        f"{100 * row['spread']:.2f}: {row['verdict']}"
     )
     safety = (
         f"safety {100 * row['safety']:.2f} %; target at most {100 * row['safety_target']:.0f} %, "

@@ -60,7 +60,8 @@ def frontier(rows: Rows) -> str:
         return f"ratio {number(point['ratio'])}, copies {number(point['share'])}"
 
     return "; ".join(
-        f"{row['case']}: {told(min(row['points'], key=lambda point: point['held']))} as chosen, {told(row['points'][-1])} at the end"
+        f"{row['case']}: {told(min(row['points'], key=lambda point: point['held']))} as "
+        f"chosen, {told(row['points'][-1])} at the end"
         for row in rows
     )
 
@@ -174,7 +175,8 @@ LINES = (
         "the Real-Fake script (a file an image); Ray Data's map_batches + write_webdataset",
         ">= 1.25 of the script with JPEG, 1.5 with PNG; >= 1.1 of Ray Data",
         lambda rows: "; ".join(
-            f"{row['case']}, {row['peer']}, {row['format']}: {number(row['ratio'])} (the model alone {number(row['bound'])})"
+            f"{row['case']}, {row['peer']}, {row['format']}: {number(row['ratio'])} (the model "
+            f"alone {number(row['bound'])})"
             for row in rows
             if row["judged"]
         ),
@@ -194,7 +196,8 @@ LINES = (
         "the same batches with glibc's defaults; equal pictures",
         "-",
         judged("times", "faults"),
-        "how much of a small model's time the kernel spends on zeroing pages; users may set glibc's variables for their own scripts",
+        "how much of a small model's time the kernel spends on zeroing pages; users may set "
+        "glibc's variables for their own scripts",
     ),
     Line(
         "actors_scaling",

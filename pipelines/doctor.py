@@ -99,7 +99,8 @@ def _gpus() -> list[tuple[str, str, str]]:
             (
                 f"GPU {index}",
                 "ok",
-                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, bfloat16 {'yes' if torch.cuda.is_bf16_supported() else 'no'}",
+                f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, bfloat16 "
+                f"{'yes' if torch.cuda.is_bf16_supported() else 'no'}",
             )
         )
     return rows

@@ -49,6 +49,9 @@ Price = Annotated[
         metavar="PRICE",
         min=0,
         callback=finite,
-        help="Price of one device-hour (a GPU, or a CPU core), in any currency. Default: resources.price_per_hour of the run's first recipe.",
+        help=(
+            "Price of one device-hour (a GPU, or a CPU core), in any currency. Default: "
+            "resources.price_per_hour of the run's first recipe."
+        ),
     ),
 ]

@@ -178,7 +178,8 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
         ),
         (
             "disk",
-            f"about {_bytes(bytes_each * g.count)} ({'measured on this run' if measured else 'a rough guess until the first shard'})",
+            f"about {_bytes(bytes_each * g.count)} "
+            f"({'measured on this run' if measured else 'a rough guess until the first shard'})",
         ),
         *generator_time(spec, store, len(labels)),
         *ahead(spec, store, found),
@@ -190,7 +191,8 @@ def facts(spec: RunSpec, store: Store | None) -> list[tuple[str, str]]:
         rows.append(
             (
                 "advice",
-                f"{plan.shards:,} shards are many files: generate.shard_size={max(1000, g.count // 100_000)} makes about 100,000 or fewer",
+                f"{plan.shards:,} shards are many files: "
+                f"generate.shard_size={max(1000, g.count // 100_000)} makes about 100,000 or fewer",
             )
         )
     rows.append(reading(spec, store, names))

@@ -49,7 +49,10 @@ def _catalog(run: Run, limit: float | None) -> str:
     from engine.images import catalog
 
     made = catalog.build(run.spec, run.store, run.reporter)
-    return f"{made.table.num_rows:,} real images in {len(made.class_names)} classes, {made.split('train').num_rows:,} for training; {made.quarantined:,} quarantined"
+    return (
+        f"{made.table.num_rows:,} real images in {len(made.class_names)} classes, "
+        f"{made.split('train').num_rows:,} for training; {made.quarantined:,} quarantined"
+    )
 
 
 def _captions(run: Run, limit: float | None) -> str:

@@ -82,7 +82,8 @@ def test_one_module_writes_to_the_terminal(path: Path) -> None:
 def test_light_modules_import_neither_torch_nor_ray() -> None:
     code = (
         "import sys\n"
-        "import engine.spec, engine.storage.store, engine.storage.run, engine.shards.verify, engine.shards.status, engine.images.sources\n"
+        "import engine.spec, engine.storage.store, engine.storage.run, engine.shards.verify, "
+        "engine.shards.status, engine.images.sources\n"
         "import engine.generation.plan, engine.conditions.table, pipelines.cli\n"
         "print(sorted(m for m in ('torch', 'ray', 'diffusers', 'transformers', 'sklearn') if m in sys.modules))"
     )

@@ -80,7 +80,8 @@ def told_of_missing(need: Need, count: int, resources: ResourcesSpec, reporter: 
         found = slots(need, resources.labels)
         if found < count:
             reporter.note(
-                f"{found} of {count} places of {_words(need, resources.labels)} came within {resources.wait:.0f} s; the run "
+                f"{found} of {count} places of {_words(need, resources.labels)} came within "
+                f"{resources.wait:.0f} s; the run "
                 "goes on with them (is the node group's maximum or its quota lower?)"
             )
 
@@ -189,5 +190,8 @@ def _words(need: Need, labels: Mapping[str, str]) -> str:
 
 def _never_came(need: Need, labels: Mapping[str, str], found: int, enough: int, waited: float) -> ClusterError:
     have = ", ".join(_words({k: v for k, v in node["Resources"].items() if k in KINDS}, {}) for node in alive())
-    what = f"{found} of {enough} places of {_words(need, labels)} came within {waited:.0f} s (the cluster has {have or 'no node'})"
+    what = (
+        f"{found} of {enough} places of {_words(need, labels)} came within {waited:.0f} s "
+        f"(the cluster has {have or 'no node'})"
+    )
     return ClusterError("resources.wait", what, "check the node group's maximum, quota and labels, or wait longer")

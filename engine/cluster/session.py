@@ -91,7 +91,8 @@ def actors(resources: ResourcesSpec) -> int:
         unit = "GPU" if device(resources) == "cuda" else "CPU"
         raise ClusterError(
             "resources.actors",
-            f"{resources.actors} actors of {need(resources)[unit]:g} {unit} are asked for, {_offer(resources, unit)}: {slots} of them",
+            f"{resources.actors} actors of {need(resources)[unit]:g} {unit} are asked for, "
+            f"{_offer(resources, unit)}: {slots} of them",
             "ask for fewer, add nodes, or set resources.wait where an autoscaler starts them",
         )
     return resources.actors

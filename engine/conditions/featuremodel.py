@@ -237,7 +237,10 @@ def _check_beside(weights: Path, model: str, config: dict[str, Any]) -> None:
     """
     folder = weights.parent
     if not (folder / OPEN_CLIP).exists():
-        what = f"{weights} has no {OPEN_CLIP} beside it, which says how images are prepared (mean, std) and which quick_gelu it has"
+        what = (
+            f"{weights} has no {OPEN_CLIP} beside it, which says how images are prepared "
+            "(mean, std) and which quick_gelu it has"
+        )
         raise ConfigError(f"{KEY}.path", what, f"copy the {OPEN_CLIP} of the weights' repository beside it")
     own = localmodel.config(folder, f"{KEY}.path", OPEN_CLIP)
     wanted = PREPARED | {"size": config.get("vision_cfg", {}).get("image_size")}

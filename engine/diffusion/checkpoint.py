@@ -113,7 +113,10 @@ def size_note(folder: Path, image_size: int) -> str | None:
     own = side * scaled if isinstance(side, int) else image_size
     if own == image_size:
         return None
-    return f"images.size is {image_size}, the generator's own size is {own}: at other sizes than they learnt, generators draw worse"
+    return (
+        f"images.size is {image_size}, the generator's own size is {own}: at other sizes "
+        "than they learnt, generators draw worse"
+    )
 
 
 def check_generate(checkpoint: Checkpoint, generate: GenerateSpec) -> list[str]:

@@ -41,7 +41,10 @@ def numbers(checkpoint: Checkpoint, class_names: Sequence[str], model: ModelSpec
     found = tuple(labels.checked(model.class_ids[n]) if n in model.class_ids else labels.number(n) for n in class_names)
     for place, number in enumerate(found):
         if number in found[:place]:
-            twice = f"{class_names[found.index(number)]!r} and {class_names[place]!r} are both class {number} of the checkpoint"
+            twice = (
+                f"{class_names[found.index(number)]!r} and {class_names[place]!r} are both class "
+                f"{number} of the checkpoint"
+            )
             raise ConfigError(
                 KEY, f"{twice}, which would draw the same for both", "leave one out, or give them two numbers"
             )

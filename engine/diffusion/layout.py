@@ -192,10 +192,16 @@ def conversion(path: Path) -> str:
         )
         pipelines = [pipeline for mark, pipeline in marks if any(mark in name for name in names)] or pipelines
         if not any(".diffusion_model." in name or "cond_stage_model." in name for name in names):
-            return f"{path.name} is no whole checkpoint: give a directory that StableDiffusionPipeline.save_pretrained has written"
+            return (
+                f"{path.name} is no whole checkpoint: give a directory that "
+                "StableDiffusionPipeline.save_pretrained has written"
+            )
     else:
         pipelines.append("or StableDiffusionXLPipeline")
-    return f"convert {path.name} where there is a network: {' '.join(pipelines)}.from_single_file({str(path)!r}).save_pretrained(NEW)"
+    return (
+        f"convert {path.name} where there is a network: "
+        f"{' '.join(pipelines)}.from_single_file({str(path)!r}).save_pretrained(NEW)"
+    )
 
 
 def _convert_hint(folder: Path) -> str:

@@ -172,7 +172,10 @@ class _Component:
             sides[match["module"]][match["side"]] = tensor
         unknown = sorted(name for name in {*sides, *alphas} if name not in self._shapes)
         if unknown:
-            what = f"is for another family: the checkpoint's {self._part} lacks {len(unknown)} of {len(sides)} modules, such as {unknown[0]}"
+            what = (
+                f"is for another family: the checkpoint's {self._part} lacks {len(unknown)} of "
+                f"{len(sides)} modules, such as {unknown[0]}"
+            )
             raise self._refuse(what, OTHER)
         for name in {**sides, **alphas}:
             if len(sides[name]) < 2:

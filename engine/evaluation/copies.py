@@ -25,9 +25,12 @@ HELD_OUT = 5000  # real images that the threshold is taken from, at most
 ATTACKED = 2000  # of these, non-members of the attack, at most
 PAIRS = 6
 COVERS = (
-    "Copy share: the share of synthetic images that lie nearer to a training image (smallest over mirror images and shifts by a "
-    "pixel) than all but 1 % of held-out real images do. Real images that nobody trained on have a share of about 1 %. Its interval "
-    "holds the sampling of synthetic and held-out images, of one generator. Membership AUC: whether the distance to the "
+    "Copy share: the share of synthetic images that lie nearer to a training image "
+    "(smallest over mirror images and shifts by a "
+    "pixel) than all but 1 % of held-out real images do. Real images that nobody trained "
+    "on have a share of about 1 %. Its interval "
+    "holds the sampling of synthetic and held-out images, of one generator. Membership "
+    "AUC: whether the distance to the "
     "nearest synthetic image tells training images from held-out ones; 0.5: it does not. Blurred images lie near to "
     "everything and raise the share without being copies: look at the nearest pairs."
 )

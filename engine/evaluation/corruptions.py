@@ -24,7 +24,8 @@ from engine.spec.evaluation import CORRUPTIONS
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 STYLE = (
-    "Corruptions are computed here, -C style (after arXiv 1903.12261): they are not the published ImageNet-C or CIFAR-C "
+    "Corruptions are computed here, -C style (after arXiv 1903.12261): they are not the "
+    "published ImageNet-C or CIFAR-C "
     "files, and their accuracies must not be set beside published ones."
 )
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # standard deviation, of the range 0 to 1

@@ -36,15 +36,20 @@ NO_GENERATOR = re.compile(
     r"(real|duplicated)(_|$)|few_shot_[0-9]+$"
 )  # arms whose classifiers have seen nothing of a generator
 COVERS = (
-    "Intervals are 95 % Student-t intervals over the classifiers' seeds, differences to the real arm paired by seed, with "
-    "Holm's adjustment over the arms of one set: for this one synthetic set of one generator seed, so there is no verdict on arms "
+    "Intervals are 95 % Student-t intervals over the classifiers' seeds, differences to "
+    "the real arm paired by seed, with "
+    "Holm's adjustment over the arms of one set: for this one synthetic set of one "
+    "generator seed, so there is no verdict on arms "
     "that hold synthetic images. The sampling error of each "
     "set's images stands beside as binomial standard error."
 )
 COVERS_GAP = (
-    "AUC: mean over the classifiers of images of the training split, 5-fold or as set, cross-validated; 95 % intervals hold "
-    "the sampling of images (DeLong, with Nadeau and Bengio's correction for overlapping folds) for one synthetic set. 0.5: "
-    "the two cannot be told apart. Train against held-out real images is the yardstick: what that says is no gap of synthesis."
+    "AUC: mean over the classifiers of images of the training split, 5-fold or as set, "
+    "cross-validated; 95 % intervals hold "
+    "the sampling of images (DeLong, with Nadeau and Bengio's correction for overlapping "
+    "folds) for one synthetic set. 0.5: "
+    "the two cannot be told apart. Train against held-out real images is the yardstick: "
+    "what that says is no gap of synthesis."
 )
 
 

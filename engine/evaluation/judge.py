@@ -25,9 +25,11 @@ RESULT = "results/judge.json"
 LEVEL = 0.95
 TOP_CONFUSIONS = 200
 COVERS = (
-    "Intervals are 95 % Student-t intervals over the judge seeds (ratios: Fieller's, paired by seed). They cover what the "
+    "Intervals are 95 % Student-t intervals over the judge seeds (ratios: Fieller's, "
+    "paired by seed). They cover what the "
     "judge's own randomness does, for this one synthetic set of this one generator on this one test split: not another "
-    "generator seed, nor another draw of real or test images. The test set's own sampling error stands beside as binomial "
+    "generator seed, nor another draw of real or test images. The test set's own sampling "
+    "error stands beside as binomial "
     "standard error."
 )
 

@@ -38,7 +38,8 @@ def copies(summary: Mapping[str, Any], key: str) -> str:
     share, null = summary[f"{key}_copy_share"], summary[f"{key}_copy_share_null"]
     measured = (
         f"{percent(share)}{bracket(summary[f'{key}_copy_share_interval'], 100)} of the synthetic images "
-        f"({summary['arms'][key]['multiple']}x) lie nearer to a training image than all but {percent(null)} of held-out real "
+        f"({summary['arms'][key]['multiple']}x) lie nearer to a training image than all but "
+        f"{percent(null)} of held-out real "
         f"images do (in features {percent(summary[f'{key}_copy_share_features'])}; membership AUC "
         f"{summary[f'{key}_membership_auc']:.3f})"
     )
@@ -54,7 +55,10 @@ def control(summary: Mapping[str, Any], key: str) -> str:
     what, own = WHAT[kind], arm_label(arms[key])
     theirs, mine = (percent(summary[f"{name}_{metric}"]) for name in (best, key))
     difference, interval = summary[f"{key}_control_difference"], summary[f"{key}_control_difference_interval"]
-    numbers = f"{theirs} against {mine} {METRICS[metric]}, a difference of {difference * 100:+.1f} points{bracket(interval, 100)}"
+    numbers = (
+        f"{theirs} against {mine} {METRICS[metric]}, a difference of "
+        f"{difference * 100:+.1f} points{bracket(interval, 100)}"
+    )
     finding = summary[f"{key}_control_finding"]
     if finding == "better":
         return f"{what} train a better classifier than {own}: {numbers}."

@@ -22,8 +22,10 @@ RESULT = "results/train.json"
 LEVEL = 0.95
 MEASURES = ("top1", "top5", "nll", "ece")
 COVERS = (
-    "Intervals are 95 % Student-t intervals over the classifier's seeds (weights, order, augmentation, subset), differences are "
-    "paired by seed with Holm's correction over the arms. They cover one synthetic set and one test split: on arms that hold "
+    "Intervals are 95 % Student-t intervals over the classifier's seeds (weights, order, "
+    "augmentation, subset), differences are "
+    "paired by seed with Holm's correction over the arms. They cover one synthetic set "
+    "and one test split: on arms that hold "
     "images of that one generator seed there is no verdict."
 )
 
@@ -89,8 +91,14 @@ def _arm(
 def table(result: dict[str, Any]) -> Table:
     """The summary for a terminal: arm, images it could draw, top-1, top-5, calibration, difference to the reference."""
     out = Table(
-        title=f"{result['recipe']['model']}, {result['steps']:,} steps an arm, {result['n_test']:,} real test images, {result['seeds']} seeds",
-        caption=f"means with 95 % intervals over seeds; differences to {result['reference']} are paired by seed, in points; higher or lower where they are not noise; no verdict on one generator seed",
+        title=(
+            f"{result['recipe']['model']}, {result['steps']:,} steps an arm, {result['n_test']:,} "
+            f"real test images, {result['seeds']} seeds"
+        ),
+        caption=(
+            f"means with 95 % intervals over seeds; differences to {result['reference']} are "
+            "paired by seed, in points; higher or lower where they are not noise; no verdict on one generator seed"
+        ),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         title_justify="left",

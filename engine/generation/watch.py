@@ -108,5 +108,6 @@ class Watch:
             elif now - self._noted >= SILENCE_S:
                 self._noted = now
                 self._reporter.note(
-                    f"generate: no new sample for {SILENCE_S:.0f} s; workers may be loading, waiting for nodes, or stuck"
+                    f"generate: no new sample for {SILENCE_S:.0f} s; workers may be loading, waiting for "
+                    "nodes, or stuck"
                 )

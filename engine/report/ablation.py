@@ -79,7 +79,10 @@ def markdown(result: dict[str, Any]) -> str:
     if result["test"] is not None:
         sets = result["test"]["training_sets"].items()
         parts += [_section(f"## Test split, trained on {kind.replace('_', ' ')}", found) for kind, found in sets]
-    effect = f"Seeds needed: to show {100 * result['effect']:g} points, stated beforehand, with 80 % power under the correction.\n"
+    effect = (
+        f"Seeds needed: to show {100 * result['effect']:g} points, stated beforehand, "
+        "with 80 % power under the correction.\n"
+    )
     return "\n".join([*parts, _real(result) + "\n", effect, result["covers"] + "\n"])
 
 
@@ -94,7 +97,10 @@ def _section(title: str, found: dict[str, Any]) -> str:
 
 
 def _title(result: dict[str, Any], kind: str) -> str:
-    return f"validation images, trained on {kind.replace('_', ' ')}: {len(result['seeds'])} generator seeds, against {result['reference']}"
+    return (
+        f"validation images, trained on {kind.replace('_', ' ')}: {len(result['seeds'])} "
+        f"generator seeds, against {result['reference']}"
+    )
 
 
 def _real(result: dict[str, Any]) -> str:

@@ -45,7 +45,10 @@ def _choices(facts: Facts) -> Iterator[Advice]:
     if all(arm["kind"] not in ("synthetic", "mixed") for arm in facts.arms()):
         return
     if any(arm.get("validation") is None for arm in facts.arms() if arm["kind"] in ("real", "synthetic", "mixed")):
-        text = "An amount, or mixing, that is chosen on the test images is no longer measured by them, so nothing is advised on either."
+        text = (
+            "An amount, or mixing, that is chosen on the test images is no longer measured "
+            "by them, so nothing is advised on either."
+        )
         command = _run(facts, "held", split__validation=VALIDATION)
         yield Advice("Hold out validation images before you choose an amount", text, command)
         return
@@ -83,7 +86,8 @@ def _copies(facts: Facts) -> Iterator[Advice]:
         return
     share, null = copies["pixels"]["share"], copies["pixels"]["null"]
     text = (
-        f"Copy share {percent(share)} in pixels, {percent(copies['features']['share'])} in features, where real images have "
+        f"Copy share {percent(share)} in pixels, {percent(copies['features']['share'])} in "
+        "features, where real images have "
         f"{percent(null)}. What it is worth may be what its training images are worth, and it does not hide them."
     )
     steps = facts.spec.pretrain.unet.steps
@@ -104,11 +108,17 @@ def _amount(facts: Facts) -> Iterator[Advice]:
     behind = ceiling is not None and ceiling < 1
     if len(arms) == 1:
         if behind:
-            text = f"{arm_label(largest)} alone stays behind real (ratio {_ratio(facts, largest)}), and no larger amount was tried."
+            text = (
+                f"{arm_label(largest)} alone stays behind real (ratio {_ratio(facts, largest)}), "
+                "and no larger amount was tried."
+            )
             yield Advice("Generate more", text, command)
         return
     gains = [b - a for a, b in zip(_values(arms[-2]), _values(largest), strict=True)]
-    step = f"From {multiples[-2]}x to {multiples[-1]}x the {METRICS[facts.metric]} of synthetic-only training changed by {_points(gains)}"
+    step = (
+        f"From {multiples[-2]}x to {multiples[-1]}x the {METRICS[facts.metric]} of "
+        f"synthetic-only training changed by {_points(gains)}"
+    )
     low, high = mean_interval(gains).as_list()
     if low is not None and low > 0:
         yield Advice("Generate more", f"{step}: it is still rising.", command)
@@ -172,7 +182,10 @@ def _classes(facts: Facts) -> Iterator[Advice]:
         yield Advice(f"Look at class {_quoted(names[worst])}", f"{text}. Compare its images below.")
     if real is not None and (worst := _weakest(real, sizes)) is not None:
         count = _count(facts, worst)
-        text = f"Training on the real images alone gets {_share(real, worst)} of it right, over all classes {percent(_overall(real))}."
+        text = (
+            f"Training on the real images alone gets {_share(real, worst)} of it right, over "
+            f"all classes {percent(_overall(real))}."
+        )
         yield Advice(f"Label more of class {_quoted(names[worst])}", f"{text} It has {count:,} training images.")
 
 
@@ -214,14 +227,20 @@ def _precision(facts: Facts) -> Iterator[Advice]:
         command = _run(facts, "seeds", judge__seeds=CLAIM_SEEDS)
         yield Advice("Repeat with more seeds before you claim a difference", text, command)
     if low is not None and 2 * arm["test_error"] > (high - low) / 2:
-        text = f"{judge['n_test']:,} test images alone leave {2 * arm['test_error'] * 100:.1f} points to each side (two standard errors), "
+        text = (
+            f"{judge['n_test']:,} test images alone leave {2 * arm['test_error'] * 100:.1f} "
+            "points to each side (two standard errors), "
+        )
         text += f"more than the judge seeds do ({(high - low) * 50:.1f})."
         yield Advice("Hold out more real images for the test", text)
 
 
 def _repairs(facts: Facts) -> Iterator[Advice]:
     if facts.cuts is not None and facts.cuts.cut:
-        text = f"{facts.cuts.lines[0]}. Such as {_quoted(facts.cuts.example)}, which is read as {_quoted(facts.cuts.kept)}."
+        text = (
+            f"{facts.cuts.lines[0]}. Such as {_quoted(facts.cuts.example)}, which is read as "
+            f"{_quoted(facts.cuts.kept)}."
+        )
         yield Advice("Shorten the prompts", text)
     if facts.quarantined:
         (reason, count), total = facts.quarantined.most_common(1)[0], facts.quarantined.total()
@@ -232,5 +251,8 @@ def _repairs(facts: Facts) -> Iterator[Advice]:
         yield Advice("See why samples were quarantined", text)
     if facts.bad_images:
         reason, count = facts.bad_images.most_common(1)[0]
-        text = f"Set aside: {facts.bad_images.total():,}, most often for {reason} ({count:,}); catalog/quarantine.parquet lists them."
+        text = (
+            f"Set aside: {facts.bad_images.total():,}, most often for {reason} ({count:,}); "
+            "catalog/quarantine.parquet lists them."
+        )
         yield Advice("Repair or remove bad real images", text)

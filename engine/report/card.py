@@ -109,7 +109,8 @@ def _content(facts: Facts) -> str:
     ext = facts.spec.generate.format
     return f"""## What is in a sample
 
-`KEY.{ext}` the image, {facts.spec.images.size} x {facts.spec.images.size} RGB; `KEY.cls` its class number; `KEY.txt` the prompt; `KEY.json` index, class, prompt,
+`KEY.{ext}` the image, {facts.spec.images.size} x {facts.spec.images.size} RGB; `KEY.cls` its class number; \
+`KEY.txt` the prompt; `KEY.json` index, class, prompt,
 seed, the real image that it was conditioned on, and the model's digest. Class names by number:
 
 ```json
@@ -120,7 +121,10 @@ seed, the real image that it was conditioned on, and the model's digest. Class n
 
 def _private(facts: Facts) -> str:
     if facts.judge is not None and facts.judge.get("copies"):
-        return "A copy share like that of real images is no proof of privacy: before you publish a set made from images that are\nnot public, have its worst cases audited."
+        return (
+            "A copy share like that of real images is no proof of privacy: before you "
+            "publish a set made from images that are\nnot public, have its worst cases audited."
+        )
     return (
         "Nobody has measured whether they do: check it before you publish a set made from images that are not public."
     )

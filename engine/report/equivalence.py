@@ -38,7 +38,8 @@ def markdown(result: dict[str, Any]) -> str:
         _lines(HEAD, _cells(result)),
         _lines(["real images", "accuracy %", "95 %"], real),
         result["covers"],
-        "n_syn / n_base = A (c2^(n_real+ / n_base) - 1); marginal price A ln c2; doubling price A (c2 - 1), in synthetic images.",
+        "n_syn / n_base = A (c2^(n_real+ / n_base) - 1); marginal price A ln c2; doubling "
+        "price A (c2 - 1), in synthetic images.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -50,8 +51,10 @@ def c2_words(result: dict[str, Any]) -> str:
     paper = result["paper_form"]
     errors = ", ".join(f"{100 * rms['accuracy']:.2f}" for rms in paper["rms"])
     return (
-        f"c2 = {_number(result['c2']['value'])} {_ends(result['c2']['interval'])}, common to all bases. With A = c1^(n_base / k), as in "
-        f"the paper: ln(c1) / k = {paper['ln_c1_over_k']:.3g}, c2 = {_number(paper['c2'])}, rms {errors} accuracy points."
+        f"c2 = {_number(result['c2']['value'])} {_ends(result['c2']['interval'])}, common to "
+        "all bases. With A = c1^(n_base / k), as in "
+        f"the paper: ln(c1) / k = {paper['ln_c1_over_k']:.3g}, c2 = {_number(paper['c2'])}, "
+        f"rms {errors} accuracy points."
     )
 
 

@@ -36,7 +36,10 @@ def denoiser(found: HeldOutCurve) -> str:
     """Whether more training would help, or was too much, in one sentence; and what was chosen."""
     steps, train, held = found["step"], found["train"], found["held"]
     best = min(range(len(held)), key=held.__getitem__)
-    chosen = f"The weights of step {found['chosen_step']:,} are used, averaged over a relative length of {found['chosen_length']:g}."
+    chosen = (
+        f"The weights of step {found['chosen_step']:,} are used, averaged over a relative "
+        f"length of {found['chosen_length']:g}."
+    )
     if held[-1] > (1 + LEVEL) * held[best]:
         falls = ", while its training error falls" if train[-1] < (1 - LEVEL) * train[best] else ""
         risen = f"its held-out error rises from {held[best]:.3g} to {held[-1]:.3g}"
@@ -51,7 +54,10 @@ def denoiser(found: HeldOutCurve) -> str:
 def autoencoder(found: HeldOutError) -> str:
     """How far off it rebuilds both, in one sentence."""
     train, held = found["train"], found["held"]
-    both = f"It rebuilds training images to within {train:.1f} of 255 and held-out ones to within {held:.1f} (root mean square)"
+    both = (
+        f"It rebuilds training images to within {train:.1f} of 255 and held-out ones to "
+        f"within {held:.1f} (root mean square)"
+    )
     if held > 1.5 * train:
         return f"{both}: it over-fits, knowing its training images by heart rather than images of their kind."
     return f"{both}."

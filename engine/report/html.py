@@ -202,7 +202,10 @@ def _classes(facts: Facts) -> dict[str, Any]:
     names, sizes = facts.catalog.class_names, facts.judge["test_per_class"]
     shown = _shown_classes(facts, MAX_CLASSES)
     compared = facts.arm("synthetic") or arms[0]
-    note = f"Share of each class's test images that is right, mean over seeds; mistakes are those of {arm_label(compared)}."
+    note = (
+        "Share of each class's test images that is right, mean over seeds; mistakes are "
+        f"those of {arm_label(compared)}."
+    )
     return {
         "classes": [
             {

@@ -31,8 +31,10 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
     strips, fault = _strips(store, facts, found["pairs"])
     held, medians = found["held_out"], found["held_out_median"]
     note = (
-        f"Held-out images: {held['images']:,} of the {held['split']} split, whose labels are not read for this. Distances in pixels "
-        f"are root mean squares (0 to 255), in features those of {found['features']}; held-out real images have medians of "
+        f"Held-out images: {held['images']:,} of the {held['split']} split, whose labels are "
+        "not read for this. Distances in pixels "
+        f"are root mean squares (0 to 255), in features those of {found['features']}; held-out "
+        "real images have medians of "
         f"{medians['pixels']:.1f} and {medians['features']:.2f}."
     )
     return {
@@ -67,8 +69,10 @@ def _controls(facts: Facts, found: dict[str, Any]) -> list[str]:
     photocopy, augmentation = found["photocopy"], found["augmentation"]
     if photocopy is not None:
         lines.append(
-            f"Photocopies: training images with Gaussian noise of sd {photocopy['noise']:.1f} (of 255), so that their median "
-            f"distance to training images, {photocopy['median']:.1f}, is that of the synthetic ones, {photocopy['target']:.1f}; "
+            f"Photocopies: training images with Gaussian noise of sd {photocopy['noise']:.1f} (of "
+            "255), so that their median "
+            f"distance to training images, {photocopy['median']:.1f}, is that of the synthetic "
+            f"ones, {photocopy['target']:.1f}; "
             f"their copy share is {percent(photocopy['share']['share'])}."
         )
     if augmentation is not None:
@@ -98,7 +102,9 @@ def _strips(store: Store, facts: Facts, pairs: list[dict[str, Any]]) -> tuple[li
             {
                 "synthetic": data_uri(made[pair["synthetic"]]),
                 "real": data_uri(np.asarray(train[pair["training"]])),
-                "text": f"distance {pair['distance']:.1f}; sample {pair['synthetic']}, training image {pair['training']}",
+                "text": (
+                    f"distance {pair['distance']:.1f}; sample {pair['synthetic']}, training image {pair['training']}"
+                ),
             }
             for pair in own
         ]

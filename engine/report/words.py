@@ -31,7 +31,8 @@ def headline(facts: Facts) -> list[str]:
         return ["No arm was judged."]
     unseen = "neither the generator nor a judge" if facts.spec.model.checkpoint is None else "no judge"
     out = [
-        f"A classifier trained on {_images(first)} gets {_accuracy(facts, first)} {_of(facts)}; {unseen} has trained on "
+        f"A classifier trained on {_images(first)} gets {_accuracy(facts, first)} "
+        f"{_of(facts)}; {unseen} has trained on "
         f"them.{_against(facts, first, real)}"
     ]
     if mixed is not None and mixed is not first:
@@ -69,7 +70,10 @@ def _against(facts: Facts, arm: dict[str, Any], real: dict[str, Any] | None) -> 
     """How an arm compares with the real images that stand behind it."""
     if real is None or arm is real:
         return ""
-    return f" Trained on the {real['real_images']:,} real images, it gets {_accuracy(facts, real)}{_right(facts)}.{_ratio(arm)}"
+    return (
+        f" Trained on the {real['real_images']:,} real images, it gets "
+        f"{_accuracy(facts, real)}{_right(facts)}.{_ratio(arm)}"
+    )
 
 
 def _ratio(arm: dict[str, Any]) -> str:
@@ -108,7 +112,8 @@ def run_facts(facts: Facts) -> list[tuple[str, str]]:
         ),
         (
             "conditions",
-            f"prompt {spec.conditions.prompt!r}{_suffix(generate)}, captions {spec.conditions.caption.kind}, {_token(spec)}",
+            f"prompt {spec.conditions.prompt!r}{_suffix(generate)}, captions "
+            f"{spec.conditions.caption.kind}, {_token(spec)}",
         ),
         *([("prompts cut", "; ".join(facts.cuts.lines) or f"none of {facts.cuts.prompts:,}")] if facts.cuts else []),
         *([("fine-tune", fine_tune(spec.match))] if spec.match is not None else []),

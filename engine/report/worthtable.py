@@ -62,7 +62,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     """What was found, a sentence each."""
     reference = result["arms"][result["reference"]]
     said = [
-        f"the reference is {arm_label(reference)}, the best of real images alone on {result['images']['validation']:,} validation "
+        f"the reference is {arm_label(reference)}, the best of real images alone on "
+        f"{result['images']['validation']:,} validation "
         f"images, where it has {100 * result['validation'][result['reference']]:.1f} %"
     ]
     better = [entry["arm"] for entry in result["comparisons"] if entry["finding"] == "higher"]
@@ -77,7 +78,8 @@ def lines(result: dict[str, Any]) -> list[str]:
     for multiple, own in result["copies"].items():
         if own["called_copies"]:
             said.append(
-                f"the first {multiple}x hold copies of training images in {own['called_copies']} of {len(result['seeds'])} sets"
+                f"the first {multiple}x hold copies of training images in {own['called_copies']} of "
+                f"{len(result['seeds'])} sets"
             )
     return said
 
@@ -92,4 +94,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def _title(result: dict[str, Any]) -> str:
     judges, tested = result["judge_seeds"], result["images"]["test"]
-    return f"{result['name']}: {result['metric'].replace('_', ' ')} on {tested:,} test images, {len(result['seeds'])} generator seeds x {judges} judges"
+    return (
+        f"{result['name']}: {result['metric'].replace('_', ' ')} on {tested:,} test "
+        f"images, {len(result['seeds'])} generator seeds x {judges} judges"
+    )

@@ -339,10 +339,16 @@ class RunSpec(Spec):
             if isinstance(self.split.train, int):
                 self.pretrain.holds_out(self.split.train)
             if self.pretrain.space == "pixel" and self.images.size > LARGEST_PIXELS:
-                what = f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size is {self.images.size}"
+                what = (
+                    f"pretrain.space pixel is for images up to {LARGEST_PIXELS} pixels, images.size "
+                    f"is {self.images.size}"
+                )
                 raise ValueError(f"{what}: set it to latent, or images.size to {LARGEST_PIXELS}")
         elif self.pretrain.views.probability:
-            what = "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"
+            what = (
+                "pretrain.views needs a generator that learns augmentation labels, and that of "
+                "model.checkpoint has none"
+            )
             raise ValueError(f"{what}: leave views out")
         return self
 

@@ -18,11 +18,16 @@ from engine.study.studyresults import ArmReading, ArmTrial, Choice
 Found = Mapping[tuple[int, str], ArmTrial]  # by (generator seed, arm)
 Measure = Callable[[Sequence[str]], Found]
 COVERS = (
-    "Values are a generator seed's each, the mean of its judges, whose seeds no other generator seed has. Intervals are 95 % "
-    "Student-t intervals over generator seeds; those of the population hold the sampling of the images that were scored on too, "
-    "and p are of these. Comparisons are paired by generator seed and image, p adjusted by Holm over all arms. Arms are compared "
-    "and chosen on validation images, so the choice's own difference there is optimistic; the test split is read after the "
-    "choice is written down, for it and the reference, with generators and judges of other seeds. One draw of training images."
+    "Values are a generator seed's each, the mean of its judges, whose seeds no other "
+    "generator seed has. Intervals are 95 % "
+    "Student-t intervals over generator seeds; those of the population hold the sampling "
+    "of the images that were scored on too, "
+    "and p are of these. Comparisons are paired by generator seed and image, p adjusted "
+    "by Holm over all arms. Arms are compared "
+    "and chosen on validation images, so the choice's own difference there is optimistic; "
+    "the test split is read after the "
+    "choice is written down, for it and the reference, with generators and judges of "
+    "other seeds. One draw of training images."
 )
 
 

@@ -176,7 +176,10 @@ def test_output_that_is_in_use(tmp_path: Path) -> None:
 
 
 def test_help_needs_no_torch_and_no_ray(tmp_path: Path) -> None:
-    code = "import sys; from pipelines.cli import execute; execute(['--help']); print([m for m in ('torch', 'ray', 'diffusers') if m in sys.modules])"
+    code = (
+        "import sys; from pipelines.cli import execute; execute(['--help']); print([m "
+        "for m in ('torch', 'ray', 'diffusers') if m in sys.modules])"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert result.stdout.strip().endswith("[]")
 
@@ -186,7 +189,8 @@ def test_plan_of_a_billion(tmp_path: Path) -> None:
     code = (
         "import re, sys; from pipelines.cli import execute\n"
         "status = execute(['plan', 'quickstart', '--set', 'generate.count=1e9'])\n"
-        "print(status, int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024, [m for m in ('torch', 'ray') if m in sys.modules])"
+        "print(status, int(re.search(r'VmHWM:\\s+(\\d+)', "
+        "open('/proc/self/status').read())[1]) // 1024, [m for m in ('torch', 'ray') if m in sys.modules])"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -163,7 +163,10 @@ def row(
             target.write_bytes(make)
         else:
             make(target)
-        text = f"name: bad\nimages: {{size: 16}}\nsource: {{kind: {kind}, path: '{path}'}}\npretrain: {{held_out: 0}}\n{settings}"
+        text = (
+            f"name: bad\nimages: {{size: 16}}\nsource: {{kind: {kind}, path: "
+            f"'{path}'}}\npretrain: {{held_out: 0}}\n{settings}"
+        )
         (folder / "recipe.yaml").write_text(text)
 
     return Attack(name, (verb[0], "recipe.yaml", *verb[1:]), codes, says, make=lay)
@@ -182,7 +185,9 @@ SOURCES = [
     row("tar, negative size first", "a.tar", sized([("9.png", image())], b"\xff" * 12), (3,), "is not a tar"),
     row("tar, size of an exabyte", "a.tar", sized([*good(), ("9.png", image())], b"\x80" + b"\1" * 11), (0,)),
     row("tar, sparse map of letters", "a.tar", sparse(PAX, b"letters\n".ljust(512, b"x")), (0,)),
-    row("tar, sparse numbers of letters", "a.tar", sparse({"GNU.sparse.size": "x", "GNU.sparse.map": "a,b"}, b""), (0,)),
+    row(
+        "tar, sparse numbers of letters", "a.tar", sparse({"GNU.sparse.size": "x", "GNU.sparse.map": "a,b"}, b""), (0,)
+    ),
     row("tar, size of letters", "a.tar", sparse({"size": "letters"}, b"x"), (0,)),
     row("tar, label of 5,000 digits", "a.tar", labels(DIGITS), (3,), "no image with a label"),
     row("tar, text label of 5,000 digits", "a.tar", labels(f'"{DIGITS}"'), (3,), "200 bytes"),
@@ -205,9 +210,15 @@ SOURCES = [
     row("npz, 3 GB of labels in 3 MB", "a.npz", npz(train_labels=((3000 << 20,), "|u1", 3000)), (3,), "unpack to"),
     row("npz, 3 GB of images in 3 MB", "a.npz", npz(val_images=((3000, 1024, 1024), "|u1", 3000)), (3,), "unpack to"),
     row("npz, a pipe", "a.npz", pipe, (3,), "regular file"),
-    row("mat, a table that is larger than the set", "a.mat", lambda p: savemat(p, {"usps_all": np.zeros((1 << 17, 257), np.uint8)}, do_compression=True), (3,), "has the shape"),
+    row(
+        "mat, a table that is larger than the set",
+        "a.mat",
+        lambda p: savemat(p, {"usps_all": np.zeros((1 << 17, 257), np.uint8)}, do_compression=True),
+        (3,),
+        "has the shape",
+    ),
     row("mat, a pipe", "a.mat", pipe, (3,), "regular file"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("attack", SOURCES, ids=lambda attack: attack.name)
@@ -226,14 +237,46 @@ def shards(file: Path) -> None:
 
 
 OUTPUTS = [
-    row("output in a class folder", "x", photos, (2,), "source.path", source="photos", verb=("generate", "--output", "photos/a/out")),
-    row("output beside the classes", "x", photos, (2,), "source.path", source="photos", verb=("generate", "-o", "photos/new")),
+    row(
+        "output in a class folder",
+        "x",
+        photos,
+        (2,),
+        "source.path",
+        source="photos",
+        verb=("generate", "--output", "photos/a/out"),
+    ),
+    row(
+        "output beside the classes",
+        "x",
+        photos,
+        (2,),
+        "source.path",
+        source="photos",
+        verb=("generate", "-o", "photos/new"),
+    ),
     row("output is the source", "x", photos, (2,), "source.path", source="photos", verb=("run", "-o", "photos")),
     row("default output inside the source", "x", photos, (2,), "runs/bad", source=".", verb=("plan",)),
-    row("output by a link into the source", "x", lambda p: (photos(p), (p.parent / "in").symlink_to("../photos")), (2,), "source.path", source="photos", verb=("run", "-o", "set/in/new")),
+    row(
+        "output by a link into the source",
+        "x",
+        lambda p: (photos(p), (p.parent / "in").symlink_to("../photos")),
+        (2,),
+        "source.path",
+        source="photos",
+        verb=("run", "-o", "set/in/new"),
+    ),
     row("output among tars", "0.tar", shards, (2,), "source.path", verb=("condition", "-o", "set/out")),
-    row("output below a glob of any depth", "0.tar", shards, (2,), "source.path", source="set/**/*.tar", verb=("condition", "-o", "set/out")),
-]  # fmt: skip
+    row(
+        "output below a glob of any depth",
+        "0.tar",
+        shards,
+        (2,),
+        "source.path",
+        source="set/**/*.tar",
+        verb=("condition", "-o", "set/out"),
+    ),
+]
 
 
 @pytest.mark.parametrize("attack", OUTPUTS, ids=lambda attack: attack.name)

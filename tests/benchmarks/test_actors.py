@@ -32,7 +32,10 @@ def test_the_first_actor_to_come_is_the_slow_one_and_nobody_begins_before_all_ar
 
 
 def test_what_a_sleeping_actor_imports_has_no_torch() -> None:
-    code = "import sys, benchmarks.sleeping, engine.conditions.table; print('torch' in sys.modules, 'diffusers' in sys.modules)"
+    code = (
+        "import sys, benchmarks.sleeping, engine.conditions.table; print('torch' in "
+        "sys.modules, 'diffusers' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
 

@@ -43,8 +43,10 @@ class Outcome:
         """One line of figures, then a line a fault."""
         kills = ", ".join(f"{number} of {victim}" for victim, number in sorted(self.kills.items()))
         head = (
-            f"{self.kills.total()} kills ({kills}) in {self.seconds:.0f} s: {self.outputs} outputs of {self.samples} samples in all, "
-            f"{self.drivers} driver sessions, {len(self.faults)} faults, {self.slow_to_end} processes had to be ended by hand"
+            f"{self.kills.total()} kills ({kills}) in {self.seconds:.0f} s: {self.outputs} outputs "
+            f"of {self.samples} samples in all, "
+            f"{self.drivers} driver sessions, {len(self.faults)} faults, {self.slow_to_end} "
+            "processes had to be ended by hand"
         )
         return "\n".join([head, *self.faults])
 

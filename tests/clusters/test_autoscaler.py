@@ -203,10 +203,12 @@ def test_a_job_from_none_to_three_and_back_with_a_drain_between(head: Head, long
     again = next((when for when, ids in seen(head) if when > gone and len(ids) == GPU_NODES), None)
     back = next((when for when, rate in curve if when > gone and rate >= 0.9 * before), None)
     print(
-        f"\nthree nodes {up:.0f} s after the start, none {down:.0f} s after the end; {before:.2f} shards/s before the notice"
+        f"\nthree nodes {up:.0f} s after the start, none {down:.0f} s after the end; "
+        f"{before:.2f} shards/s before the notice"
     )
     print(
-        f"node gone {gone - notice:.0f} s after the notice; from then on three again {(again or math.nan) - gone:.0f} s, rate {(back or math.nan) - gone:.0f} s"
+        f"node gone {gone - notice:.0f} s after the notice; from then on three again "
+        f"{(again or math.nan) - gone:.0f} s, rate {(back or math.nan) - gone:.0f} s"
     )
     assert again is not None, said
     assert back is not None, said

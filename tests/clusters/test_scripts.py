@@ -18,9 +18,9 @@ from tests.support.clusterfiles import CLUSTERS
 SLURM = CLUSTERS / "local/slurm.sh"
 WORKSTATIONS = CLUSTERS / "local/workstations.sh"
 NOTE = 'printf "%s" "$(basename "$0")" >>"$CALLS"; printf " %q" "$@" >>"$CALLS"; echo >>"$CALLS"\n'
-RAY = (
-    NOTE
-    + 'echo "token $RAY_AUTH_MODE $(cat "$RAY_AUTH_TOKEN_PATH")" >>"$CALLS"; echo "will now block forever"; exec -a "ray $*" sleep 60\n'
+RAY = NOTE + (
+    'echo "token $RAY_AUTH_MODE $(cat "$RAY_AUTH_TOKEN_PATH")" >>"$CALLS"; echo "will now '
+    'block forever"; exec -a "ray $*" sleep 60\n'
 )
 STUBS = {
     "ray": RAY,
@@ -28,7 +28,10 @@ STUBS = {
     "srun": NOTE + 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"\n',
     "hostname": "echo 10.0.0.7\n",
     # -m pipelines.VERB is the run; a program on standard input waits for the nodes; -c is real Python
-    "python": f'case "$1" in -c) exec {sys.executable} "$@" ;; -) cat >/dev/null; for _ in $(seq 200); do grep -q "token " "$CALLS" && break; sleep 0.1; done; exit "${{WAIT_CODE:-0}}" ;; esac\n'
+    "python": (
+        f'case "$1" in -c) exec {sys.executable} "$@" ;; -) cat >/dev/null; for _ in $(seq '
+        '200); do grep -q "token " "$CALLS" && break; sleep 0.1; done; exit "${WAIT_CODE:-0}" ;; esac\n'
+    )
     + NOTE
     + 'echo "run $RAY_ADDRESS" >>"$CALLS"; [ -z "${HANG:-}" ] || sleep 60; exit "${RUN_CODE:-0}"\n',
     "ssh": NOTE + 'cd "$HOME"; shift; exec bash -c "$*"\n',

@@ -118,7 +118,10 @@ class Network:
 
     def ready(self, nodes: int) -> None:
         """Wait until so many nodes have joined."""
-        code = f"import ray; ray.init(address='{self.address(0)}:{PORT}', logging_level='ERROR', log_to_driver=False); print('nodes', sum(n['Alive'] for n in ray.nodes()))"
+        code = (
+            f"import ray; ray.init(address='{self.address(0)}:{PORT}', logging_level='ERROR', "
+            "log_to_driver=False); print('nodes', sum(n['Alive'] for n in ray.nodes()))"
+        )
         deadline = time.monotonic() + READY_S
         while True:
             self.popen(self.names[0], sys.executable, "-c", code, log="ready.log").wait()

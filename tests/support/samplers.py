@@ -80,8 +80,10 @@ FLOW_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "own noise": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
 }
 EQUAL, LOST, FAILS, WRONG, OPEN = "=", "s", "x", "!", "."
-LEGEND = f"""`{EQUAL}` equal to the stock pipeline within 1 of 255; `{LOST}` refused in one line: the sampler does not take a setting
-that the network was trained under; `{FAILS}` refused in one line: the stock pipeline fails too, or draws what is not finite; `{WRONG}`
+LEGEND = f"""`{EQUAL}` equal to the stock pipeline within 1 of 255; `{LOST}` refused in one line: the sampler does \
+not take a setting
+that the network was trained under; `{FAILS}` refused in one line: the stock pipeline fails too, or draws what is \
+not finite; `{WRONG}`
 anything else; `{OPEN}` not drawn yet."""
 
 
@@ -299,11 +301,15 @@ def markdown(found: list[Outcome]) -> str:
     """One table a family: configurations by samplers, a mark for each number of steps."""
     counts = Counter(one.mark for one in found)
     largest = max((one.difference or 0 for one in found), default=0)
-    total = f"{len(found):,} cells: {counts[EQUAL]:,} equal (largest difference {largest} of 255), {counts[LOST]:,} and {counts[FAILS]:,} refused, {counts[WRONG]:,} else."
+    total = (
+        f"{len(found):,} cells: {counts[EQUAL]:,} equal (largest difference {largest} of "
+        f"255), {counts[LOST]:,} and {counts[FAILS]:,} refused, {counts[WRONG]:,} else."
+    )
     text = [
         "# Samplers against stock diffusers",
         "",
-        f"Made by `python -m tests.support.samplers` with diffusers {diffusers.__version__} on random-weight models; marks are for "
+        f"Made by `python -m tests.support.samplers` with diffusers {diffusers.__version__} on "
+        "random-weight models; marks are for "
         f"{', '.join(f'{steps:,}' for steps in STEPS)} steps (the last with U-Nets of two layers).",
         "",
         LEGEND,

@@ -147,7 +147,8 @@ def find_place(found: Places, width: int) -> tuple[int, int]:
     if width not in found:
         raise ConfigError(
             "conditions.features",
-            f"the CLIP image features have {width} numbers, the checkpoint's text tokens {' or '.join(map(str, found))}",
+            f"the CLIP image features have {width} numbers, the checkpoint's text tokens "
+            f"{' or '.join(map(str, found))}",
             "use the CLIP that the checkpoint was trained with, or set generate.visual_token to none",
         )
     return found[width]

@@ -82,7 +82,10 @@ def prediction_type(folder: Path, scheduler: Config, name: str) -> str:
         what = f"predicts {prediction!r}, which is neither of {', '.join(PREDICTION_TYPES)}"
         raise ConfigError(str(folder / "scheduler"), what, f"use a {name} checkpoint")
     if prediction == "epsilon" and scheduler.get("rescale_betas_zero_snr"):
-        what = "predicts noise at a last step that is noise alone (rescale_betas_zero_snr), where that says nothing of the image"
+        what = (
+            "predicts noise at a last step that is noise alone (rescale_betas_zero_snr), "
+            "where that says nothing of the image"
+        )
         raise ConfigError(str(folder / "scheduler"), what, "use a checkpoint of v_prediction, or set it to false")
     return str(prediction)
 

@@ -68,7 +68,10 @@ class Dit:
         channels = checks.latent_channels(folder, "transformer", (taken, taken if given == 2 * taken else given), vae)
         known = network.get("num_embeds_ada_norm", 1000)
         if network.get("norm_type", "ada_norm_zero") != "ada_norm_zero" or known != CLASSES:
-            what = f"knows {known} classes by {network.get('norm_type', 'ada_norm_zero')}; DiTPipeline needs {CLASSES} by ada_norm_zero"
+            what = (
+                f"knows {known} classes by {network.get('norm_type', 'ada_norm_zero')}; "
+                f"DiTPipeline needs {CLASSES} by ada_norm_zero"
+            )
             raise ConfigError(str(folder / "transformer"), what, "use a DiT checkpoint")
         return {
             "latent_channels": channels,

@@ -140,7 +140,8 @@ class LabelledFolder(ABC):
                 raise DataError(
                     self.where,
                     f"{beside.path} gives {name} the label {str(label)[:60]!r}, and there are class folders",
-                    f"set source.label_column to {beside.column} to take the labels from it, or take it out to use folders",
+                    f"set source.label_column to {beside.column} to take the labels from it, or take it "
+                    "out to use folders",
                 )
 
     def size(self) -> int | None:

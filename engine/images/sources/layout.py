@@ -115,7 +115,10 @@ def _refuse(root: Root, folders: Sequence[str], parts: Sequence[Part], where: st
     shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
     classes = sorted(set.union(*(set(part.classes) for part in parts)))
     if classes and all(map(role, classes)) and not all(map(role, folders)):
-        fix = "make a folder of each, with the class folders below it, or join them: name the classes in source.class_names"
+        fix = (
+            "make a folder of each, with the class folders below it, or join them: name the "
+            "classes in source.class_names"
+        )
         raise DataError(where, f"{root} holds splits ({', '.join(classes[:5])}) below each class", fix)
     raise DataError(where, f"{root} holds parts of a set ({shown}), not classes", _fix(root, parts, where))
 

@@ -116,7 +116,11 @@ def check_sizes(spec: RunSpec, labels: Sequence[int] | NDArray[np.integer]) -> N
     for base in asked.bases:
         wanted = base * (1 + max(asked.multiples)) if planted else base
         if wanted > pool:
-            what = f"base {base} {f'with {max(asked.multiples)}x further real images ' if planted else ''}needs {wanted:,} training images, there are {pool:,}"
+            what = (
+                f"base {base} "
+                f"{f'with {max(asked.multiples)}x further real images ' if planted else ''}needs "
+                f"{wanted:,} training images, there are {pool:,}"
+            )
             raise ConfigError("equivalence.bases", what, "ask for smaller bases or multiples, or raise split.train")
     for size in asked.real:
         if size > pool:

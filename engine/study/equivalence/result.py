@@ -16,8 +16,10 @@ from engine.study.statistics import mean_interval
 
 LEVEL = 0.95
 COVERS = (
-    "Intervals are 95 % intervals over the repeats (another order of the real images, another generator, other classifiers), by a "
-    "multivariate-t bootstrap of the repeats' mean accuracies, which propagates the error of the real curve too. One split of one "
+    "Intervals are 95 % intervals over the repeats (another order of the real images, "
+    "another generator, other classifiers), by a "
+    "multivariate-t bootstrap of the repeats' mean accuracies, which propagates the error "
+    "of the real curve too. One split of one "
     "data set: another draw of test images is not covered."
 )
 

@@ -239,7 +239,10 @@ class _Session:
         if faults:
             first = faults[0].error
             assert first is not None
-            where = f"{len(faults)} of {trials} trials failed, the first ({_work(faults[0].config, parameters).key}) at {first.where}"
+            where = (
+                f"{len(faults)} of {trials} trials failed, the first "
+                f"({_work(faults[0].config, parameters).key}) at {first.where}"
+            )
             raise type(first)(where, first.what, first.fix)
 
 

@@ -88,19 +88,26 @@ def reading(
 def covers(generators: int, judges: int, images: int) -> str:
     """What the intervals of a search say and what they leave out."""
     over = (
-        f"Each value is a generator seed's, the mean of {judges} classifiers, whose seeds no other generator seed has; intervals "
-        f"are 95 % Student-t intervals over the {generators} generator seeds, so they cover the generator's training, its images "
-        "and the classifiers' training; those of the population hold the sampling of the images that were scored on too, and p "
-        "are of these. Gains over ratio 0 are paired by seed and image; p are adjusted by Holm over all settings that ran to the "
+        f"Each value is a generator seed's, the mean of {judges} classifiers, whose seeds no "
+        "other generator seed has; intervals "
+        f"are 95 % Student-t intervals over the {generators} generator seeds, so they cover "
+        "the generator's training, its images "
+        "and the classifiers' training; those of the population hold the sampling of the "
+        "images that were scored on too, and p "
+        "are of these. Gains over ratio 0 are paired by seed and image; p are adjusted by "
+        "Holm over all settings that ran to the "
         "end."
         if generators > 1
-        else f"There is {NO_VERDICT}. The {judges} classifiers of that one generator differ among themselves by the deviation that "
+        else f"There is {NO_VERDICT}. The {judges} classifiers of that one generator differ among "
+        "themselves by the deviation that "
         "is shown: another generator may give another curve."
     )
     return (
-        f"{over} All accuracies are on the same {images:,} validation images; another draw of the training images is not "
+        f"{over} All accuracies are on the same {images:,} validation images; another draw of "
+        "the training images is not "
         "covered. The chosen setting is the best of several on these very images, so its validation gain is "
-        "optimistic; the test split was not looked at before the choice was written down, and was read with generators and "
+        "optimistic; the test split was not looked at before the choice was written down, and "
+        "was read with generators and "
         "classifiers of other seeds."
     )
 

@@ -35,9 +35,12 @@ from engine.training.setup import await_room
 RESULT = "results/worth.json"
 LOOK_S = 1.0
 COVERS = (
-    "A value is a generator seed's, the mean of its judges, whose seeds no other generator seed has. Intervals are 95 % Student-t "
-    "intervals over generator seeds; those of the population hold the sampling of test images too. The reference is the best "
-    "training set of real images alone by validation images, with judges of other seeds than those that read the test split; "
+    "A value is a generator seed's, the mean of its judges, whose seeds no other "
+    "generator seed has. Intervals are 95 % Student-t "
+    "intervals over generator seeds; those of the population hold the sampling of test "
+    "images too. The reference is the best "
+    "training set of real images alone by validation images, with judges of other seeds "
+    "than those that read the test split; "
     "p are adjusted by Holm over all arms with synthetic images. One draw of training images is not another."
 )
 

@@ -70,7 +70,8 @@ def test_places_that_do_not_come_are_told_of_once(ray_cluster: None) -> None:
         pass  # over before
     time.sleep(1.5)
     assert reporter.notes == [
-        "4 of 9 places of 1 CPU came within 1 s; the run goes on with them (is the node group's maximum or its quota lower?)"
+        "4 of 9 places of 1 CPU came within 1 s; the run goes on with them (is the node "
+        "group's maximum or its quota lower?)"
     ]
 
 
@@ -110,7 +111,8 @@ def test_another_version_of_ray_is_one_line(ray_cluster: None) -> None:
         "import ray; ray.__version__ = '2.59.0'\n"
         "from engine.cluster.session import session; from engine.spec.models import ResourcesSpec\n"
         "from engine.errors import ClusterError\n"
-        "try:\n    with session(ResourcesSpec()): print('joined')\nexcept ClusterError as error: print('line:', error)\n"
+        "try:\n    with session(ResourcesSpec()): print('joined')\nexcept ClusterError as "
+        "error: print('line:', error)\n"
     )
     env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     done = subprocess.run(

@@ -52,7 +52,11 @@ def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
-    code = "from engine.cluster.session import session\nfrom engine.spec.models import ResourcesSpec\nfrom engine.errors import ClusterError\ntry:\n    with session(ResourcesSpec()): pass\nexcept ClusterError as e: print('line:', e)\n"
+    code = (
+        "from engine.cluster.session import session\nfrom engine.spec.models import "
+        "ResourcesSpec\nfrom engine.errors import ClusterError\ntry:\n    with "
+        "session(ResourcesSpec()): pass\nexcept ClusterError as e: print('line:', e)\n"
+    )
     env = {
         **os.environ,
         "RAY_ADDRESS": "127.0.0.1:1",

@@ -107,11 +107,17 @@ LIES = {
     "a directory": lambda path: (path.unlink(), path.mkdir()),
     "nested": lambda path: path.write_text("[" * 200_000 + "]" * 200_000),
     "a giant": lambda path: path.write_bytes(b'{"a": "' + b"x" * 17_000_000 + b'"}'),
-    "layers": lambda path: path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 10000000')),
-    "many layers": lambda path: path.write_text(path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 9000')),
-    "width as text": lambda path: path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": "wide"')),
+    "layers": lambda path: path.write_text(
+        path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 10000000')
+    ),
+    "many layers": lambda path: path.write_text(
+        path.read_text().replace('"num_hidden_layers": 2', '"num_hidden_layers": 9000')
+    ),
+    "width as text": lambda path: path.write_text(
+        path.read_text().replace('"hidden_size": 32', '"hidden_size": "wide"')
+    ),
     "width": lambda path: path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 3200000000')),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -89,7 +89,11 @@ def test_places_do_not_count(dit: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("names", "ids", "message"),
     [
-        (("tinch",), {}, "the checkpoint has no class 'tinch'; its names are like tench: rename the class, or give its number"),
+        (
+            ("tinch",),
+            {},
+            "the checkpoint has no class 'tinch'; its names are like tench: rename the class, or give its number",
+        ),
         (("nothing",), {}, "has no class 'nothing'"),
         (("crane",), {}, r"'crane' is the name of 2 classes of the checkpoint: 134, 517; say which one"),
         (("n02012849",), {}, "no class 'n02012849'"),
@@ -99,7 +103,7 @@ def test_places_do_not_count(dit: Checkpoint) -> None:
         (("tench", "Tinca tinca"), {}, "'tench' and 'Tinca tinca' are both class 0 of the checkpoint"),
         (("tench", "fish"), {"fish": 0}, "'tench' and 'fish' are both class 0"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_number_of_its_own_is_refused_in_one_line(
     dit: Checkpoint, names: tuple[str, ...], ids: dict[str, int], message: str
 ) -> None:

@@ -167,18 +167,30 @@ def untrain(tensors: dict) -> None:
 BROKEN: dict[str, tuple[Callable[[dict], None], str]] = {
     "NaN": (poison, "has NaN or infinite numbers"),
     "down only": (keep(lambda key: ".up." not in key), "only one of the two matrices"),
-    "one up missing": (keep(lambda key: key != "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.up.weight"), "attn1.to_q: keys are missing"),
-    "one module": (keep(lambda key: not key.startswith("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v")), "covers 79 of 80 modules of the unet: mid_block.attentions.0.transformer_blocks.0.attn2.to_v is missing"),
-    "one module of the text encoder": (keep(lambda key: "layers.1.self_attn.k_proj" not in key), "of the text_encoder: encoder.layers.1.self_attn.k_proj is missing"),
+    "one up missing": (
+        keep(lambda key: key != "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora.up.weight"),
+        "attn1.to_q: keys are missing",
+    ),
+    "one module": (
+        keep(lambda key: not key.startswith("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v")),
+        "covers 79 of 80 modules of the unet: mid_block.attentions.0.transformer_blocks.0.attn2.to_v is missing",
+    ),
+    "one module of the text encoder": (
+        keep(lambda key: "layers.1.self_attn.k_proj" not in key),
+        "of the text_encoder: encoder.layers.1.self_attn.k_proj is missing",
+    ),
     "transformer": (rename("unet.", "transformer."), "keys for other models, such as transformer."),
-    "second text encoder": (rename("text_encoder.", "text_encoder_2."), "keys for other models, such as text_encoder_2."),
+    "second text encoder": (
+        rename("text_encoder.", "text_encoder_2."),
+        "keys for other models, such as text_encoder_2.",
+    ),
     "no prefix": (rename("unet.", ""), "keys for other models"),
     "unknown modules": (rename("transformer_blocks.0.", "transformer_blocks.7."), "another family"),
     "untrained": (untrain, "changes nothing"),
     "extra": (lambda tensors: tensors.update({"unet.conv_in.bias_something": torch.ones(3)}), "is not LoRA's"),
     "DoRA": (lambda tensors: tensors.update({"unet.conv_in.dora_scale": torch.ones(3)}), "not a plain LoRA"),
     "other names": (rename("lora", "adapter"), "not"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

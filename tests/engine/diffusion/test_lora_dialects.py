@@ -225,7 +225,9 @@ REFUSED_FILES = {
         "not a number",
     ),
     "a module twice": (
-        _edited(lambda t: t.update({"unet.mid_block.resnets.0.conv1.lora.down.weight": torch.ones(4, 64, 3, 3)}), loras.peft),
+        _edited(
+            lambda t: t.update({"unet.mid_block.resnets.0.conv1.lora.down.weight": torch.ones(4, 64, 3, 3)}), loras.peft
+        ),
         "twice",
     ),
     "Tucker": (_edited(lambda t: t.update({f"{MID}.lora_mid.weight": torch.ones(4, 4)})), "has lora_unet"),
@@ -234,14 +236,16 @@ REFUSED_FILES = {
     "full difference": (_edited(lambda t: t.update({f"{MID}.diff": torch.ones(64, 64)})), "not a Stable Diffusion"),
     "DoRA": (_edited(lambda t: t.update({f"{MID}.dora_scale": torch.ones(64)})), "not a plain LoRA"),
     "a norm": (
-        _edited(lambda t: t.update({f"unet.conv_norm_out.lora_{s}.weight": torch.ones(2, 2) for s in "AB"}), loras.peft),
+        _edited(
+            lambda t: t.update({f"unet.conv_norm_out.lora_{s}.weight": torch.ones(2, 2) for s in "AB"}), loras.peft
+        ),
         "lacks 1 of 3 modules, such as conv_norm_out",
     ),
     "peft's own folder": (
         _edited(lambda t: t.update({"base_model.model.conv_in.lora_A.weight": torch.ones(2, 2)}), loras.peft),
         "keys for other models, such as base_model",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED_FILES)

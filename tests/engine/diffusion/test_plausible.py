@@ -37,11 +37,19 @@ def instead(make: Callable[[Path], Any]) -> Lie:
 DEEP = "[" * 200_000 + "]" * 200_000
 LIES: dict[str, tuple[str, Lie, str]] = {
     "config is a pipe": ("unet/config.json", instead(os.mkfifo), "not a regular file"),
-    "config links to a device": ("unet/config.json", instead(lambda path: path.symlink_to("/dev/zero")), "regular file"),
+    "config links to a device": (
+        "unet/config.json",
+        instead(lambda path: path.symlink_to("/dev/zero")),
+        "regular file",
+    ),
     "config is a directory": ("vae/config.json", instead(Path.mkdir), "not a regular file"),
     "config nested": ("unet/config.json", lambda path: path.write_text(DEEP), "nested too deep"),
     "config nested a little": ("unet/config.json", setting(extra=json.loads("[" * 50 + "]" * 50)), "nested deeper"),
-    "config of many megabytes": ("unet/config.json", lambda path: path.write_bytes(b" " * 17_000_000), "larger than 16 MiB"),
+    "config of many megabytes": (
+        "unet/config.json",
+        lambda path: path.write_bytes(b" " * 17_000_000),
+        "larger than 16 MiB",
+    ),
     "config of many entries": ("unet/config.json", setting(block_out_channels=[8] * 60_000), "60000 entries"),
     "many blocks": ("unet/config.json", setting(block_out_channels=[8] * 40_000), "odd values"),
     "index is a pipe": ("model_index.json", instead(os.mkfifo), "not a diffusers directory"),
@@ -58,8 +66,12 @@ LIES: dict[str, tuple[str, Lie, str]] = {
     "layers in every block": ("unet/config.json", setting(layers_per_block=150), "layers in blocks"),
     "giant vocabulary": ("text_encoder/config.json", setting(vocab_size=10**6), "and the weights hold"),
     "giant layers": ("text_encoder/config.json", setting(intermediate_size=10**6), "and the weights hold"),
-    "endless schedule": ("scheduler/scheduler_config.json", setting(num_train_timesteps=10**10), "num_train_timesteps 1e+10"),
-}  # fmt: skip
+    "endless schedule": (
+        "scheduler/scheduler_config.json",
+        setting(num_train_timesteps=10**10),
+        "num_train_timesteps 1e+10",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LIES)
@@ -92,15 +104,57 @@ def test_a_transformer_that_lies_is_refused(tmp_path: Path, setting: dict[str, i
 
 # Of the configurations that were released, what could look like a lie, and how many tensors their weights have.
 RELEASED: dict[str, tuple[dict[str, Any], int]] = {
-    "SD 1.5 unet": ({"sample_size": 64, "layers_per_block": 2, "block_out_channels": [320, 640, 1280, 1280], "attention_head_dim": 8}, 686),
-    "SDXL unet": ({"sample_size": 128, "layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10], "block_out_channels": [320, 640, 1280], "projection_class_embeddings_input_dim": 2816}, 1680),
+    "SD 1.5 unet": (
+        {
+            "sample_size": 64,
+            "layers_per_block": 2,
+            "block_out_channels": [320, 640, 1280, 1280],
+            "attention_head_dim": 8,
+        },
+        686,
+    ),
+    "SDXL unet": (
+        {
+            "sample_size": 128,
+            "layers_per_block": 2,
+            "transformer_layers_per_block": [1, 2, 10],
+            "block_out_channels": [320, 640, 1280],
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        1680,
+    ),
     "SDXL vae": ({"sample_size": 1024, "layers_per_block": 2, "block_out_channels": [128, 256, 512, 512]}, 248),
-    "SD 3.5 transformer": ({"sample_size": 128, "pos_embed_max_size": 384, "patch_size": 2, "num_layers": 38, "dual_attention_layers": [], "pooled_projection_dim": 2048}, 1249),
+    "SD 3.5 transformer": (
+        {
+            "sample_size": 128,
+            "pos_embed_max_size": 384,
+            "patch_size": 2,
+            "num_layers": 38,
+            "dual_attention_layers": [],
+            "pooled_projection_dim": 2048,
+        },
+        1249,
+    ),
     "DiT-XL 512": ({"sample_size": 64, "patch_size": 2, "num_layers": 28, "num_embeds_ada_norm": 1000}, 621),
-    "T5 XXL": ({"num_layers": 24, "num_decoder_layers": 24, "vocab_size": 32128, "d_ff": 10240, "n_positions": 512}, 219),
-    "CLIP text": ({"num_hidden_layers": 12, "vocab_size": 49408, "max_position_embeddings": 77, "intermediate_size": 3072}, 196),
-    "Qwen2-VL": ({"num_hidden_layers": 28, "vocab_size": 152064, "max_position_embeddings": 1010000, "rope_theta": 10000000, "max_window_layers": 28}, 730),
-}  # fmt: skip
+    "T5 XXL": (
+        {"num_layers": 24, "num_decoder_layers": 24, "vocab_size": 32128, "d_ff": 10240, "n_positions": 512},
+        219,
+    ),
+    "CLIP text": (
+        {"num_hidden_layers": 12, "vocab_size": 49408, "max_position_embeddings": 77, "intermediate_size": 3072},
+        196,
+    ),
+    "Qwen2-VL": (
+        {
+            "num_hidden_layers": 28,
+            "vocab_size": 152064,
+            "max_position_embeddings": 1010000,
+            "rope_theta": 10000000,
+            "max_window_layers": 28,
+        },
+        730,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", RELEASED)

@@ -123,7 +123,8 @@ def test_a_beaten_set_is_called_that_in_one_sentence(run: tuple[dict, dict]) -> 
     _, synthetic, mixed = sentences(found)
     assert synthetic.startswith(
         "Photocopies of the training images (with pixel noise of the same distance) may train as good a classifier as "
-        "synthetic 10x (3 judge seeds cannot tell them apart): 96.7 % against 93.3 % accuracy, a difference of +3.3 points ["
+        "synthetic 10x (3 judge seeds cannot tell them apart): 96.7 % against 93.3 % "
+        "accuracy, a difference of +3.3 points ["
     )
     assert "real + synthetic 10x" in mixed
     beaten = {**found, "synthetic_10x_control_finding": "better"}

@@ -69,7 +69,8 @@ def test_small_jpegs_keep_full_colour_resolution() -> None:
 def test_bytes_are_the_same_in_another_process_and_for_any_memory_layout() -> None:
     pixels = pictures(40)[0]
     script = (
-        "import hashlib, sys, numpy as np; from engine.images.encode import encode; from tests.support.images import picture;"
+        "import hashlib, sys, numpy as np; from engine.images.encode import encode; from "
+        "tests.support.images import picture;"
         "p = picture(np.random.default_rng(3), 40, 40);"
         "print(*[hashlib.sha256(encode(p, f, 90)).hexdigest() for f in ('png', 'jpg', 'webp')])"
     )

@@ -60,9 +60,15 @@ def test_numbers_as_names_that_are_no_positions_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "near", "same"),
-    [("Cat", "cat", True), ("golden retriever", "golden_retriever", True), ("ca t", "cat", True), ("cats", "cat", False),
-     ("\uff43\uff41\uff54", "cat", True), ("zebra", None, False)],
-)  # fmt: skip
+    [
+        ("Cat", "cat", True),
+        ("golden retriever", "golden_retriever", True),
+        ("ca t", "cat", True),
+        ("cats", "cat", False),
+        ("\uff43\uff41\uff54", "cat", True),
+        ("zebra", None, False),
+    ],
+)
 def test_near_matches(name: str, near: str | None, same: bool) -> None:
     known = ("cat", "dog", "golden_retriever")
     assert (near_match(name, known), same_but_spelling(name, known)) == (near, same)
@@ -77,9 +83,21 @@ def test_an_identifier_column_is_no_label(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(3, 3), (3.0, 3), ("cat", "cat"), (" cat ", "cat"), ("007", "007"), (-1, "no_label"), (True, "bad_label"),
-     (1.5, "bad_label"), (float("nan"), "bad_label"), ("", "bad_label"), ([1], "bad_label"), (None, "bad_label")],
-)  # fmt: skip
+    [
+        (3, 3),
+        (3.0, 3),
+        ("cat", "cat"),
+        (" cat ", "cat"),
+        ("007", "007"),
+        (-1, "no_label"),
+        (True, "bad_label"),
+        (1.5, "bad_label"),
+        (float("nan"), "bad_label"),
+        ("", "bad_label"),
+        ([1], "bad_label"),
+        (None, "bad_label"),
+    ],
+)
 def test_parse_label(value: object, expected: object) -> None:
     made = parse_label(value)
     assert (made.reason if isinstance(made, BadImage) else made) == expected

@@ -50,9 +50,7 @@ def test_one_row_a_shard_read_with_plain_pyarrow(store: Store) -> None:
         assert row["path"] == f"data/{row['shard']}.tar"
     given_up = pq.read_table(io.BytesIO(store.read(QUARANTINE))).to_pylist()
     assert [row["index"] for row in given_up] == list(GIVEN_UP)
-    assert given_up[0] == {
-        "index": 3, "key": "toy-000000000003", "label": 3, "reason": "constant_image", "attempts": 3
-    }  # fmt: skip
+    assert given_up[0] == {"index": 3, "key": "toy-000000000003", "label": 3, "reason": "constant_image", "attempts": 3}
     loaded = manifest.load(store)
     assert loaded.seal.facts == facts
     assert (loaded.seal.shards, loaded.seal.samples, loaded.seal.quarantined) == (5, 16, 7)

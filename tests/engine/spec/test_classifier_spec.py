@@ -53,16 +53,52 @@ def test_real_fakes_recipe_is_the_papers() -> None:
     assert train is not None
     found = train.model_dump(
         include={
-            "model", "optimizer", "momentum", "weight_decay", "lr", "batch", "epochs", "milestones", "milestone_factor", "warmup",
-            "schedule", "label_smoothing", "crop", "crop_scale", "size", "flip", "color_jitter", "dtype", "mixup", "rand_augment", "ema",
+            "model",
+            "optimizer",
+            "momentum",
+            "weight_decay",
+            "lr",
+            "batch",
+            "epochs",
+            "milestones",
+            "milestone_factor",
+            "warmup",
+            "schedule",
+            "label_smoothing",
+            "crop",
+            "crop_scale",
+            "size",
+            "flip",
+            "color_jitter",
+            "dtype",
+            "mixup",
+            "rand_augment",
+            "ema",
         }
-    )  # fmt: skip
+    )
     assert found == {
-        "model": "resnet50", "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4, "lr": 0.1, "batch": 512, "epochs": 200,
-        "milestones": (50, 100, 150), "milestone_factor": 0.2, "warmup": 5, "schedule": "milestones", "label_smoothing": 0.1,
-        "crop": "resized", "crop_scale": (0.08, 1.0), "size": 224, "flip": True, "color_jitter": 0.4, "dtype": "float16",
-        "mixup": 0, "rand_augment": 0, "ema": 0,
-    }  # fmt: skip
+        "model": "resnet50",
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "weight_decay": 5e-4,
+        "lr": 0.1,
+        "batch": 512,
+        "epochs": 200,
+        "milestones": (50, 100, 150),
+        "milestone_factor": 0.2,
+        "warmup": 5,
+        "schedule": "milestones",
+        "label_smoothing": 0.1,
+        "crop": "resized",
+        "crop_scale": (0.08, 1.0),
+        "size": 224,
+        "flip": True,
+        "color_jitter": 0.4,
+        "dtype": "float16",
+        "mixup": 0,
+        "rand_augment": 0,
+        "ema": 0,
+    }
 
 
 def test_a_train_section_is_no_part_of_the_identity_and_is_documented() -> None:

@@ -195,7 +195,10 @@ def test_sample_key_ignores_length_and_place_but_not_content() -> None:
 
 
 def test_spelling_of_the_recipe_does_not_matter(tmp_path: Path) -> None:
-    text = "generate: {count: 1.0e3, shard_size: 100, scheduler: dpmsolver++, num_inference_steps: 12}\nsource: {kind: digits}\nname: a\nimages: {size: 8}\n"
+    text = (
+        "generate: {count: 1.0e3, shard_size: 100, scheduler: dpmsolver++, "
+        "num_inference_steps: 12}\nsource: {kind: digits}\nname: a\nimages: {size: 8}\n"
+    )
     one, two = tmp_path / "a.yaml", tmp_path / "b.yaml"
     one.write_text(text)
     two.write_text("\n".join(reversed(text.replace("1.0e3", "1000").splitlines())))

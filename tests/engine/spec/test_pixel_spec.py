@@ -17,33 +17,98 @@ QUICKSTART = RECIPES / "latent.yaml"
 PIXEL = ("pretrain.space=pixel", "generate.visual_token=none")
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
-    "more than 64 pixels": ((*PIXEL, "images.size=72"), "pretrain.space pixel is for images up to 64 pixels, images.size is 72: set it to latent"),
-    "a transformer in pixels": ((*PIXEL, "pretrain.denoiser=dit"), "denoiser dit works in latents: set space to latent"),
-    "views of a checkpoint": (("model.checkpoint=/", "pretrain.views={probability: 0.1}"), "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none"),
-    "views of a transformer": (("pretrain.denoiser=dit", "generate.visual_token=none", "pretrain.views={probability: 0.1}"), "views need augmentation labels, which denoiser dit has no place for"),
-    "kinds of views without any": (("pretrain.views={mirror: true}",), "mirror and colour are kinds of views: raise probability"),
-    "unknown view": (("pretrain.views={probability: 0.1, mirrors: true}",), "unknown key pretrain.views.mirrors; did you mean mirror?"),
+    "more than 64 pixels": (
+        (*PIXEL, "images.size=72"),
+        "pretrain.space pixel is for images up to 64 pixels, images.size is 72: set it to latent",
+    ),
+    "a transformer in pixels": (
+        (*PIXEL, "pretrain.denoiser=dit"),
+        "denoiser dit works in latents: set space to latent",
+    ),
+    "views of a checkpoint": (
+        ("model.checkpoint=/", "pretrain.views={probability: 0.1}"),
+        "pretrain.views needs a generator that learns augmentation labels, and that of model.checkpoint has none",
+    ),
+    "views of a transformer": (
+        ("pretrain.denoiser=dit", "generate.visual_token=none", "pretrain.views={probability: 0.1}"),
+        "views need augmentation labels, which denoiser dit has no place for",
+    ),
+    "kinds of views without any": (
+        ("pretrain.views={mirror: true}",),
+        "mirror and colour are kinds of views: raise probability",
+    ),
+    "unknown view": (
+        ("pretrain.views={probability: 0.1, mirrors: true}",),
+        "unknown key pretrain.views.mirrors; did you mean mirror?",
+    ),
     "more than half held out": (("pretrain.held_out=0.6",), "pretrain.held_out must be less than or equal to 0.5"),
-    "none held out": (("pretrain.held_out=0.1", "split.train=9"), "pretrain.held_out: 0.1 of 9 training images is none; raise it, or set it to 0"),
-    "attention at no side": ((*PIXEL, "pretrain.pixel.attention=[3]"), "pretrain.pixel.attention: [3] is no side of the blocks, which are [8, 4]"),
-    "heads that do not fit": ((*PIXEL, "pretrain.pixel={attention: [4], head_dim: 48}"), "pretrain.pixel.head_dim: 48 does not divide the widths [64]"),
+    "none held out": (
+        ("pretrain.held_out=0.1", "split.train=9"),
+        "pretrain.held_out: 0.1 of 9 training images is none; raise it, or set it to 0",
+    ),
+    "attention at no side": (
+        (*PIXEL, "pretrain.pixel.attention=[3]"),
+        "pretrain.pixel.attention: [3] is no side of the blocks, which are [8, 4]",
+    ),
+    "heads that do not fit": (
+        (*PIXEL, "pretrain.pixel={attention: [4], head_dim: 48}"),
+        "pretrain.pixel.head_dim: 48 does not divide the widths [64]",
+    ),
     "odd widths": ((*PIXEL, "pretrain.pixel.blocks=[12, 24]"), "pretrain.pixel.blocks: must be multiples of 8"),
-    "too many blocks": ((*PIXEL, "pretrain.pixel.blocks=[8, 8, 8, 8, 8]"), "pretrain.pixel.blocks: are too many to halve 8 px that often"),
-    "image features that are not learnt": ((PIXEL[0],), "pretrain.space pixel makes a generator that is told classes only: set generate.visual_token to none, or pretrain.pixel.features to true"),
+    "too many blocks": (
+        (*PIXEL, "pretrain.pixel.blocks=[8, 8, 8, 8, 8]"),
+        "pretrain.pixel.blocks: are too many to halve 8 px that often",
+    ),
+    "image features that are not learnt": (
+        (PIXEL[0],),
+        "pretrain.space pixel makes a generator that is told classes only: set "
+        "generate.visual_token to none, or pretrain.pixel.features to true",
+    ),
     "negative prompt": ((*PIXEL, "generate.negative_prompt=bold"), "and no generate.negative_prompt"),
     "a fine-tune with a token": ((*PIXEL, "match={visual_token: own}"), "set match.visual_token to none"),
-    "a fine-tune of attention that is not there": ((*PIXEL, "match={visual_token: none}"), "match.targets: the model has no linear or convolution layer named to_q"),
-    "autoguidance in latents": (("generate.guidance=auto",), "generate.guidance: is auto, but the generator has no weaker model"),
-    "autoguidance without a weaker model": ((*PIXEL, "generate.guidance=auto", "pretrain.pixel.guide=0"), "that is what pretrain.pixel.guide keeps; set it to cfg"),
-    "autoguidance of the text": ((*PIXEL, "generate={guidance: auto, guidance_on: text}"), "guidance auto leads away from a weaker model: it takes no guidance_on"),
-    "autoguidance in an interval": ((*PIXEL, "generate.guidance=auto", "generate.guidance_interval=[0, 0.5]"), "it takes no guidance_on, no guidance_interval"),
-    "another kind's sampler": ((*PIXEL, "generate.scheduler=unipc"), "unipc is for checkpoints that were trained by diffusion, the closed-set generator was trained under EDM; set generate.scheduler to dpmsolver++"),
-    "a variant that EDM lacks": ((*PIXEL, "generate.scheduler=dpmsolver++_karras"), "generate.scheduler: dpmsolver++_karras is for"),
-    "flow matching's sampler": ((*PIXEL, "generate.scheduler=flow_euler"), "flow_euler is for checkpoints that were trained by flow matching"),
-    "guidance that was never trained": ((*PIXEL, "generate.guidance=cfg", "pretrain.pixel.drop_condition=0"), "pretrain.pixel.drop_condition 0 trains none"),
-    "average that is too long": ((*PIXEL, "pretrain.pixel.ema=0.3"), "pretrain.pixel.ema must be less than or equal to 0.25"),
+    "a fine-tune of attention that is not there": (
+        (*PIXEL, "match={visual_token: none}"),
+        "match.targets: the model has no linear or convolution layer named to_q",
+    ),
+    "autoguidance in latents": (
+        ("generate.guidance=auto",),
+        "generate.guidance: is auto, but the generator has no weaker model",
+    ),
+    "autoguidance without a weaker model": (
+        (*PIXEL, "generate.guidance=auto", "pretrain.pixel.guide=0"),
+        "that is what pretrain.pixel.guide keeps; set it to cfg",
+    ),
+    "autoguidance of the text": (
+        (*PIXEL, "generate={guidance: auto, guidance_on: text}"),
+        "guidance auto leads away from a weaker model: it takes no guidance_on",
+    ),
+    "autoguidance in an interval": (
+        (*PIXEL, "generate.guidance=auto", "generate.guidance_interval=[0, 0.5]"),
+        "it takes no guidance_on, no guidance_interval",
+    ),
+    "another kind's sampler": (
+        (*PIXEL, "generate.scheduler=unipc"),
+        "unipc is for checkpoints that were trained by diffusion, the closed-set generator "
+        "was trained under EDM; set generate.scheduler to dpmsolver++",
+    ),
+    "a variant that EDM lacks": (
+        (*PIXEL, "generate.scheduler=dpmsolver++_karras"),
+        "generate.scheduler: dpmsolver++_karras is for",
+    ),
+    "flow matching's sampler": (
+        (*PIXEL, "generate.scheduler=flow_euler"),
+        "flow_euler is for checkpoints that were trained by flow matching",
+    ),
+    "guidance that was never trained": (
+        (*PIXEL, "generate.guidance=cfg", "pretrain.pixel.drop_condition=0"),
+        "pretrain.pixel.drop_condition 0 trains none",
+    ),
+    "average that is too long": (
+        (*PIXEL, "pretrain.pixel.ema=0.3"),
+        "pretrain.pixel.ema must be less than or equal to 0.25",
+    ),
     "guide of all the training": ((*PIXEL, "pretrain.pixel.guide=2"), "pretrain.pixel.guide must be"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -109,7 +109,8 @@ def test_a_file_that_was_just_written_is_hashed_again(file: Path, monkeypatch: p
 def test_one_process_of_a_node_hashes_and_the_others_wait(file: Path, tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from engine.storage import origin\n"
-        "def slow(path, version, real=origin._hash):\n    print('hashed'); time.sleep(0.5); return real(path, version)\n"
+        "def slow(path, version, real=origin._hash):\n    print('hashed'); time.sleep(0.5); "
+        "return real(path, version)\n"
         "origin._hash = slow; origin.SETTLED_S = 0.05; print(origin.sha256(Path(sys.argv[1]), noted=True))"
     )
     running = [

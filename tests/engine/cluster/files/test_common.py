@@ -36,9 +36,9 @@ def test_secrets(document: object) -> None:
     "document",
     [
         {"ssh_private_key": "~/.ssh/key.pem"},
-        {"c": "export RAY_AUTH_TOKEN_PATH=\"$HOME/.ray/auth_token\""},
+        {"c": 'export RAY_AUTH_TOKEN_PATH="$HOME/.ray/auth_token"'},
         {"c": "export HF_TOKEN=$(cat ~/.hf)"},
-        {"c": "export HF_TOKEN=\"$TOKEN\""},
+        {"c": 'export HF_TOKEN="$TOKEN"'},
         {"password": "$REDIS_PASSWORD"},
         {"valueFrom": {"secretKeyRef": {"name": "redis", "key": "password"}}},
         {"subscription_id": "00000000-1111-2222-3333-444444444444"},
@@ -47,7 +47,7 @@ def test_secrets(document: object) -> None:
         {"email": "mimeo-worker@my-project.iam.gserviceaccount.com"},
         {"token": "", "api_key": None},
     ],
-)  # fmt: skip
+)
 def test_no_secrets(document: object) -> None:
     assert found(document) == []
 

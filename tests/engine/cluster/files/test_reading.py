@@ -20,14 +20,18 @@ from engine.cluster.files import check
         ("a: !!python/object:os.system x\n", "is not valid YAML"),
         ("a: &x [*x]\n", "recursive"),
         ("a: 1\n---\nb: 2\n", "holds several documents"),
-        ("a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)), "too many"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [{','.join(['*' + chr(97 + i)] * 9)}]\n" for i in range(8)),
+            "too many",
+        ),
         ("{}\n", "cluster_name"),
         ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\n", "no RayCluster and no RayJob"),
         ("? [a, b]\n: 1\n", "unhashable"),
         ("1: 2\nnull: 3\n", "is not text"),
         ("kind: RayCluster\nspec: 5\n", "RayCluster.spec"),
     ],
-)  # fmt: skip
+)
 def test_one_line(text: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(text)

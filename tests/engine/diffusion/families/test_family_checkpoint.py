@@ -66,7 +66,7 @@ def test_facts_of_each_family(checked: dict[str, Checkpoint]) -> None:
         "pixel_plain": ("ConsistencyModelPipeline", 3, 8, {}, "epsilon", 10),
         "pixel": ("ConsistencyModelPipeline", 3, 8, {WIDTHS[0]: (0, 0)}, "epsilon", 10),
         "pixel_flow": ("DDPMPipeline", 3, 8, {WIDTHS[0]: (0, 0)}, "flow", 10),
-    }  # fmt: skip
+    }
     assert [c.feature_dim for c in checked.values()] == [WIDTHS[1], *[None] * 6]
 
 
@@ -135,42 +135,134 @@ BROKEN: dict[str, tuple[str, Act, str]] = {
     "second encoder gone": ("xl", remove("text_encoder_2"), "text_encoder_2: is missing"),
     "second tokenizer cut": ("sd3", remove("tokenizer_2/tokenizer.json"), "tokenizer_2/vocab.json: is missing"),
     "T5 named but gone": ("sd3_t5", remove("text_encoder_3"), "text_encoder_3: is missing"),
-    "T5 without tokenizer": ("sd3_t5", setting("model_index.json", tokenizer_3=[None, None]), "one of text_encoder_3 and tokenizer_3"),
+    "T5 without tokenizer": (
+        "sd3_t5",
+        setting("model_index.json", tokenizer_3=[None, None]),
+        "one of text_encoder_3 and tokenizer_3",
+    ),
     "T5 tokenizer cut": ("sd3_t5", remove("tokenizer_3/tokenizer.json"), "tokenizer_3/tokenizer.json: is missing"),
-    "T5 of another width": ("sd3_t5", setting("text_encoder_3/config.json", d_model=64), "width 96, the text encoders write 64"),
-    "custom transformer": ("sd3", setting("model_index.json", transformer=["mine", "Net"]), "mine.Net as transformer: custom or unknown code"),
+    "T5 of another width": (
+        "sd3_t5",
+        setting("text_encoder_3/config.json", d_model=64),
+        "width 96, the text encoders write 64",
+    ),
+    "custom transformer": (
+        "sd3",
+        setting("model_index.json", transformer=["mine", "Net"]),
+        "mine.Net as transformer: custom or unknown code",
+    ),
     "code": ("dit", lambda folder: (folder / "transformer/mine.py").write_text("1"), "is code in a checkpoint"),
     "auto_map": ("sd3", setting("text_encoder_2/config.json", auto_map={"AutoModel": "x.Y"}), "auto_map"),
-    "pickle": ("dit", lambda folder: (folder / DENOISER).rename(folder / DENOISER.replace(".safetensors", ".bin")), "pickled weights"),
+    "pickle": (
+        "dit",
+        lambda folder: (folder / DENOISER).rename(folder / DENOISER.replace(".safetensors", ".bin")),
+        "pickled weights",
+    ),
     "NaN": ("sd3", tensors(DENOISER, lambda t: t["proj_out.bias"].fill_(float("nan"))), "tensor proj_out.bias has NaN"),
-    "missing weight": ("dit", tensors(DENOISER, lambda t: t.pop("proj_out_2.bias")), "transformer: lacks 1 weights of its model"),
-    "missing T5 weight": ("sd3_t5", tensors("text_encoder_3/model.safetensors", lambda t: t.pop("encoder.final_layer_norm.weight")), "text_encoder_3: lacks 1 weights"),
-    "DDPM scheduler": ("sd3", setting("model_index.json", scheduler=["diffusers", "DDIMScheduler"]), "DDIMScheduler as scheduler"),
-    "flow scheduler": ("xl", setting("model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]), "as scheduler"),
-    "refiner": ("xl", setting("unet/config.json", projection_class_embeddings_input_dim=6 * 8 + 12), "reads a pooled text of width 12, the text encoders write 20"),
+    "missing weight": (
+        "dit",
+        tensors(DENOISER, lambda t: t.pop("proj_out_2.bias")),
+        "transformer: lacks 1 weights of its model",
+    ),
+    "missing T5 weight": (
+        "sd3_t5",
+        tensors("text_encoder_3/model.safetensors", lambda t: t.pop("encoder.final_layer_norm.weight")),
+        "text_encoder_3: lacks 1 weights",
+    ),
+    "DDPM scheduler": (
+        "sd3",
+        setting("model_index.json", scheduler=["diffusers", "DDIMScheduler"]),
+        "DDIMScheduler as scheduler",
+    ),
+    "flow scheduler": (
+        "xl",
+        setting("model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"]),
+        "as scheduler",
+    ),
+    "refiner": (
+        "xl",
+        setting("unet/config.json", projection_class_embeddings_input_dim=6 * 8 + 12),
+        "reads a pooled text of width 12, the text encoders write 20",
+    ),
     "no sizes": ("xl", setting("unet/config.json", addition_embed_type=None), "addition_embed_type text_time"),
     "inpainting": ("xl", setting("unet/config.json", in_channels=9), "takes 9 channels"),
-    "other widths": ("xl", setting("unet/config.json", cross_attention_dim=2048), "joined text tokens of width 2048, the text encoders write 80"),
-    "other pooled": ("sd3", setting("transformer/config.json", pooled_projection_dim=2048), "pooled texts of width 2048, the text encoders write 80"),
+    "other widths": (
+        "xl",
+        setting("unet/config.json", cross_attention_dim=2048),
+        "joined text tokens of width 2048, the text encoders write 80",
+    ),
+    "other pooled": (
+        "sd3",
+        setting("transformer/config.json", pooled_projection_dim=2048),
+        "pooled texts of width 2048, the text encoders write 80",
+    ),
     "lengths differ": ("sd3", setting("tokenizer_2/tokenizer_config.json", model_max_length=8), "read 16 and 8 tokens"),
     "latent means": ("xl", setting("vae/config.json", latents_mean=[0.0] * 4), "normalises latents by channel"),
     "few classes": ("dit", setting("transformer/config.json", num_embeds_ada_norm=10), "knows 10 classes"),
     "other norm": ("dit", setting("transformer/config.json", norm_type="ada_norm"), "by ada_norm;"),
     "odd config": ("sd3", setting("transformer/config.json", patch_size="two"), "patch_size 'two', which is no number"),
-    "SD 1's index": ("xl", setting("model_index.json", _class_name="StableDiffusionPipeline"), "text_encoder_2: custom or unknown code"),
-    "other sigma_data": ("pixel", setting("scheduler/scheduler_config.json", sigma_data=1.0), "is for images of standard deviation 1.0, not 0.5"),
-    "no classes": ("pixel", setting("unet/config.json", num_class_embeds=None), "unet: is told no classes (num_class_embeds)"),
-    "four channels": ("pixel_plain", setting("unet/config.json", in_channels=4, out_channels=4), "unet: does not take and give RGB"),
-    "classes by another embedding": ("pixel_plain", setting("unet/config.json", class_embed_type="timestep"), "unet: is told no classes"),
-    "guide of other classes": ("pixel", setting("guide/config.json", num_class_embeds=3), "guide: is told other things than"),
+    "SD 1's index": (
+        "xl",
+        setting("model_index.json", _class_name="StableDiffusionPipeline"),
+        "text_encoder_2: custom or unknown code",
+    ),
+    "other sigma_data": (
+        "pixel",
+        setting("scheduler/scheduler_config.json", sigma_data=1.0),
+        "is for images of standard deviation 1.0, not 0.5",
+    ),
+    "no classes": (
+        "pixel",
+        setting("unet/config.json", num_class_embeds=None),
+        "unet: is told no classes (num_class_embeds)",
+    ),
+    "four channels": (
+        "pixel_plain",
+        setting("unet/config.json", in_channels=4, out_channels=4),
+        "unet: does not take and give RGB",
+    ),
+    "classes by another embedding": (
+        "pixel_plain",
+        setting("unet/config.json", class_embed_type="timestep"),
+        "unet: is told no classes",
+    ),
+    "guide of other classes": (
+        "pixel",
+        setting("guide/config.json", num_class_embeds=3),
+        "guide: is told other things than",
+    ),
     "guide without projection": ("pixel", remove("guide_projection"), "guide_projection: is missing"),
-    "guide that is cut": ("pixel", tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t.pop("conv_out.bias")), "guide: lacks 1 weights"),
-    "guide with infinities": ("pixel", tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t["conv_out.bias"].fill_(float("inf"))), "tensor conv_out.bias has NaN or infinite"),
-    "projection of another width": ("pixel", setting("image_projection/config.json", redux_dim=33), "guide: is told other things"),
-    "consistency model": ("pixel_plain", setting("model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"]), "CMStochasticIterativeScheduler as scheduler"),
-    "code in the guide": ("pixel", lambda folder: (folder / "guide/mine.py").write_text("1"), "is code in a checkpoint"),
-    "unknown pipeline": ("dit", setting("model_index.json", _class_name="FluxPipeline"), "is for 'FluxPipeline', not for Stable Diffusion 1, 2, XL or 3"),
-}  # fmt: skip
+    "guide that is cut": (
+        "pixel",
+        tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t.pop("conv_out.bias")),
+        "guide: lacks 1 weights",
+    ),
+    "guide with infinities": (
+        "pixel",
+        tensors("guide/diffusion_pytorch_model.safetensors", lambda t: t["conv_out.bias"].fill_(float("inf"))),
+        "tensor conv_out.bias has NaN or infinite",
+    ),
+    "projection of another width": (
+        "pixel",
+        setting("image_projection/config.json", redux_dim=33),
+        "guide: is told other things",
+    ),
+    "consistency model": (
+        "pixel_plain",
+        setting("model_index.json", scheduler=["diffusers", "CMStochasticIterativeScheduler"]),
+        "CMStochasticIterativeScheduler as scheduler",
+    ),
+    "code in the guide": (
+        "pixel",
+        lambda folder: (folder / "guide/mine.py").write_text("1"),
+        "is code in a checkpoint",
+    ),
+    "unknown pipeline": (
+        "dit",
+        setting("model_index.json", _class_name="FluxPipeline"),
+        "is for 'FluxPipeline', not for Stable Diffusion 1, 2, XL or 3",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

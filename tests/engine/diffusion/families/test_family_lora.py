@@ -245,9 +245,14 @@ def test_lost_blocks_and_halves_are_found(
 ) -> None:
     tensors = load_file(loras[kind])
     broken = {
-        "is missing; keys were lost": lambda key: "blocks.0.attn.to_k." not in key and "blocks.0.attn1.to_k." not in key,
-        "keys are missing": lambda key: not key.endswith("blocks.0.attn.to_q.lora_B.weight") and not key.endswith("blocks.0.attn1.to_q.lora_B.weight"),
-    }  # fmt: skip
+        "is missing; keys were lost": lambda key: (
+            "blocks.0.attn.to_k." not in key and "blocks.0.attn1.to_k." not in key
+        ),
+        "keys are missing": lambda key: (
+            not key.endswith("blocks.0.attn.to_q.lora_B.weight")
+            and not key.endswith("blocks.0.attn1.to_q.lora_B.weight")
+        ),
+    }
     for number, (message, keep) in enumerate(broken.items()):
         path = tmp_path / f"{number}.safetensors"
         save_file({key: value for key, value in tensors.items() if keep(key)}, path)

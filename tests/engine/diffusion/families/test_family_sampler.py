@@ -194,15 +194,25 @@ def test_latents_of_images_are_shifted_and_scaled(checked: dict[str, Checkpoint]
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("sd3", {"scheduler": "dpmsolver++"}, "dpmsolver++ is for checkpoints that were trained by diffusion, Stable Diffusion 3 was trained by flow matching; set generate.scheduler to flow_euler"),
-        ("xl", {"scheduler": "flow_euler"}, "flow_euler is for checkpoints that were trained by flow matching, Stable Diffusion XL was trained by diffusion; set generate.scheduler to dpmsolver++"),
+        (
+            "sd3",
+            {"scheduler": "dpmsolver++"},
+            "dpmsolver++ is for checkpoints that were trained by diffusion, Stable Diffusion 3 "
+            "was trained by flow matching; set generate.scheduler to flow_euler",
+        ),
+        (
+            "xl",
+            {"scheduler": "flow_euler"},
+            "flow_euler is for checkpoints that were trained by flow matching, Stable Diffusion "
+            "XL was trained by diffusion; set generate.scheduler to dpmsolver++",
+        ),
         ("dit", {"scheduler": "flow_heun"}, "DiT was trained by diffusion"),
         ("dit", {"visual_token": "own"}, "generate.visual_token: is own, but the checkpoint is told classes only"),
         ("dit", {"negative_prompt": "bold"}, "generate.negative_prompt: is set"),
         ("sd3", {"num_inference_steps": 3, "strength": 0.3}, "leave nothing to sample"),
         ("sd3", {"scheduler": "flow_eular"}, "did you mean flow_euler?"),
     ],
-)  # fmt: skip
+)
 def test_sampling_that_a_family_cannot_do_is_refused_in_one_line(
     checked: dict[str, Checkpoint], kind: str, changes: dict[str, Any], message: str
 ) -> None:

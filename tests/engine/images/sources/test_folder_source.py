@@ -76,8 +76,23 @@ def test_hidden_files_and_loose_files_are_no_images(tmp_path: Path) -> None:
     assert sorted(entries(source)) == ["a/0000.png", "a/0001.png", "a/deep/er/x.png", "b/0000.png", "b/0001.png"]
 
 
-HOSTILE = [b"-rf.png", b"new\nline.png", b"tab\t.png", b"\xff\xfe.png", "é.png".encode(), b"e\xcc\x81.png", b"%41.png", b"A.png",
-           b"a:b.png", b"{000..9}.png", b"x" * 250 + b".png", "\u202egnp.png".encode(), b"..png", b"a b.png", "猫.png".encode()]  # fmt: skip
+HOSTILE = [
+    b"-rf.png",
+    b"new\nline.png",
+    b"tab\t.png",
+    b"\xff\xfe.png",
+    "é.png".encode(),
+    b"e\xcc\x81.png",
+    b"%41.png",
+    b"A.png",
+    b"a:b.png",
+    b"{000..9}.png",
+    b"x" * 250 + b".png",
+    "\u202egnp.png".encode(),
+    b"..png",
+    b"a b.png",
+    "猫.png".encode(),
+]
 
 
 def test_hostile_names_keep_distinct_printable_keys(tmp_path: Path) -> None:

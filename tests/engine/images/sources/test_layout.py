@@ -157,21 +157,34 @@ def test_a_test_set_inside_the_main_folder_is_no_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("seg_train", "train"), ("trainA", "train"), ("XTrain", "train"), ("TRAINING", "train"), ("val2017", "validation"),
-     ("test-00000-of-00001.parquet", "test"), ("trainer", None), ("contest", None), ("retrain", None), ("testimony", None)],
-)  # fmt: skip
+    [
+        ("seg_train", "train"),
+        ("trainA", "train"),
+        ("XTrain", "train"),
+        ("TRAINING", "train"),
+        ("val2017", "validation"),
+        ("test-00000-of-00001.parquet", "test"),
+        ("trainer", None),
+        ("contest", None),
+        ("retrain", None),
+        ("testimony", None),
+    ],
+)
 def test_words_of_names(name: str, expected: str | None) -> None:
     assert role(name) == expected
 
 
 FILES = {
     "shards": (["b-train-000.tar", "b-train-001.tar", "b-test-000.tar"], "b-train-*.tar", "b-test-000.tar"),
-    "Hugging Face": (["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
-                     "train-*-of-*.parquet", "test-00000-of-00001.parquet"),
+    "Hugging Face": (
+        ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"],
+        "train-*-of-*.parquet",
+        "test-00000-of-00001.parquet",
+    ),
     "folders": (["train/0.tar", "train/1.tar", "val/0.tar"], "train", "val"),
     "other letters": (["train-a.tar", "train-b.tar", "valid-a.tar", "valid-b.tar"], "train*.tar", "valid*.tar"),
     "one without a word": (["cifar.tar", "cifar-test.tar"], "cifar.tar", "cifar-test.tar"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILES)

@@ -91,17 +91,27 @@ def test_files_folders_and_globs(tmp_path: Path) -> None:
 
 def test_labels_come_from_cls_or_json(tmp_path: Path) -> None:
     members = [
-        ("0.png", image()), ("0.json", b'{"label": 3}'),
-        ("1.png", image()), ("1.json", b'{"label": "cat"}'),
-        ("2.png", image()), ("2.json", b'{"other": 1}'),
-        ("3.png", image()), ("3.json", b"{"),
-        ("4.png", image()), ("4.json", b'{"label": NaN}'),
-        ("5.png", image()), ("5.json", b"[" * 100_000),
-        ("6.png", image()), ("6.cls", b" tabby cat\n"), ("6.json", b'{"label": 9}'),
-        ("7.png", image()), ("7.cls", b"-1"),
+        ("0.png", image()),
+        ("0.json", b'{"label": 3}'),
+        ("1.png", image()),
+        ("1.json", b'{"label": "cat"}'),
+        ("2.png", image()),
+        ("2.json", b'{"other": 1}'),
+        ("3.png", image()),
+        ("3.json", b"{"),
+        ("4.png", image()),
+        ("4.json", b'{"label": NaN}'),
+        ("5.png", image()),
+        ("5.json", b"[" * 100_000),
+        ("6.png", image()),
+        ("6.cls", b" tabby cat\n"),
+        ("6.json", b'{"label": 9}'),
+        ("7.png", image()),
+        ("7.cls", b"-1"),
         ("8.png", image()),
-        ("9.png", image()), ("9.cls", b"\xff\xfe"),
-    ]  # fmt: skip
+        ("9.png", image()),
+        ("9.cls", b"\xff\xfe"),
+    ]
     made = [e.label if isinstance(e, Ref) else e.reason for e in entries(source_of(write(tmp_path / "x.tar", members)))]
     bad = "bad_label"
     assert made == [3, "cat", "no_label", bad, bad, bad, "tabby cat", "no_label", "no_label", bad]
@@ -157,7 +167,12 @@ def test_the_recipe_without_an_image_key_is_the_same_run(tmp_path: Path) -> None
         return spec_hash(validate({"name": "x", "images": {"size": 16}, "source": source}))
 
     assert run() == run(image_key=None) != run(image_key="jpg")
-    assert "image_key" not in identity(validate({"name": "x", "images": {"size": 16}, "source": {"kind": "webdataset", "path": "/x"}}))["source"]  # fmt: skip
+    assert (
+        "image_key"
+        not in identity(
+            validate({"name": "x", "images": {"size": 16}, "source": {"kind": "webdataset", "path": "/x"}})
+        )["source"]
+    )
 
 
 @pytest.mark.parametrize("name", [f"0.{e}" for e in ("jfif", "jpe", "JPG", "apng", "dib", "left.jpg")])
@@ -280,15 +295,22 @@ def test_untrusted_members_are_never_followed(tmp_path: Path) -> None:
             info.type, info.linkname = kind, target
             tar.addfile(info)
         for name, data in (
-            ("../../up.png", image()), ("../../up.cls", b"1"),
-            ("big.png", bytes(100_001)), ("big.cls", b"1"),
-            ("zero.png", b""), ("zero.cls", b"1"),
-            ("new\nline.PNG", image()), ("new\nline.cls", b"1"),
-            ("words.txt", b"x"), ("words.cls", b"1"),
-            ("evil.pyd", b"x"), ("evil.cls", b"1"),
-            ("../../up.png", image()), ("../../up.cls", b"1"),
+            ("../../up.png", image()),
+            ("../../up.cls", b"1"),
+            ("big.png", bytes(100_001)),
+            ("big.cls", b"1"),
+            ("zero.png", b""),
+            ("zero.cls", b"1"),
+            ("new\nline.PNG", image()),
+            ("new\nline.cls", b"1"),
+            ("words.txt", b"x"),
+            ("words.cls", b"1"),
+            ("evil.pyd", b"x"),
+            ("evil.cls", b"1"),
+            ("../../up.png", image()),
+            ("../../up.cls", b"1"),
             ("._up.png", b"x"),
-        ):  # fmt: skip
+        ):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

@@ -36,10 +36,20 @@ def everything(**more: Any) -> TrainSpec:
 
 def test_names_and_order_of_arms() -> None:
     assert [arm.key for arm in arms(everything())] == [
-        "real", "replacement_1x", "replacement_2x", "augmentation_1x", "augmentation_2x", "few_shot_3",
-        "few_shot_3_augmentation_1x", "few_shot_3_augmentation_2x", "duplicated_1x", "duplicated_2x", "reconstructed",
-        "real_8", "real_16",
-    ]  # fmt: skip
+        "real",
+        "replacement_1x",
+        "replacement_2x",
+        "augmentation_1x",
+        "augmentation_2x",
+        "few_shot_3",
+        "few_shot_3_augmentation_1x",
+        "few_shot_3_augmentation_2x",
+        "duplicated_1x",
+        "duplicated_2x",
+        "reconstructed",
+        "real_8",
+        "real_16",
+    ]
     assert reference(everything()) == "real"
     assert reference(everything(arms=["replacement"])) == "replacement_1x"
 

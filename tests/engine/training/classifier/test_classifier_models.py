@@ -156,11 +156,14 @@ def test_weights_are_checked_before_the_run(tmp_path: Path) -> None:
     check(TrainSpec(weights=str(path)), 8, 7)
     refused = {
         r"not this model.s, the first: head\.1": (lambda: save_file(state, path), 8),
-        r"not this model.s": (lambda: save_file({name: value for name, value in state.items() if "head" not in name}, path), 7),
+        r"not this model.s": (
+            lambda: save_file({name: value for name, value in state.items() if "head" not in name}, path),
+            7,
+        ),
         r"NaN or infinite": (lambda: save_file(state | {"head.1.bias": torch.full((7,), torch.nan)}, path), 7),
         r"not a whole safetensors file": (lambda: torch.save(_Evil(tmp_path / "ran"), path), 7),
         r"not a regular file": (lambda: (path.unlink(), os.mkfifo(path)), 7),
-    }  # fmt: skip
+    }
     for message, (make, classes) in refused.items():
         make()
         start = time.monotonic()

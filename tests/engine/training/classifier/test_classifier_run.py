@@ -33,8 +33,14 @@ from tests.support.synthetic import Quiet, claimed, digits_spec, noisy_digits, w
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 TRAIN: dict[str, Any] = {
-    "arms": ["real", "augmentation"], "multiples": [2], "seeds": 1, "steps": 160, "batch": 32, "checkpoint_every": 10, "affine": True,
-}  # fmt: skip
+    "arms": ["real", "augmentation"],
+    "multiples": [2],
+    "seeds": 1,
+    "steps": 160,
+    "batch": 32,
+    "checkpoint_every": 10,
+    "affine": True,
+}
 
 
 def made(folder: Path, **sections: Any) -> tuple[RunSpec, Store, Catalog]:

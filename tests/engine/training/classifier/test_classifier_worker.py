@@ -61,9 +61,17 @@ def test_the_average_is_what_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_stopped_training_goes_on_to_the_same_end(tmp_path: Path, optimizer: str) -> None:
     settings: dict[str, Any] = {
-        "optimizer": optimizer, "schedule": "milestones", "milestones": [6], "warmup": 2, "mixup": 0.4, "flip": True,
-        "ema": 0.9, "label_smoothing": 0.1, "validate_every": 3, "lr": 0.01,
-    }  # fmt: skip
+        "optimizer": optimizer,
+        "schedule": "milestones",
+        "milestones": [6],
+        "warmup": 2,
+        "mixup": 0.4,
+        "flip": True,
+        "ema": 0.9,
+        "label_smoothing": 0.1,
+        "validate_every": 3,
+        "lr": 0.01,
+    }
     assert training(tmp_path / "whole", **settings).run()
     stops = 0
     while not training(tmp_path / "cut", deadline=0.0, **settings).run():
