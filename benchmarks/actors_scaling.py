@@ -32,7 +32,7 @@ from benchmarks.machine import machine
 from benchmarks.pairs import verdict
 from benchmarks.sleeping import BARRIER, BATCH_S, SLOW, SleepingActor
 from engine.cluster.session import session
-from engine.generation import job, pool
+from engine.generation import actor_pool, generation_job
 from engine.shards.records import Record
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
@@ -74,7 +74,7 @@ class Clock:
 
     def __init__(self) -> None:
         self.cpu: list[float] = []
-        self._records = pool.records
+        self._records = actor_pool.records
 
     def __call__(self, *arguments: Any) -> Iterator[Record]:
         for record in self._records(*arguments):
@@ -92,7 +92,10 @@ def run(ready: Output, actors: int, shards: int, batches: int, slow: bool = Fals
         if slow:
             Path(place, SLOW).write_text(str(SLOWER))
         spec, clock = make_spec(ready.checkpoint.path, actors, shards, batches), Clock()
-        with mock.patch.object(pool, "ShardActor", SleepingActor), mock.patch.object(job.pool, "records", clock):
+        with (
+            mock.patch.object(actor_pool, "ShardActor", SleepingActor),
+            mock.patch.object(generation_job.pool, "records", clock),
+        ):
             dataclasses.replace(ready, spec=spec, store=store).generate()
         records = [json.loads(path.read_text()) for path in Path(place, "data").glob("scaling-*.json")]
         told = [path.read_text().split() for path in Path(place, BARRIER).iterdir()]

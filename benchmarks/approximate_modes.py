@@ -109,10 +109,10 @@ def study(spec: RunSpec, folder: Path) -> tuple[dict[str, Any], dict[str, dict[s
     from engine.cluster.progress import PlainReporter
     from engine.cluster.session import session
     from engine.images import catalog
-    from engine.storage.run import claim
+    from engine.storage.claim import claim
     from engine.storage.store import open_store
-    from engine.study.ablation import ablation
-    from engine.study.arms import trials
+    from engine.study.ablation_arms import trials
+    from engine.study.ablation_run import ablation
     from engine.study.trial import quiet
     from engine.training.judge_data import real_images
 

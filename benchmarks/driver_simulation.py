@@ -19,11 +19,11 @@ from unittest import mock
 from benchmarks.sleeping import resident_mib
 from engine.cluster.board import _State
 from engine.cluster.progress import PlainReporter
-from engine.generation import pool
+from engine.generation import actor_pool
 from engine.generation.gate import Budget
-from engine.generation.watch import Watch
+from engine.generation.generation_watch import Watch
 from engine.shards.records import Record
-from engine.spec.models import GateSpec
+from engine.spec.recipe import GateSpec
 
 SHARD = 1000
 
@@ -56,7 +56,7 @@ def record(k: int, node: int) -> Record:
     return Record(name, k, k * SHARD, SHARD, SHARD, 63 << 20, digest, digest, (), device="cuda", **how)  # type: ignore[arg-type]
 
 
-def answers(todo: list[pool.Row], nodes: int) -> Iterator[pool.Row]:
+def answers(todo: list[actor_pool.Row], nodes: int) -> Iterator[actor_pool.Row]:
     """The rows that come back for what was asked."""
     for number, row in enumerate(todo):
         texts = [record(k, number % nodes).to_json().decode() for k in json.loads(row["shards"])]
@@ -66,7 +66,7 @@ def answers(todo: list[pool.Row], nodes: int) -> Iterator[pool.Row]:
 def simulate(nodes: int, actors_per_node: int, records: int) -> dict[str, Any]:
     """CPU time a record and a look at the board, and memory, of a driver with so many actors and shards."""
     actors, board, reporter = nodes * actors_per_node, LocalBoard(), PlainReporter(io.StringIO())
-    todo = pool.rows(list(range(records)))
+    todo = actor_pool.rows(list(range(records)))
     came = list(answers(todo, nodes))
     gc.collect()
     before = resident_mib()
@@ -74,8 +74,8 @@ def simulate(nodes: int, actors_per_node: int, records: int) -> dict[str, Any]:
     with reporter.task("generate", budget.count) as task:
         watch = Watch(reporter, task, board, 0, 0)  # type: ignore[arg-type]
         began = time.process_time()
-        with mock.patch.object(pool, "_run", return_value=iter(came)):
-            for made in pool.records(Order(), todo, board, watch.stuck, reporter.note):  # type: ignore[arg-type]
+        with mock.patch.object(actor_pool, "_run", return_value=iter(came)):
+            for made in actor_pool.records(Order(), todo, board, watch.stuck, reporter.note):  # type: ignore[arg-type]
                 watch.add(made)
                 budget.add(made.planned, [entry.reason for entry in made.quarantined])
         cpu = time.process_time() - began

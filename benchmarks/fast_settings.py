@@ -41,7 +41,7 @@ def make_sampler(case: str, folder: Path, batch: int, dtype: str, fast: dict[str
     """The engine's sampler of a case's checkpoint, with these settings."""
     from engine.diffusion import checkpoint
     from engine.diffusion.sampler import Sampler
-    from engine.spec.models import FastSpec, GenerateSpec, ModelSpec
+    from engine.spec.recipe import FastSpec, GenerateSpec, ModelSpec
 
     told = CASES[case]
     found = checkpoint.inspect(ModelSpec(checkpoint=str(folder), dtype=dtype), told["size"])

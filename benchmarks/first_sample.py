@@ -23,7 +23,7 @@ from benchmarks import pairs
 from benchmarks.generation_overhead import CASES, make_spec
 from benchmarks.peers import Item, Work, draw, open_pipeline
 from engine.spec import RunSpec
-from engine.storage.run import to_yaml
+from engine.storage.claim import to_yaml
 
 ROOT = Path(__file__).parents[1]
 OVER_SCRIPT, BEYOND_RAY_S = 1.2, 3.0

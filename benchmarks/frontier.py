@@ -26,15 +26,15 @@ from engine.diffusion.sampler import Request, Sampler
 from engine.evaluation.copies import measure
 from engine.evaluation.nearest import PixelSpace
 from engine.images import catalog as catalogs
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
-from engine.training.judge import Arm, Data, judge_one
 from engine.training.judge_data import Arrays
+from engine.training.judge_training import Arm, Data, judge_one
 from engine.training.loop import Loop
 from engine.training.pretrain import heldout
-from engine.training.pretrain.pixel import PixelStage, build_cache
-from engine.training.pretrain.stage import Setting, TrainingSet
+from engine.training.pretrain.pixel_stage import PixelStage, build_cache
+from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
 from engine.training.pretrain.views import Views
 from engine.training.setup import Place
 

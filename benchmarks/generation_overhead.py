@@ -24,9 +24,9 @@ from unittest import mock
 from benchmarks import pairs as pairing
 from benchmarks.machine import machine
 from engine.cluster.session import session
-from engine.generation import pool
+from engine.generation import actor_pool
 from engine.generation.actor import Order, ShardActor
-from engine.generation.worker import Shard
+from engine.generation.generation_worker import Shard
 from engine.spec import RunSpec, validate
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import prepare
@@ -176,7 +176,7 @@ def measure(name: str, case: dict[str, Any], pairs: int) -> dict[str, Any]:
         checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
         settings = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
         output = prepare(folder / "out", make_spec(settings, checkpoint, pairs))
-        with mock.patch.object(pool, "ShardActor", PairedActor):
+        with mock.patch.object(actor_pool, "ShardActor", PairedActor):
             output.generate()
         lines = (folder / "out" / "seconds.jsonl").read_text().splitlines()
     return {"case": name, **results(settings, [json.loads(line) for line in lines][1:])}

@@ -65,7 +65,7 @@ def seconds(call: Callable[[], Any], device: str) -> float:
 def sampler(kind: str, pipeline: Any, steps: int) -> Any:
     """The engine's sampler around a pipeline."""
     from engine.diffusion.sampler import Sampler
-    from engine.spec.models import GenerateSpec
+    from engine.spec.recipe import GenerateSpec
 
     told = GenerateSpec(num_inference_steps=steps, guidance_scale=4.0, scheduler="dpmsolver++", visual_token="none")
     return Sampler(pipeline, told)

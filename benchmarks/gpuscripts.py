@@ -118,9 +118,9 @@ class Bench:
     def _worker(self, workload: dict[str, Any], name: str, folder: Path) -> Any:
         from engine.conditions.table import Conditions
         from engine.diffusion.sampler import Sampler
-        from engine.generation.plan import Plan
+        from engine.generation.generation_worker import ShardWorker
         from engine.generation.requests import Requests
-        from engine.generation.worker import ShardWorker
+        from engine.generation.sample_plan import Plan
         from engine.shards.names import PlanFacts
         from engine.spec import spec_hash
         from engine.storage.store import open_store

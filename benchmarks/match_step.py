@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks import pairs
 from engine.cluster.session import session
 from engine.spec import RunSpec, validate
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import Output, prepare
 
@@ -77,7 +77,7 @@ class Engine:
         from engine.storage.store import open_store
         from engine.training.loop import Loop
         from engine.training.matching import data
-        from engine.training.matching.worker import Job, Matching
+        from engine.training.matching.matching_worker import Job, Matching
         from engine.training.setup import Place
 
         rows = output.catalog.split("train")
@@ -113,7 +113,7 @@ class Diffusers:
         from diffusers import DDPMScheduler, StableDiffusionPipeline
         from peft import LoraConfig
 
-        from engine.images.reader import Reader
+        from engine.images.image_reader import Reader
 
         match = output.spec.match
         assert match is not None

@@ -29,11 +29,11 @@ from benchmarks import pairs
 from engine.cluster.session import session
 from engine.shards.mixing import Mixture, shares
 from engine.spec import RunSpec, validate
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import Store, open_store
-from engine.training.classifier import ingest, sources
-from engine.training.classifier.arms import REAL, SYNTHETIC, Part
+from engine.training.classifier import ingest, training_sets
 from engine.training.classifier.augment import Augment
+from engine.training.classifier.classifier_arms import REAL, SYNTHETIC, Part
 from engine.training.classifier.loader import Feed, Loader
 from tests.support.synthetic import Quiet, noisy_digits, write_shards
 
@@ -98,7 +98,9 @@ class Case:
     def __init__(self, case: dict[str, Any], folder: Path) -> None:
         self._format, self.steps = case["format"], case["count"] // BATCH
         self._spec, self._store = output(folder, case)
-        self._asked = sources.requests(SYNTHETIC, [sources.own(self._spec, self._store)], case["count"], NAMES)
+        self._asked = training_sets.requests(
+            SYNTHETIC, [training_sets.own(self._spec, self._store)], case["count"], NAMES
+        )
         self._loader: Loader | None = None
 
     def ingest(self) -> float:

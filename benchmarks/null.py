@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.generation import worker
+from engine.generation import generation_worker
 from engine.generation.actor import Order, ShardActor, build_worker
 from engine.images.encode import encode
 from engine.spec import RunSpec, validate
 
 if TYPE_CHECKING:
     from engine.diffusion.sampler import Drawn, Request
-    from engine.generation.worker import Progress, ShardWorker
+    from engine.generation.generation_worker import Progress, ShardWorker
 
 SIZE = 8
 BATCH = 128
@@ -42,7 +42,7 @@ def build_null(order: Order, progress: Progress | None = None) -> ShardWorker:
     """The real worker, its model loaded, with the null sampler in place and the finished JPEG for every image."""
     made = build_worker(order, progress)
     made.sampler = NullSampler()  # type: ignore[assignment]
-    worker.encode = lambda pixels, format, quality: IMAGE  # in the actor's process alone
+    generation_worker.encode = lambda pixels, format, quality: IMAGE  # in the actor's process alone
     return made
 
 

@@ -83,7 +83,7 @@ class Memory:
 def child(count: int, shard_size: int) -> None:
     """One run in this process; prints its figures as a line of JSON."""
     from engine.cluster.session import session
-    from engine.generation import pool
+    from engine.generation import actor_pool
     from tests.support.checkpoints import write_checkpoint
     from tests.support.outputs import prepare
     from tests.support.synthetic import Quiet
@@ -93,7 +93,7 @@ def child(count: int, shard_size: int) -> None:
         spec = null.make_spec(write_checkpoint(folder / "model"), count, shard_size, ACTORS)
         with session(spec.resources):
             output = prepare(folder / "out", spec)
-            with mock.patch.object(pool, "ShardActor", null.NullActor), Memory().read() as memory:
+            with mock.patch.object(actor_pool, "ShardActor", null.NullActor), Memory().read() as memory:
                 summary = output.generate(Quiet())
         if summary.count != count:
             raise RuntimeError(f"{summary.count} samples of {count}")

@@ -22,8 +22,8 @@ from scipy.special import expit, roots_hermitenorm
 from benchmarks import pairs
 from engine.study.equivalence.result import NOT_OF_FORM, Analysis
 from engine.study.population import Floats
-from engine.study.search import summary
-from engine.study.search.plan import Point
+from engine.study.search import search_summary
+from engine.study.search.search_plan import Point
 
 RATIOS = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0)
 POINTS = tuple(Point(ratio) for ratio in RATIOS)
@@ -100,12 +100,12 @@ def study(
     rng, every = np.random.default_rng(seed), list(range(len(RATIOS)))
     seen = truth.answers(rng, every, test if before else validation, generators, judges, before)
     answers = None if before else _right(seen, every)
-    best = summary.choose(summary.curve(_values(seen, every), generators * judges, 100, answers))
+    best = search_summary.choose(search_summary.curve(_values(seen, every), generators * judges, 100, answers))
     chosen, gain = RATIOS.index(best["ratio"]), best["gain"]
     if chosen and not before:
         settings = [0, chosen]
         read = truth.answers(rng, settings, test, generators, judges)
-        gain = summary.reading(POINTS[chosen], _values(read, settings), test, _right(read, settings))["gain"]
+        gain = search_summary.reading(POINTS[chosen], _values(read, settings), test, _right(read, settings))["gain"]
     if gain is None:
         return Found(0, "ratio 0", [None, None], [None, None])
     return Found(chosen, gain["finding"], gain["interval"], gain["population"])

@@ -41,9 +41,9 @@ from benchmarks.pairs import verdict
 from benchmarks.peers import Item, Script, Work, ray_data
 from benchmarks.photographs import develop, write_folder
 from engine.cluster.session import session
-from engine.generation import job, pool
+from engine.generation import actor_pool, generation_job
 from engine.generation.actor import Order, ShardActor, build_worker
-from engine.generation.plan import Plan
+from engine.generation.sample_plan import Plan
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
 from tests.support.checkpoints import write_checkpoint
@@ -169,7 +169,7 @@ def run_engine(output: Output, folder: Path, format: str, photographs: bool) -> 
             store.create(entry.name, output.store.read(entry.name))
     fresh = dataclasses.replace(output, spec=output.spec.model_copy(update={"generate": generate}), store=store)
     sealing: list[float] = []
-    seal = job.manifest.finalise
+    seal = generation_job.manifest.finalise
 
     def timed(*arguments: Any) -> Any:
         began = time.perf_counter()
@@ -178,7 +178,10 @@ def run_engine(output: Output, folder: Path, format: str, photographs: bool) -> 
         return made
 
     actor = DevelopedActor if photographs else ShardActor
-    with mock.patch.object(pool, "ShardActor", actor), mock.patch.object(job.manifest, "finalise", timed):
+    with (
+        mock.patch.object(actor_pool, "ShardActor", actor),
+        mock.patch.object(generation_job.manifest, "finalise", timed),
+    ):
         fresh.generate()
     finished = sorted(json.loads(path.read_text())["finished"] for path in (folder / "data").glob("peers-*.json"))
     return finished[-1] - finished[0] + sealing[0]

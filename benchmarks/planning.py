@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pairs
-from engine.generation.plan import Plan
+from engine.generation.sample_plan import Plan
 from engine.spec import validate
 
 IMAGES = 50_000

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
-from engine.diffusion.tiny import models, pixelmodels
+from engine.diffusion.tiny import pixelmodels, tiny_models
 from engine.spec import validate
 
 SIZES = (8, 16, 32, 64, 128)
@@ -44,8 +44,8 @@ def row(size: int) -> dict[str, Any]:
         inputs = (torch.randn(BATCH, 3, size, size), torch.zeros(BATCH))
         told = {"class_labels": torch.zeros(BATCH, dtype=torch.int64)}
     else:
-        unet = models.build_unet(pretrain.unet, pretrain.vae, size, pretrain.clip.hidden)
-        side = models.latent_size(pretrain.vae, size)
+        unet = tiny_models.build_unet(pretrain.unet, pretrain.vae, size, pretrain.clip.hidden)
+        side = tiny_models.latent_size(pretrain.vae, size)
         inputs = (torch.randn(BATCH, pretrain.vae.latent_channels, side, side), torch.zeros(BATCH))
         told = {"encoder_hidden_states": torch.zeros(BATCH, pretrain.text_length, pretrain.clip.hidden)}
 
@@ -60,7 +60,7 @@ def row(size: int) -> dict[str, Any]:
     found = {
         "space": pretrain.space,
         "blocks": list(own.blocks),
-        "parameters": models.parameters(unet),
+        "parameters": tiny_models.parameters(unet),
         "steps": own.steps,
         "batch": own.batch,
         "images": own.steps * own.batch,
@@ -69,7 +69,7 @@ def row(size: int) -> dict[str, Any]:
         "cpu_seconds_a_sample": drawn * STEPS * 2,
     }
     if pretrain.space == "latent":
-        vae: Any = models.build_vae(pretrain.vae, size)
+        vae: Any = tiny_models.build_vae(pretrain.vae, size)
         pixels = torch.randn(4, 3, size, size)
         once = fastest(lambda: vae(pixels).sample.square().mean().backward()) / 4
         found["vae_cpu_minutes"] = once * pretrain.vae.steps * pretrain.vae.batch / 60

@@ -26,9 +26,9 @@ from benchmarks import pairs
 from benchmarks.generation_overhead import CASES, QUICK, make_spec, steps_for_half_a_second
 from benchmarks.machine import machine
 from engine.cluster.session import session
-from engine.generation import pool
+from engine.generation import actor_pool
 from engine.generation.actor import Order, ShardActor
-from engine.generation.worker import Shard
+from engine.generation.generation_worker import Shard
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import prepare
 
@@ -129,7 +129,7 @@ def measure(case: dict[str, Any], shards: int) -> dict[str, Any]:
         checkpoint = write_checkpoint(folder / "model", case["family"], **case["changes"])
         case = {**case, "steps": case["steps"] or steps_for_half_a_second(checkpoint, case)}
         output = prepare(folder / "out", make_spec(case, checkpoint, shards))
-        with mock.patch.object(pool, "ShardActor", ProfiledActor):
+        with mock.patch.object(actor_pool, "ShardActor", ProfiledActor):
             output.generate()
         lines = (folder / "out" / "profile.jsonl").read_text().splitlines()
     return result(case, [json.loads(line) for line in lines][1:])

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import null, pairs
-from engine.generation.plan import Plan
+from engine.generation.sample_plan import Plan
 from engine.shards import manifest, records
 from engine.shards.names import DATA, PlanFacts, record_path, tar_path
 from engine.shards.writer import ShardBuilder
 from engine.spec import spec_hash
-from engine.storage.run import to_yaml
+from engine.storage.claim import to_yaml
 from engine.storage.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -39,10 +39,10 @@ def child(recipe: str, output: str) -> None:
     """The verb in this process, with the null generator in its actors."""
     from unittest import mock
 
-    from engine.generation import pool
+    from engine.generation import actor_pool
     from pipelines.cli import execute
 
-    with mock.patch.object(pool, "ShardActor", null.NullActor):
+    with mock.patch.object(actor_pool, "ShardActor", null.NullActor):
         sys.exit(execute(["generate", recipe, "--output", output]))
 
 

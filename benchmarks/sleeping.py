@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.generation.actor import Order, ShardActor, provenance
-from engine.generation.plan import Plan
-from engine.generation.worker import Shard, ShardWorker
+from engine.generation.generation_worker import Shard, ShardWorker
+from engine.generation.sample_plan import Plan
 from engine.shards.names import PlanFacts
 from engine.spec import spec_hash
 from engine.storage.store import open_store

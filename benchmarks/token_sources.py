@@ -40,14 +40,14 @@ from engine.conditions import tokens
 from engine.conditions.table import Conditions
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
-from engine.generation.plan import Plan
 from engine.generation.requests import Requests
+from engine.generation.sample_plan import Plan
 from engine.spec import RunSpec, validate
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop
 from engine.training.pretrain.clip import ClipStage
 from engine.training.pretrain.encoder import EncoderStage, features
-from engine.training.pretrain.stage import Setting, TrainingSet
+from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
 from engine.training.setup import Place
 
 CASES = ("digits 100", "digits 500", "cifar10 1000")

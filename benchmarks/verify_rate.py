@@ -1,10 +1,10 @@
 """MB a second that `mimeo verify` checks, against reading and hashing the same bytes (python -m
 benchmarks.verify_rate).
 
-A sealed output of shards as runs write them is checked by `engine.shards.verify`, which reads every tar, record, index
-and table. The other sides read the same tars in pieces of 4 MiB into `hashlib.sha256`: "threads" in as many threads as
-verification has, the limit; "one thread" as `sha256sum` does it. All run in one process, one after another, in turning
-order, with the files in the page
+A sealed output of shards as runs write them is checked by `engine.shards.verification`, which reads every tar, record,
+index and table. The other sides read the same tars in pieces of 4 MiB into `hashlib.sha256`: "threads" in as many
+threads as verification has, the limit; "one thread" as `sha256sum` does it. All run in one process, one after another,
+in turning order, with the files in the page
 cache: it is the work that is compared, not the disk. Ratios are medians over pairs.
 """
 
@@ -25,7 +25,7 @@ from benchmarks.shard_writing import samples
 from engine.shards import manifest, records
 from engine.shards.names import PLAN, PlanFacts, tar_path
 from engine.shards.seal import CHUNK
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.shards.writer import ShardBuilder
 from engine.spec import canonical_json
 from engine.storage.store import Store, open_store

@@ -20,19 +20,19 @@ from engine.images.sources.overlap import check_output
 from engine.shards.seal import sealing
 from engine.spec import RunSpec
 from engine.spec.load import at_home, change_paths, is_local
-from engine.storage.base import storage_error
+from engine.storage.abstract_store import storage_error
+from engine.storage.claim import SPEC, claim
 from engine.storage.lock import hold
 from engine.storage.paths import WILD, check_url
-from engine.storage.run import SPEC, claim
 from engine.storage.store import Store, open_store, sweep
 from engine.text import redacted
 from engine.training import learnt
-from engine.training.matching import precheck as matching
+from engine.training.matching import matching_precheck as matching
 
 if TYPE_CHECKING:
     from engine.conditions.table import Captions
     from engine.diffusion.checkpoint import Checkpoint
-    from engine.diffusion.reading import Readers
+    from engine.diffusion.prompt_cuts import Readers
 
 RECIPES = Path(__file__).parent / "recipes"
 Drawn = Mapping[str, RunSpec]
@@ -124,35 +124,35 @@ def check_models(spec: RunSpec, drawn: Drawn) -> None:
 
     `drawn`: the recipes that are drawn from, by what they are called in errors.
     """
-    from engine.conditions import job as conditions
+    from engine.conditions import conditions_job as conditions
 
     if spec.model.checkpoint is None:
         _check_learnt(drawn)
         _check_prompts(drawn, None)
-        from engine.diffusion.tiny import models
+        from engine.diffusion.tiny import tiny_models
 
-        models.check(spec.pretrain, spec.images.size)
-        models.check_generate(spec.pretrain, spec.generate)
+        tiny_models.check(spec.pretrain, spec.images.size)
+        tiny_models.check_generate(spec.pretrain, spec.generate)
         told = spec.pretrain.kind == "unet" or (spec.pretrain.kind == "pixel" and spec.pretrain.pixel.features)
         encoder = spec.pretrain.encoder
         widths = [encoder.blocks[-1] if encoder else spec.pretrain.clip.hidden] if told else []
         conditions.precheck(spec, widths=widths)
         if spec.match is not None:
-            from engine.training.matching.run import check_closed_set
+            from engine.training.matching.matching_run import check_closed_set
 
             check_closed_set(spec)
         return
     from engine.diffusion import checkpoint
-    from engine.generation import job
+    from engine.generation import generation_job
 
     model = checkpoint.inspect(spec.model, spec.images.size)
     _check_learnt(drawn)
-    job.check(spec, model, spec.model.lora)
+    generation_job.check(spec, model, spec.model.lora)
     _check_prompts(drawn, model.path)
     if model.classes is not None or spec.model.class_ids:
         _check_classes(spec, model)
     if spec.match is not None:
-        from engine.training.matching.run import check_model
+        from engine.training.matching.matching_run import check_model
 
         check_model(spec, model)
 
@@ -189,10 +189,10 @@ def _check_prompts(drawn: Drawn, folder: Path | None) -> None:
 def _readers(spec: RunSpec, told: Captions, folder: Path | None) -> Readers:
     """The tokenizers of the checkpoint in `folder`, or the one that the closed-set generator will have."""
     if folder is not None:
-        from engine.diffusion.reading import of_folder
+        from engine.diffusion.prompt_cuts import of_folder
 
         return of_folder(folder)
-    from engine.training.pretrain.run import readers
+    from engine.training.pretrain.pretrain_run import readers
 
     return readers(spec, told)
 

@@ -22,15 +22,15 @@ Against = Annotated[
 def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Against = None) -> None:
     """How many synthetic images are worth n real ones: generators, classifiers, a fit with intervals, and what to do
     next."""
-    from engine.study.equivalence.plan import check
+    from engine.study.equivalence.equivalence_plan import check
 
     others = [_finished(url) for url in against or ()]
     with open_run(recipe, set_, output, "equivalence", lambda spec, _: check(spec)) as run:
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.report.equivalence import figure, markdown, table
-        from engine.study.equivalence.plan import cells
-        from engine.study.equivalence.run import equivalence
+        from engine.report.equivalence_page import figure, markdown, table
+        from engine.study.equivalence.equivalence_plan import cells
+        from engine.study.equivalence.equivalence_run import equivalence
 
         if all(run.store.exists(cell.name) for cell in cells(run.spec)):
             run.reporter.note(f"nothing to run: {run.store.url} holds every cell")
@@ -58,7 +58,7 @@ def _finished(url: str) -> dict[str, Any]:
     from engine.errors import ConfigError
     from engine.storage import documents
     from engine.storage.store import open_store
-    from engine.study.equivalence.run import RESULT
+    from engine.study.equivalence.equivalence_run import RESULT
     from engine.study.studyresults import EquivalenceResult
 
     found = documents.find(open_store(url), RESULT, EquivalenceResult)

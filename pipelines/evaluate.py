@@ -13,14 +13,14 @@ from pipelines.stages import run_stages, upto
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Evaluate the run's classifiers on other sets and under corruptions, and measure the gap between real and
     synthetic."""
-    from engine.evaluation.precheck import check
+    from engine.evaluation.evaluation_precheck import check
 
     with open_run(recipe, set_, output, "evaluate", check) as run:
         from engine.cluster.session import session
-        from engine.evaluation.evaluate import evaluate, finished, needs_synthetic
+        from engine.evaluation.classifier_evaluation import evaluate, finished, needs_synthetic
         from engine.images import catalog
-        from engine.report.evaluation import tables
-        from engine.storage.run import read_spec
+        from engine.report.evaluation_page import tables
+        from engine.storage.claim import read_spec
 
         result = finished(run.spec, run.store)
         if result is not None:

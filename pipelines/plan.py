@@ -15,14 +15,14 @@ from engine.diffusion import hub
 from engine.diffusion.checkpoint import size_note
 from engine.diffusion.layout import INDEX
 from engine.errors import DataError
-from engine.generation.plan import Plan
+from engine.generation.sample_plan import Plan
 from engine.images.sources.overlap import check_output
 from engine.images.splits import planned_labels
 from engine.shards import cost, records
 from engine.shards.names import PLAN, PlanFacts, shard_name
 from engine.shards.records import Record
 from engine.spec import RunSpec, sample_key, spec_hash
-from engine.storage.run import SPEC, read_spec
+from engine.storage.claim import SPEC, read_spec
 from engine.storage.store import Store, open_store
 from engine.training import effort, learnt
 from pipelines.context import check, load_recipe, output_url
@@ -71,7 +71,7 @@ def reading(spec: RunSpec, store: Store | None, names: tuple[str, ...]) -> tuple
     """What is cut of the prompts, where the checkpoint lies here: of all of them once there are captions, else of the
     classes'."""
     from engine.conditions import cuts
-    from engine.diffusion.reading import of_folder
+    from engine.diffusion.prompt_cuts import of_folder
 
     model = spec.model
     folder = hub.known(model.checkpoint, model.revision) if model.checkpoint is not None else None

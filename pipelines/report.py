@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from engine.cluster.terminal import say
-from engine.storage.run import read_spec
+from engine.storage.claim import read_spec
 from engine.storage.store import open_store
 from pipelines.options import Url
 

@@ -13,7 +13,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
     if run is None:
         return
     from engine.evaluation.plainly import sentences
-    from engine.evaluation.summary import read, table
+    from engine.evaluation.run_summary import read, table
 
     judged = read(run.store)
     if judged is None:

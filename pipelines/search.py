@@ -11,10 +11,10 @@ from pipelines.options import Output, Recipe, Set
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which ratio of synthetic to real images is best: chosen on validation images, read once on test images."""
-    from engine.study.search.plan import check, drawn, finished
+    from engine.study.search.search_plan import check, drawn, finished
 
     with open_run(recipe, set_, output, "search", lambda spec, _: check(spec), drawn) as run:
-        from engine.report.search import figure, lines, markdown, table
+        from engine.report.search_page import figure, lines, markdown, table
 
         result = finished(run.spec, run.store)
         if result is not None:
@@ -22,7 +22,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         else:
             from engine.cluster.session import session
             from engine.images import catalog
-            from engine.study.search.run import search
+            from engine.study.search.search_run import search
 
             run.reporter.note("starting Ray ...")
             with session(run.spec.resources, store=run.store):

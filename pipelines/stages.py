@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engine.spec import RunSpec
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from engine.storage import documents
 from engine.storage.store import Store, address
-from engine.training.matching.precheck import MARKER, lora_of, model_of
+from engine.training.matching.matching_precheck import MARKER, lora_of, model_of
 from pipelines.context import Run, open_run
 
 SECONDS = "results/seconds.json"
@@ -56,11 +56,11 @@ def _catalog(run: Run, limit: float | None) -> str:
 
 
 def _captions(run: Run, limit: float | None) -> str:
-    from engine.conditions import job
+    from engine.conditions import conditions_job
     from engine.conditions.table import load_captions
     from engine.images import catalog
 
-    job.caption(run.spec, catalog.load(run.store), run.store, run.reporter)
+    conditions_job.caption(run.spec, catalog.load(run.store), run.store, run.reporter)
     _check_prompts(run, note=True)
     cut = load_captions(run.store).fitted.get("cut")
     more = f"; {cut:,} of them cut at conditions.caption.max_new_tokens" if cut else ""
@@ -71,13 +71,13 @@ def _check_prompts(run: Run, *, note: bool = False) -> None:
     """Refuse prompts whose class a given checkpoint does not read, before anything is computed for it."""
     from engine.conditions import cuts
     from engine.conditions.table import load_captions
-    from engine.diffusion import hub, reading
+    from engine.diffusion import hub, prompt_cuts
 
     model = run.spec.model
     if model.checkpoint is None:
         return
     found = cuts.check(
-        reading.of_folder(hub.locate(model.checkpoint, model.revision)), run.spec, load_captions(run.store)
+        prompt_cuts.of_folder(hub.locate(model.checkpoint, model.revision)), run.spec, load_captions(run.store)
     )
     if note:
         cuts.tell(found, "captions", run.reporter.note)
@@ -98,13 +98,13 @@ def _model(run: Run, limit: float | None) -> str:
 
 
 def _features(run: Run, limit: float | None) -> str:
-    from engine.conditions import job
+    from engine.conditions import conditions_job
     from engine.diffusion import checkpoint
     from engine.images import catalog
 
     _check_prompts(run)
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
-    job.features(run.spec, catalog.load(run.store), model, run.store, run.reporter)
+    conditions_job.features(run.spec, catalog.load(run.store), model, run.store, run.reporter)
     return "CLIP features and class statistics"
 
 
@@ -115,7 +115,7 @@ def _match_done(run: Run) -> bool:
 def _match(run: Run, limit: float | None) -> str:
     from engine.diffusion import checkpoint
     from engine.images import catalog
-    from engine.training.matching.run import match
+    from engine.training.matching.matching_run import match
 
     model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
     result = match(run.spec, run.store, model, catalog.load(run.store), run.reporter, time_limit=limit)
@@ -125,15 +125,15 @@ def _match(run: Run, limit: float | None) -> str:
 
 
 def _generated(run: Run) -> bool:
-    from engine.generation import job
+    from engine.generation import generation_job
 
-    return job.is_done(run.store)
+    return generation_job.is_done(run.store)
 
 
 def _generate(run: Run, limit: float | None) -> str:
     from engine.conditions import table
     from engine.diffusion import checkpoint
-    from engine.generation import job
+    from engine.generation import generation_job
     from engine.images import catalog
 
     model = checkpoint.inspect(generator(run.spec, run.store, matched=True), run.spec.images.size)
@@ -141,29 +141,31 @@ def _generate(run: Run, limit: float | None) -> str:
     if size is not None:
         run.reporter.note(size)
     conditions, real = table.load(run.store, run.spec), catalog.load(run.store)
-    made = job.generate(run.spec, run.store, model, conditions, real, run.reporter, lora=lora_of(run.spec, run.store))
+    made = generation_job.generate(
+        run.spec, run.store, model, conditions, real, run.reporter, lora=lora_of(run.spec, run.store)
+    )
     return f"{made.count:,} synthetic images in {made.shards:,} shards: data/; {made.quarantined:,} quarantined"
 
 
 def _check_judge(run: Run) -> None:
     """Find out before hours of training whether the recipe's judge will have what it asks for."""
     from engine.images import catalog
-    from engine.training import judge
+    from engine.training import judge_training
 
     made = catalog.load(run.store)
-    judge.check(run.spec, made.split("train").num_rows, made.split("test").num_rows)
+    judge_training.check(run.spec, made.split("train").num_rows, made.split("test").num_rows)
 
 
 def _judge(run: Run, limit: float | None) -> str:
-    from engine.evaluation import judge
+    from engine.evaluation import judge_result
     from engine.images import catalog
 
-    judge.judge(run.spec, catalog.load(run.store), run.store, run.reporter)
+    judge_result.judge(run.spec, catalog.load(run.store), run.store, run.reporter)
     return "classifiers trained on real, synthetic and mixed data: results/judge.json"
 
 
 def _report(run: Run, limit: float | None) -> str:
-    from engine.evaluation.summary import summary
+    from engine.evaluation.run_summary import summary
     from engine.report import html
 
     if run.store.exists("results/judge.json"):

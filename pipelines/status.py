@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from engine.cluster.terminal import Terminal, say
-from engine.storage.run import read_spec
+from engine.storage.claim import read_spec
 from engine.storage.store import open_store
 from pipelines.options import Price, Url
 
@@ -13,7 +13,7 @@ from pipelines.options import Price, Url
 def main(url: Url, price_per_hour: Price = None) -> None:
     """Say what a run has done so far, whether it is still running, what is left, and what the images have cost."""
     from engine.cluster.progress import PlainReporter
-    from engine.shards.status import status
+    from engine.shards.shard_status import status
     from pipelines.context import Run
     from pipelines.stages import STAGES
 

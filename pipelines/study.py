@@ -23,13 +23,13 @@ def _root() -> None:
 @app.command()
 def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Which part of the method helps: arms over several generator seeds, trained as such, compared in pairs."""
-    from engine.study.arms import check, drawn
+    from engine.study.ablation_arms import check, drawn
 
     with open_run(recipe, set_, output, "study ablation", lambda spec, _: check(spec), drawn) as run:
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.report.ablation import lines, markdown, table
-        from engine.study import ablation as studies
+        from engine.report.ablation_page import lines, markdown, table
+        from engine.study import ablation_run as studies
 
         run.reporter.note("starting Ray ...")
         with session(run.spec.resources, store=run.store):
@@ -47,13 +47,13 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
 @app.command()
 def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """Rounds in which the classifier so far decides what is drawn next, against a static plan of as many images."""
-    from engine.study.deliberate.run import check
+    from engine.study.deliberate.deliberate_run import check
 
     with open_run(recipe, set_, output, "study deliberate", lambda spec, _: check(spec)) as run:
         from engine.cluster.session import session
         from engine.images import catalog
-        from engine.report.ablation import lines, markdown, table
-        from engine.study.deliberate.run import deliberate as study
+        from engine.report.ablation_page import lines, markdown, table
+        from engine.study.deliberate.deliberate_run import deliberate as study
 
         run.reporter.note("starting Ray ...")
         with session(run.spec.resources, store=run.store):
@@ -72,13 +72,13 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
 def worth(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
     """What the synthetic set is worth beside the controls that it must beat, and how much of it is copies, over
     generator seeds."""
-    from engine.study.worth.run import check
+    from engine.study.worth.worth_run import check
 
     with open_run(recipe, set_, output, "study worth", lambda spec, _: check(spec)) as run:
         from engine.cluster.session import session
         from engine.images import catalog
         from engine.report.worthtable import lines, markdown, table
-        from engine.study.worth.run import worth as study
+        from engine.study.worth.worth_run import worth as study
 
         run.reporter.note("starting Ray ...")
         with session(run.spec.resources, store=run.store):

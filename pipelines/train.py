@@ -18,13 +18,13 @@ WIDTH = 120  # of tables in files
 
 def check(spec: RunSpec, store: Store) -> None:
     """What the recipe's `train` section says, before anything is claimed, drawn or trained; imports timm."""
-    from engine.training.classifier import models, sources
+    from engine.training.classifier import classifier_models, training_sets
 
     assert spec.train is not None
     if "reconstructed" in spec.train.arms and spec.model.checkpoint is None and spec.pretrain.kind == "pixel":
         raise _no_vae("pretrain.space pixel makes a generator without one")
-    sources.precheck(spec, spec.train, store.url)
-    models.check(spec.train, spec.train.size or spec.images.size)
+    training_sets.precheck(spec, spec.train, store.url)
+    classifier_models.check(spec.train, spec.train.size or spec.images.size)
 
 
 def stages_of(spec: RunSpec) -> tuple[str, ...]:
@@ -68,7 +68,7 @@ def _run(run: Run, time_limit: float | None) -> bool:
         return _train(run, time_limit)
     from engine.cluster.session import session
     from engine.images import catalog
-    from engine.training.classifier.run import check as check_arms
+    from engine.training.classifier.classifier_run import check as check_arms
 
     began = time.monotonic()
     with session(run.spec.resources, store=run.store):
@@ -86,9 +86,9 @@ def _left(limit: float | None, began: float) -> float | None:
 
 def _train(run: Run, time_limit: float | None) -> bool:
     from engine.cluster.session import session
-    from engine.evaluation import training as classifiers
+    from engine.evaluation import classifier_result as classifiers
     from engine.images import catalog
-    from engine.training.classifier import run as training
+    from engine.training.classifier import classifier_run as training
 
     planned = training.plan(run.spec, run.store, catalog.load(run.store), autoencoder=autoencoder(run))
     pending = planned.pending(run.store)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.cluster.progress import reporter
 from engine.cluster.terminal import say
 from engine.errors import DataError
-from engine.storage.run import SPEC
+from engine.storage.claim import SPEC
 from engine.storage.store import open_store
 from pipelines.options import Url
 
@@ -16,7 +16,7 @@ def main(url: Url) -> None:
     """Check every byte of a finished output: changed, missing or swapped files end with exit code 3; says what no seal
     covers."""
     from engine.shards.manifest import SEAL
-    from engine.shards.verify import verify
+    from engine.shards.verification import verify
 
     store = open_store(url)
     if not store.exists(SPEC) and not store.exists(SEAL):

@@ -60,7 +60,7 @@ def shared_data() -> Path:
 def ray_cluster() -> Iterator[None]:
     """One local Ray for the whole session."""
     from engine.cluster.session import session
-    from engine.spec.models import ResourcesSpec
+    from engine.spec.recipe import ResourcesSpec
 
     with session(ResourcesSpec(device="cpu"), num_cpus=4):
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,15 @@ def test_one_module_writes_to_the_terminal(path: Path) -> None:
 def test_light_modules_import_neither_torch_nor_ray() -> None:
     code = (
         "import sys\n"
-        "import engine.spec, engine.storage.store, engine.storage.run, engine.shards.verify, "
-        "engine.shards.status, engine.images.sources\n"
-        "import engine.generation.plan, engine.conditions.table, pipelines.cli\n"
+        "import engine.spec, engine.storage.store, engine.storage.claim, engine.shards.verification, "
+        "engine.shards.shard_status, engine.images.sources\n"
+        "import engine.generation.sample_plan, engine.conditions.table, pipelines.cli\n"
         "print(sorted(m for m in ('torch', 'ray', 'diffusers', 'transformers', 'sklearn') if m in sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_file_name_appears_once() -> None:
+    counts = Counter(path.name for folder in ("engine", "pipelines") for path in (ROOT / folder).rglob("*.py"))
+    assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from engine.errors import ClusterError, MimeoError
-from engine.storage.base import is_known, storage_error
+from engine.storage.abstract_store import is_known, storage_error
 
 
 def as_expected(error: BaseException, place: str = "a file") -> MimeoError | None:

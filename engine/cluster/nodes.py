@@ -17,8 +17,8 @@ from typing import Any
 from engine import __version__
 from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, StorageError
-from engine.spec.models import ResourcesSpec
-from engine.storage.base import TEMPORARY
+from engine.spec.recipe import ResourcesSpec
+from engine.storage.abstract_store import TEMPORARY
 from engine.storage.store import Store, open_store
 
 POLL_S = 1.0

@@ -19,7 +19,7 @@ from typing import Any
 from engine.cluster import authentication, head
 from engine.cluster.terminal import note
 from engine.errors import ClusterError, MimeoError, StorageError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import log
 from engine.storage.store import Store
 from engine.text import shortened

@@ -16,7 +16,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from engine.storage.base import storage_error
+from engine.storage.abstract_store import storage_error
 from engine.text import printable, shown
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engine.conditions import localmodel
 from engine.conditions.captionfamilies import KEY, KINDS, Family
 from engine.errors import ConfigError
-from engine.spec.models import CaptionSpec
+from engine.spec.recipe import CaptionSpec
 from engine.storage import origin
 
 BATCH = 16

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.spec.models import CaptionSpec
+from engine.spec.recipe import CaptionSpec
 
 WORDS = {
     "weight": ("thin", "regular", "bold"),

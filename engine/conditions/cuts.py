@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.conditions import prompts
 from engine.conditions.table import Captions, Conditions
-from engine.diffusion.reading import Read, Readers
+from engine.diffusion.prompt_cuts import Read, Readers
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.storage.store import Store

@@ -12,7 +12,7 @@ from typing import Any
 from engine.conditions import localmodel
 from engine.diffusion import plausible
 from engine.errors import ConfigError
-from engine.spec.models import FeatureSpec, RunSpec
+from engine.spec.recipe import FeatureSpec, RunSpec
 
 KEY = "conditions.features"
 PREFERRED = (

@@ -16,11 +16,11 @@ from typing import Any
 from engine import __version__
 from engine.diffusion import classes, hub, inputs, layout, plausible, schedulers, weights
 from engine.diffusion.families import FAMILIES
-from engine.diffusion.families.base import Places
 from engine.diffusion.families.checks import scale
+from engine.diffusion.families.family import Places
 from engine.errors import ConfigError, StorageError
-from engine.spec.models import GenerateSpec, ModelSpec
-from engine.storage import cache as cache_of_node
+from engine.spec.recipe import GenerateSpec, ModelSpec
+from engine.storage import node_cache as cache_of_node
 from engine.storage import notes, origin
 
 

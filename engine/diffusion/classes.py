@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 
 if TYPE_CHECKING:
     from engine.diffusion.checkpoint import Checkpoint

@@ -11,8 +11,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from engine.diffusion.steps import deep_blocks
 from engine.errors import ClusterError, ConfigError
-from engine.spec.models import FastSpec
-from engine.storage import cache
+from engine.spec.recipe import FastSpec
+from engine.storage import node_cache
 
 COMPILED = "inductor"  # folder in the node's cache
 LARGE = 256  # pixels a side: from here on a VAE's activations of several images fall out of a CPU's caches
@@ -87,7 +87,7 @@ def compile_denoiser(denoiser: Any, mode: str, *, by_block: bool = False) -> Non
 
 def keep_compiled() -> None:
     """Have what is compiled kept in the node's cache, unless the environment names another folder."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.folder() / COMPILED))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(node_cache.folder() / COMPILED))
 
 
 def raise_if_not_compiled(error: Exception, key: str = "resources.fast.compile", fix: str = "set it to off") -> None:

@@ -13,7 +13,7 @@ from urllib.request import getproxies
 
 from engine.diffusion.layout import STEMS, conversion
 from engine.errors import ConfigError
-from engine.storage import cache
+from engine.storage import node_cache
 from engine.storage.urls import normalise
 
 _WHERE = "model.checkpoint"
@@ -82,7 +82,7 @@ def here(place: str, digest: str = "", files: Mapping[str, str] | None = None) -
     if "://" not in place:
         return Path(place)
     if (place, digest) not in _HERE or not digest:
-        _HERE[place, digest] = cache.fetch(place, digests=files, select=_wanted)
+        _HERE[place, digest] = node_cache.fetch(place, digests=files, select=_wanted)
     return _HERE[place, digest]
 
 
@@ -91,11 +91,11 @@ def file_here(place: Path | str, sha256: str = "") -> Path:
     if "://" not in str(place):
         return Path(place).expanduser()
     name = str(place).rpartition("/")[2]
-    return cache.fetch(str(place), digests={name: sha256} if sha256 else None)
+    return node_cache.fetch(str(place), digests={name: sha256} if sha256 else None)
 
 
 def _stored(url: str) -> Path:
-    folder = cache.fetch(url, select=_wanted)
+    folder = node_cache.fetch(url, select=_wanted)
     if folder.is_file():
         raise ConfigError(_WHERE, f"{url} is a file, not a diffusers directory", "give the folder of model_index.json")
     if not (folder / "model_index.json").is_file():

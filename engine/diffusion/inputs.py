@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.errors import ConfigError
 
 SIDE = 32  # of the latents where the configuration names none

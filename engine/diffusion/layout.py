@@ -8,7 +8,7 @@ from typing import Any
 
 from engine import regular
 from engine.diffusion.families import ALL, FAMILIES
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.diffusion.weights import PICKLED, read_header
 from engine.errors import ConfigError
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from engine.diffusion import weights
 from engine.diffusion.families.adapters import Content
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.errors import ConfigError
 
 if TYPE_CHECKING:

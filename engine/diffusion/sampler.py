@@ -13,9 +13,9 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from engine.diffusion import families, fast, schedulers, steps
-from engine.diffusion.families.base import Condition, Family, from_latents, tell
+from engine.diffusion.families.family import Condition, Family, from_latents, tell
 from engine.errors import ClusterError, ConfigError, DataError, MimeoError
-from engine.spec.models import FastSpec, GenerateSpec
+from engine.spec.recipe import FastSpec, GenerateSpec
 
 T = TypeVar("T")
 R = TypeVar("R")

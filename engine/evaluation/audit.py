@@ -21,9 +21,9 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.training import judge as training
-from engine.training.judge import Arm, Data
+from engine.training import judge_training as training
 from engine.training.judge_data import CHUNK, LOSSY, Arrays, real_images, shrink, through_codec
+from engine.training.judge_training import Arm, Data
 
 RESULT = "results/copies.json"
 FEWEST = 100  # validation images: with fewer, the test split's images are the held-out ones
@@ -166,7 +166,7 @@ def audited(
 def reconstructed(spec: RunSpec, rows: Any, autoencoder: str, device: str = "cpu") -> Any:
     """Training images (N, side, side, 3) uint8 after the generator's VAE, in the synthetic set's codec, at the judges'
     size."""
-    from engine.images.reader import Reader
+    from engine.images.image_reader import Reader
     from engine.training.classifier import reconstruct
     from engine.training.judge_data import resolution
 

@@ -15,11 +15,11 @@ from engine.evaluation.ood import Classifier, Pixels
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store
-from engine.training import judge
-from engine.training.judge import Arm
+from engine.training import judge_training
 from engine.training.judge_data import resolution
+from engine.training.judge_training import Arm
 from engine.training.setup import place, run
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def judge_spec(spec: RunSpec, store: Store) -> JudgeSpec:
     asked = spec.evaluate
     assert asked is not None
     if spec.judge.multiples is None and store.exists(catalogs.DONE):
-        spec = judge.filled(spec, catalogs.load(store).split("train").num_rows)
+        spec = judge_training.filled(spec, catalogs.load(store).split("train").num_rows)
     update = {"arms": asked.arms, "seeds": asked.seeds}
     return spec.judge.model_copy(update={key: value for key, value in update.items() if value is not None})
 
@@ -86,7 +86,11 @@ def listed(spec: RunSpec, store: Store) -> list[Named]:
         facts = {name: saved.facts(store, name) for name in names}
         return [Named(name, facts[name]["arm"], facts[name]["seed"], True) for name in names]
     own = judge_spec(spec, store)
-    return [Named(f"{arm.key}-{seed}", arm.key, seed, False) for arm in judge.arms(own) for seed in range(own.seeds)]
+    return [
+        Named(f"{arm.key}-{seed}", arm.key, seed, False)
+        for arm in judge_training.arms(own)
+        for seed in range(own.seeds)
+    ]
 
 
 def judge_name(name: str) -> str:
@@ -127,14 +131,14 @@ def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wan
     if not missing:
         return
     own = judge_spec(spec, store)
-    arms = {arm.key: arm for arm in judge.arms(own)}
+    arms = {arm.key: arm for arm in judge_training.arms(own)}
     jobs = [(arms[named.arm], named.seed) for named in missing]
     multiple = max(arm.multiple for arm, _ in jobs)
-    data = judge.images(spec, catalog, store, progress, multiple)
+    data = judge_training.images(spec, catalog, store, progress, multiple)
     board = Board.create()
     config = {"jobs": jobs, "data": ray.put(data), "spec": own, "store": store, "board": board}
     with follow(board, progress):
-        run(loop, config, name="evaluate", resources=judge.workers(spec.resources, len(jobs)))
+        run(loop, config, name="evaluate", resources=judge_training.workers(spec.resources, len(jobs)))
 
 
 def loop(config: dict[str, Any]) -> None:
@@ -153,9 +157,9 @@ def loop(config: dict[str, Any]) -> None:
         board.update(name, k + 1, len(jobs), "judges")
 
 
-def weights(arm: Arm, seed: int, spec: JudgeSpec, data: judge.Data, device: torch.device | str) -> bytes:
+def weights(arm: Arm, seed: int, spec: JudgeSpec, data: judge_training.Data, device: torch.device | str) -> bytes:
     """Train one judge; its weights as safetensors."""
     from safetensors.torch import save
 
-    model, _, _ = judge.fit(arm, seed, spec, data, device)
+    model, _, _ = judge_training.fit(arm, seed, spec, data, device)
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})

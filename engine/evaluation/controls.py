@@ -15,12 +15,12 @@ from engine.diffusion import hub
 from engine.errors import MimeoError
 from engine.evaluation.nearest import Floats, Pixels, Space, cross, is_grey, sample
 from engine.spec import RunSpec
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store, address
 from engine.study.statistics import mean_interval, spread
 from engine.training.draws import derive
-from engine.training.judge import Arm, Data, Outcome, arms
 from engine.training.judge_data import Arrays
+from engine.training.judge_training import Arm, Data, Outcome, arms
 from engine.training.measures import METRICS
 from engine.training.strong import KINDS as AUGMENTATIONS
 

@@ -92,7 +92,7 @@ def network(steps: int, width: int = 16, seed: int = 0, device: Any = "cpu") -> 
     augmentation."""
     import torch
 
-    from engine.spec.models import JudgeSpec
+    from engine.spec.recipe import JudgeSpec
     from engine.training import judge_model
 
     spec = JudgeSpec(steps=steps, width=width, augment="none")

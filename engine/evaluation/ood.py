@@ -21,7 +21,7 @@ from engine.images.listing import Candidate, Listing
 from engine.images.sources import ImageSource
 from engine.spec import RunSpec
 from engine.spec.evaluation import SetSpec
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from engine.training.judge_data import shrink
 
 Pixels = NDArray[np.uint8]
@@ -110,12 +110,12 @@ def precheck(name: str, asked: SetSpec, spec: RunSpec, class_names: Sequence[str
 
     Raises ConfigError or DataError.
     """
-    from engine.images.sources import hub
+    from engine.images.sources import hub_source
 
     with _about(name):
         try:
             listing = _listing(asked, spec, download=False)
-        except hub.NotCached as absent:
+        except hub_source.NotCached as absent:
             absent.check_reachable()
             return
         for source in listing.sets.values():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from engine.evaluation.controls import WORDS
-from engine.evaluation.summary import arm_label, bracket, percent
+from engine.evaluation.run_summary import arm_label, bracket, percent
 from engine.training.measures import WORDS as METRICS
 
 WHAT = {

@@ -17,9 +17,9 @@ from engine.evaluation.classifiers import Named, load
 from engine.evaluation.corruptions import corrupt
 from engine.evaluation.ood import Classifier, Ints, Pixels
 from engine.images.catalog import Catalog
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.shards import manifest
-from engine.shards.reader import samples
+from engine.shards.shard_reader import samples
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
 from engine.storage.store import Store

@@ -19,7 +19,7 @@ from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation.attempts import MAX_DEATHS, Attempts
 from engine.generation.gate import Budget
-from engine.generation.plan import Plan
+from engine.generation.sample_plan import Plan
 from engine.shards.names import PLAN, PlanFacts
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
@@ -29,8 +29,8 @@ from engine.storage.store import open_store
 if TYPE_CHECKING:
     from engine.cluster.board import Board
     from engine.diffusion.checkpoint import Checkpoint
+    from engine.generation.generation_worker import Progress, Shard, ShardWorker
     from engine.generation.requests import RealPixels
-    from engine.generation.worker import Progress, Shard, ShardWorker
 
 REPORT_S = 2.0
 WORKER_DIED = "worker_died"
@@ -78,10 +78,10 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     import torch
 
     from engine.conditions import table
-    from engine.diffusion import batchsize, checkpoint, classes, hub, lora, reading
+    from engine.diffusion import batchsize, checkpoint, classes, hub, lora, prompt_cuts
     from engine.diffusion.sampler import Sampler
+    from engine.generation.generation_worker import ShardWorker
     from engine.generation.requests import Requests
-    from engine.generation.worker import ShardWorker
 
     torch.set_num_threads(spec.resources.threads)
     if order.device == "cpu":
@@ -108,7 +108,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
         plan_facts=PlanFacts(spec.name, spec.generate.count, spec.generate.shard_size, spec_hash(spec)),
         provenance=provenance(order),
         device=order.device,
-        readers=reading.of_folder(order.checkpoint.path),
+        readers=prompt_cuts.of_folder(order.checkpoint.path),
         progress=progress,
         meter=meter,
     )
@@ -132,7 +132,7 @@ def _real_pixels(order: Order) -> RealPixels | None:
     if order.spec.generate.strength >= 1:
         return None
     from engine.images import catalog
-    from engine.images.reader import Reader
+    from engine.images.image_reader import Reader
 
     train = catalog.load(open_store(order.url)).split("train")
     reader = Reader(order.spec)

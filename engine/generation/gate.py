@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DataError
-from engine.spec.models import GateSpec
+from engine.spec.recipe import GateSpec
 
 CONSTANT_IMAGE = "constant_image"
 LOW_CLIP_SCORE = "low_clip_score"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.shards.cost import FOLDER, Usage
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import Store
 
 BEAT_S = 30.0  # between two writes of the usage file: what a worker that is killed did since is not counted

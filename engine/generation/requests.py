@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.generation.plan import Rows
+from engine.generation.sample_plan import Rows
 from engine.spec import RunSpec
 
 if TYPE_CHECKING:

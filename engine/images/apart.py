@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.images.listing import Bad
 from engine.images.similar import Similar, find, prints_of
-from engine.spec.models import SplitSpec
+from engine.spec.recipe import SplitSpec
 
 Ints = NDArray[np.int64]
 SCHEMA = pa.schema(

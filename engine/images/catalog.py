@@ -27,11 +27,11 @@ from engine.images.columns import fitted, from_parquet, to_parquet, wide
 from engine.images.inspection import places_table, reasons
 from engine.images.isolation import forget_attempts, inspect_once
 from engine.images.listing import QUICK, UNLABELLED, Bad, Candidate, Listing, check_memory
-from engine.images.sources import ImageSource, hub
-from engine.images.sources.base import GROUP
+from engine.images.sources import ImageSource, hub_source
+from engine.images.sources.source import GROUP
 from engine.images.splits import NAMES
 from engine.spec import RunSpec
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 
@@ -86,7 +86,7 @@ def precheck(spec: RunSpec) -> None:
     """
     try:
         listing = Listing(spec)
-    except hub.NotCached as absent:
+    except hub_source.NotCached as absent:
         absent.check_reachable()
     else:
         listing.check(spec.split)
@@ -97,7 +97,7 @@ def listed_classes(spec: RunSpec) -> tuple[str, ...]:
     entries."""
     try:
         listing = Listing(spec)
-    except hub.NotCached:
+    except hub_source.NotCached:
         return ()
     if listing.labels.declared is not None:
         return listing.labels.declared

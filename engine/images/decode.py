@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageColor, UnidentifiedImageError
 from engine.images import deep, jpeg
 from engine.images.colour import flatten, flatten_deep
 from engine.images.formats import explain, is_text
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP")
 MIN_SIDE = 8  # the smallest image that a recipe can ask for; less is a tracking pixel or a rule, not a picture

@@ -15,7 +15,7 @@ from engine.images.formats import misnamed
 from engine.images.listing import Candidate
 from engine.images.similar import PRINT_BYTES, fingerprints, thumbnail
 from engine.images.sources import ImageSource, Place
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 
 PLACES = pa.schema(
     [

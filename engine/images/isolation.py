@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from engine.images.inspection import inspect, reasons
 from engine.images.sources import ImageSource
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from engine.storage.store import Store
 
 ATTEMPTS = "catalog/attempts/"

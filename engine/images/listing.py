@@ -18,7 +18,7 @@ from engine.images.labels import Labels, near_match, same_but_spelling
 from engine.images.sources import Place, Ref, Rejected, open_sets
 from engine.images.splits import apportion, counts
 from engine.spec import RunSpec
-from engine.spec.models import SplitSpec
+from engine.spec.recipe import SplitSpec
 
 UNLABELLED = -1
 REMOTE_S = 5.0  # the longest that entries of an object store are counted before Ray starts

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.errors import DataError
 from engine.spec import RunSpec
-from engine.spec.models import SplitSpec
+from engine.spec.recipe import SplitSpec
 
 NAMES = ("unused", "train", "validation", "test")
 UNUSED, TRAIN, VALIDATION, TEST = range(4)

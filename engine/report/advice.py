@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from engine.evaluation.summary import arm_label, bracket, percent
+from engine.evaluation.run_summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
 from engine.study.nested import NO_VERDICT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied
+from engine.evaluation.run_summary import arm_images, arm_label, best_control, bracket, copied
 from engine.report.facts import Facts
 from engine.report.words import headline, run_facts, subtitle
 from engine.training.measures import WORDS as METRICS

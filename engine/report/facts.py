@@ -14,7 +14,7 @@ from engine.conditions import cuts
 from engine.conditions.cuts import Cuts
 from engine.evaluation.evaluationresults import Judged
 from engine.evaluation.plainly import sentences
-from engine.evaluation.summary import flattened, order_of
+from engine.evaluation.run_summary import flattened, order_of
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.shards import cost, manifest

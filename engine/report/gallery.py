@@ -17,9 +17,9 @@ from engine.conditions.table import load_captions
 from engine.errors import DataError
 from engine.images.catalog import Catalog
 from engine.images.decode import BadImage, decode
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.shards import manifest
-from engine.shards.reader import samples
+from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
 

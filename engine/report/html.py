@@ -13,11 +13,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.errors import DataError
-from engine.evaluation.summary import arm_images, arm_label, best_control, bracket, copied, percent
+from engine.evaluation.run_summary import arm_images, arm_label, best_control, bracket, copied, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
-from engine.report import card, evaluation, figures, gallery, heldcurves, likeness, matching
+from engine.report import card, evaluation_page, figures, gallery, heldcurves, likeness, matching
 from engine.report.advice import advise
-from engine.report.captions import Review, review
+from engine.report.captions_page import Review, review
 from engine.report.facts import Facts, gather, without_folders
 from engine.report.gallery import Row
 from engine.report.words import headline, run_facts, subtitle
@@ -44,7 +44,7 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    sections = {**matching.context(store, facts), **evaluation.context(store), **likeness.context(store, facts)}
+    sections = {**matching.context(store, facts), **evaluation_page.context(store), **likeness.context(store, facts)}
     sections |= heldcurves.context(store)
     store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from engine.errors import DataError
 from engine.evaluation.controls import WORDS
-from engine.evaluation.summary import bracket, percent
+from engine.evaluation.run_summary import bracket, percent
 from engine.images.decode import BadImage, decode
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.report.facts import Facts
 from engine.report.gallery import Pixels, data_uri
 from engine.shards import manifest
-from engine.shards.reader import samples
+from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.evaluation.summary import bracket, percent
+from engine.evaluation.run_summary import bracket, percent
 from engine.report.facts import Facts
 from engine.spec import RunSpec
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from engine.spec.training import MatchSpec
 from engine.training.measures import WORDS as METRICS
 

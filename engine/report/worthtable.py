@@ -7,7 +7,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from engine.evaluation.summary import arm_label, bracket
+from engine.evaluation.run_summary import arm_label, bracket
 
 HEAD = [
     "trained on",

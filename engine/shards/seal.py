@@ -12,9 +12,9 @@ from typing import Any
 
 from engine.errors import DataError, MimeoError, StorageError
 from engine.spec import canonical_json, digest
-from engine.storage.base import check_name
+from engine.storage.abstract_store import check_name
+from engine.storage.claim import SPEC
 from engine.storage.parallel import mapped
-from engine.storage.run import SPEC
 from engine.storage.store import Store
 
 OTHERS = "seal.json"

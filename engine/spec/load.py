@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from engine.errors import ConfigError
 from engine.spec import yaml as strict_yaml
-from engine.spec.models import RunSpec
+from engine.spec.recipe import RunSpec
 from engine.spec.sources import Source
 from engine.spec.training import DitSpec, PixelSpec, ViewsSpec
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from engine.errors import MimeoError, OutputInUseError, StorageError
-from engine.storage.base import PRIVATE, Store
+from engine.storage.abstract_store import PRIVATE, Store
 from engine.storage.holder import Holder
 
 FOLDER = f"{PRIVATE}.lease"

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from engine import regular
 from engine.errors import StorageError
-from engine.storage.base import TEMPORARY, Content, Entry, check_name, is_private, is_system, translated
+from engine.storage.abstract_store import TEMPORARY, Content, Entry, check_name, is_private, is_system, translated
 
 STALE_S = 24 * 3600.0
 AT_ONCE = 512  # pieces in one writev(2); every system takes so many

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from engine.errors import StorageError
-from engine.storage.base import PRIVATE, Store, storage_error
+from engine.storage.abstract_store import PRIVATE, Store, storage_error
 from engine.storage.holder import Holder
 from engine.storage.lease import lease, newest
 from engine.storage.local import LocalStore, make_folder

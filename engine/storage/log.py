@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine import __version__
-from engine.storage import cache
+from engine.storage import node_cache
 from engine.text import printable, redacted
 
 FOLDER = "logs"
@@ -33,6 +33,6 @@ def write(text: str) -> Path | None:
 
 
 def _own() -> str:
-    path = cache.folder() / FOLDER
+    path = node_cache.folder() / FOLDER
     path.mkdir(0o700, parents=True, exist_ok=True)
     return str(path)

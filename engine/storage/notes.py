@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from engine.storage import cache
+from engine.storage import node_cache
 
 FOLDER = "notes"
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -81,4 +81,4 @@ def _alone(kind: str, key: dict[str, Any]) -> Iterator[None]:
 
 def _path(kind: str, key: dict[str, Any]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return cache.folder() / FOLDER / f"{kind}-{digest}.json"
+    return node_cache.folder() / FOLDER / f"{kind}-{digest}.json"

@@ -16,7 +16,7 @@ from typing import Any
 from engine import regular
 from engine.errors import StorageError
 from engine.storage import notes
-from engine.storage.base import translated
+from engine.storage.abstract_store import translated
 
 SETTLED_S = 2.0  # a younger file may change again within one tick of its file system's clock
 _FIX = "put the original back and run the same command again, or start a new output"

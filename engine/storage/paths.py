@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from engine.errors import ConfigError
-from engine.storage.base import Entry
+from engine.storage.abstract_store import Entry
 from engine.storage.remote import RemoteStore, version_of
 from engine.storage.urls import is_remote, normalise
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, TypeVar
 import tenacity
 
 from engine.errors import ConfigError, StorageError
-from engine.storage.base import Content, Entry, check_name, is_private, is_system
+from engine.storage.abstract_store import Content, Entry, check_name, is_private, is_system
 
 MAX_BYTES = 5 * 2**30
 PACKAGES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "az": ("adlfs", "azure")}

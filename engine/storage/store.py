@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from engine.errors import StorageError
-from engine.storage.base import TEMPORARY, Entry, Store
+from engine.storage.abstract_store import TEMPORARY, Entry, Store
 from engine.storage.local import LocalStore, host
 from engine.storage.remote import RemoteStore
 from engine.storage.urls import is_remote, normalise

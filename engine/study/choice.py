@@ -12,7 +12,7 @@ import numpy as np
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.comparison import arms_and_comparisons
-from engine.study.reading import Reading, shares
+from engine.study.judge_reading import Reading, shares
 from engine.study.studyresults import ArmReading, ArmTrial, Choice
 
 Found = Mapping[tuple[int, str], ArmTrial]  # by (generator seed, arm)

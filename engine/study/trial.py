@@ -9,19 +9,19 @@ from typing import Any
 
 from engine.cluster.board import Board, BoardReporter
 from engine.cluster.progress import PlainReporter, Reporter
-from engine.conditions import job as conditions
-from engine.conditions import pool, table
+from engine.conditions import conditions_job as conditions
+from engine.conditions import row_pool, table
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
-from engine.spec.models import ModelSpec
-from engine.storage.run import claim
+from engine.spec.recipe import ModelSpec
+from engine.storage.claim import claim
 from engine.storage.store import Store, address, open_store
+from engine.study.judge_reading import Reading, read
 from engine.study.nested import judge_seeds
-from engine.study.reading import Reading, read
 from engine.study.studyresults import Copied
-from engine.training.judge import Arm, Data
 from engine.training.judge_data import Arrays, synthetic_images
+from engine.training.judge_training import Arm, Data
 
 MODEL_MARKER = "model/mimeo.json"
 Readings = dict[str, list[Reading]]
@@ -55,8 +55,8 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
 
     `name` tells apart generators of equal settings that see different images.
     """
-    from engine.training.pretrain.run import made_from
-    from engine.training.pretrain.worker import Job, Training, training_set
+    from engine.training.pretrain.pretrain_run import made_from
+    from engine.training.pretrain.pretrain_worker import Job, Training, training_set
 
     store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     if not store.exists(MODEL_MARKER):
@@ -93,8 +93,8 @@ def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Share
     What is there already is kept, so a trial that was cut short goes on.
     """
     from engine.diffusion import checkpoint as checkpoints
-    from engine.generation import job as generation
-    from engine.training.matching.precheck import lora_of, model_of
+    from engine.generation import generation_job as generation
+    from engine.training.matching.matching_precheck import lora_of, model_of
 
     store = fine_tuned(spec, name, generator, shared, device)
     tuned = model_of(spec, store)
@@ -110,7 +110,7 @@ def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, 
     import torch
 
     from engine.diffusion import checkpoint as checkpoints
-    from engine.training.matching.run import match
+    from engine.training.matching.matching_run import match
 
     torch.set_num_threads(spec.resources.threads)
     store, out = output(shared, f"seed-{spec.seed}/{name}"), quiet()
@@ -119,7 +119,7 @@ def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, 
         catalogs.copy(shared.catalog, open_store(shared.url), store)
     base = checkpoints.inspect(_model(spec, generator), spec.images.size)
     _captions(spec, shared, store)
-    conditions.features(spec, shared.catalog, base.path, store, out, run=pool.here)
+    conditions.features(spec, shared.catalog, base.path, store, out, run=row_pool.here)
     if spec.match is not None:
         match(spec, store, base, shared.catalog, out, here=device)
     return store
@@ -131,7 +131,7 @@ def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Re
 
 
 def _judge(spec: RunSpec, synthetic: Arrays, shared: Shared, device: str) -> Readings:
-    from engine.training.judge import arms
+    from engine.training.judge_training import arms
 
     n = len(shared.train.labels)
     wanted = [arm for arm in arms(spec.judge) if arm.multiple and arm.multiple * n <= spec.generate.count]
@@ -152,7 +152,7 @@ def _data(shared: Shared, synthetic: Arrays | None) -> Data:
 
 
 def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
-    conditions.caption(spec, shared.catalog, store, quiet(), run=pool.here)
+    conditions.caption(spec, shared.catalog, store, quiet(), run=row_pool.here)
     return table.load_captions(store)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, MimeoError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import temporary
 from engine.training.setup import beside
 

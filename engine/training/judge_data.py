@@ -19,9 +19,9 @@ from engine.cluster.progress import Task
 from engine.errors import DataError
 from engine.images.decode import decode
 from engine.images.encode import encode
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.shards import manifest
-from engine.shards.reader import samples
+from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
 

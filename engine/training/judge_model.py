@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.training.strong import Strong
 
 DROPOUT = 0.2

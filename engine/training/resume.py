@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from engine.storage.store import Store
-from engine.training import checkpoint
+from engine.training import training_state
 from engine.training.setup import Place
 
 
@@ -17,13 +17,13 @@ def resume(store: Store, prefix: str, made_from: dict[str, Any], place: Place) -
 
     Checkpoints of other inputs are removed.
     """
-    found = checkpoint.load_latest(store, prefix) if place.rank == 0 else None
+    found = training_state.load_latest(store, prefix) if place.rank == 0 else None
     if found is not None and found[1]["made_from"] != made_from:
-        checkpoint.remove_all(store, prefix)
+        training_state.remove_all(store, prefix)
         found = None
     if place.world_size > 1:
         word = torch.tensor([found[0] if found else -1], device=place.device)
         dist.broadcast(word, src=0)
         if place.rank > 0 and int(word) >= 0:
-            found = int(word), checkpoint.load(store, prefix, int(word))
+            found = int(word), training_state.load(store, prefix, int(word))
     return found[1] if found is not None else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import temporary
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ PRELOADED = (  # also what another user of the machine may not be able to read
     "encodings.idna",
     "pipelines.cli",
     "engine.images.catalog",
-    "engine.shards.verify",
+    "engine.shards.verification",
     "engine.report.html",
 )
 

@@ -25,7 +25,7 @@ FULL = "/dev/full"
 
 def begun(here: Path) -> Path:
     """An output that a run was begun in: its recipe alone, as `quickstart` leaves it."""
-    from engine.storage.run import claim
+    from engine.storage.claim import claim
     from engine.storage.store import open_store
     from pipelines.context import load_recipe
 

@@ -150,7 +150,7 @@ def test_folder_that_is_not_ours(tmp_path: Path) -> None:
 
 def test_output_of_another_run_and_changed_recipe(tmp_path: Path) -> None:
     from engine import spec as specs
-    from engine.storage.run import claim
+    from engine.storage.claim import claim
     from engine.storage.store import open_store
 
     store = open_store(str(tmp_path / "out"))
@@ -165,8 +165,8 @@ def test_output_of_another_run_and_changed_recipe(tmp_path: Path) -> None:
 
 def test_output_that_is_in_use(tmp_path: Path) -> None:
     from engine import spec as specs
+    from engine.storage.claim import claim
     from engine.storage.lock import hold
-    from engine.storage.run import claim
     from engine.storage.store import open_store
 
     store = open_store(str(tmp_path / "out"))

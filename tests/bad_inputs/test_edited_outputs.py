@@ -99,7 +99,7 @@ MUST |= {("verify", name) for name in READERS["verify"]}
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Path:
     """A judged output; files of stages that it has not been through stand in with what their writers write."""
-    from engine.evaluation.summary import summary
+    from engine.evaluation.run_summary import summary
 
     made = judged_output(tmp_path_factory.mktemp("edited"))
     summary(made.spec, made.store)

@@ -18,7 +18,7 @@ from engine.spec import RunSpec
 from engine.spec import yaml as strict
 from engine.spec.load import plain, validate
 from engine.spec.sources import Source
-from engine.storage.run import to_yaml
+from engine.storage.claim import to_yaml
 from pipelines.context import check, load_recipe
 from tests.bad_inputs.attacks import Attack, check_attack, control_characters
 

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import actors_scaling, profile, sleeping
 from benchmarks.driver_simulation import answers, simulate
-from engine.generation import pool
+from engine.generation import actor_pool
 from engine.shards.records import Record
 from tests.support.tiers import slow
 
@@ -41,7 +41,7 @@ def test_what_a_sleeping_actor_imports_has_no_torch() -> None:
 
 
 def test_the_simulated_driver_reads_whole_records() -> None:
-    rows = list(answers(pool.rows(list(range(5))), 2))
+    rows = list(answers(actor_pool.rows(list(range(5))), 2))
     texts = [text for row in rows for text in json.loads(row["records"])]
     found = [Record.from_json(text.encode(), "here") for text in texts]
     assert [(one.index, one.host) for one in found] == [(k, f"node-{k % 2:03d}") for k in range(5)]

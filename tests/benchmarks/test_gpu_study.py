@@ -11,9 +11,9 @@ import pytest
 
 from benchmarks import gpu_study
 from benchmarks.gpu_study import DRY, DRY_SPACES, MATCHING, RECIPES, SPACES, met
-from engine.diffusion.tiny import models, pixelmodels
+from engine.diffusion.tiny import pixelmodels, tiny_models
 from engine.spec import load
-from engine.spec.models import RunSpec
+from engine.spec.recipe import RunSpec
 
 
 def _load(recipe: str, changes: dict[str, Any]) -> RunSpec:
@@ -25,8 +25,8 @@ def _load(recipe: str, changes: dict[str, Any]) -> RunSpec:
 def test_every_generator_is_a_valid_recipe(space: str, dry: bool) -> None:
     spec = _load("gpu_cifar10", SPACES[space] | (DRY | DRY_SPACES[space] if dry else {}))
     assert spec.pretrain.space == space
-    models.check(spec.pretrain, spec.images.size)
-    models.check_generate(spec.pretrain, spec.generate)
+    tiny_models.check(spec.pretrain, spec.images.size)
+    tiny_models.check_generate(spec.pretrain, spec.generate)
     for own in MATCHING.values():
         _load("gpu_cifar10", SPACES[space] | own | {"match.visual_token": "none"})
 
@@ -34,8 +34,8 @@ def test_every_generator_is_a_valid_recipe(space: str, dry: bool) -> None:
 def test_the_generators_are_of_about_equal_size() -> None:
     pixel, latent = (_load("gpu_cifar10", SPACES[space]).pretrain for space in ("pixel", "latent"))
     sizes = [
-        models.parameters(pixelmodels.build_unet(pixel.pixel, 32, 10)),
-        models.parameters(models.build_unet(latent.unet, latent.vae, 32, latent.clip.hidden)),
+        tiny_models.parameters(pixelmodels.build_unet(pixel.pixel, 32, 10)),
+        tiny_models.parameters(tiny_models.build_unet(latent.unet, latent.vae, 32, latent.clip.hidden)),
     ]
     assert all(12e6 < size < 18e6 for size in sizes), sizes
 

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 from engine.cluster.session import session
-from engine.generation import job
+from engine.generation import generation_job
 from engine.spec import RunSpec
+from engine.storage.claim import claim
 from engine.storage.lock import hold
-from engine.storage.run import claim
 from engine.storage.store import open_store, sweep
 from tests.support.outputs import digits_spec, prepare
 
@@ -29,7 +29,7 @@ def main(folder: str, settings: dict[str, int | str]) -> None:
     claim(store, spec)
     with hold(store, "chaos"):
         sweep(store)
-        if job.is_done(store):
+        if generation_job.is_done(store):
             print("nothing to do", flush=True)
             return
         with session(spec.resources):

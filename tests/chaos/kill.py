@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.storage.store import open_store
 from tests.chaos.auditor import Auditor
 from tests.support.checkpoints import write_checkpoint

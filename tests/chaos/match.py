@@ -21,9 +21,9 @@ import psutil
 
 from engine.cluster.progress import PlainReporter
 from engine.cluster.session import session
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import Store, open_store
-from engine.training.matching.run import match
+from engine.training.matching.matching_run import match
 from tests.support import outputs
 from tests.support.checkpoints import write_checkpoint
 from tests.support.matching import match_spec

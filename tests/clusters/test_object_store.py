@@ -40,8 +40,8 @@ import sys
 from engine.cluster.session import session
 from engine.diffusion import checkpoint
 from engine.images import catalog
-from engine.spec.models import ResourcesSpec
-from engine.training.matching.run import match
+from engine.spec.recipe import ResourcesSpec
+from engine.training.matching.matching_run import match
 from pipelines.stages import generator, verb
 
 with session(ResourcesSpec(device="cpu"), num_cpus=3):

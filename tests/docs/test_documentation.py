@@ -12,7 +12,7 @@ import typer
 from pydantic import BaseModel
 
 from engine import spec as specs
-from engine.spec.models import RunSpec
+from engine.spec.recipe import RunSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "clusters").rglob("*.md")])

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.errors import DataError
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.storage.store import open_store
 from tests.support.commands import mimeo
 from tests.support.images import mixed_folder

@@ -14,7 +14,7 @@ from engine.errors import ConfigError
 from engine.shards.cost import Usage
 from engine.shards.names import PLAN, PlanFacts
 from engine.spec import RunSpec, spec_hash, validate
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
 from pipelines.cli import execute
 from pipelines.plan import begun, facts, reading

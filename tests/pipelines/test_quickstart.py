@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.storage.store import open_store
 from tests.support.commands import mimeo
 

@@ -12,9 +12,9 @@ from sklearn.datasets import load_digits
 
 from engine.spec.classifier import TrainSpec
 from engine.storage.store import open_store
-from engine.training.classifier.arms import REAL, SYNTHETIC, Arm
+from engine.training.classifier.classifier_arms import REAL, SYNTHETIC, Arm
+from engine.training.classifier.classifier_worker import TEST, VALIDATION, Job, Task, Training
 from engine.training.classifier.ingest import Images, held
-from engine.training.classifier.worker import TEST, VALIDATION, Job, Task, Training
 from engine.training.setup import Place
 
 NAMES = tuple("0123456789")

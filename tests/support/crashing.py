@@ -6,8 +6,8 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 
-from engine.images.sources.base import Place
 from engine.images.sources.digits import Digits
+from engine.images.sources.source import Place
 
 
 class Crashing(Digits):

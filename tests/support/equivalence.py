@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.study.equivalence.curve import Floats, accuracy, angles
 from engine.study.equivalence.fit import gained
+from engine.study.equivalence.real_curve import Floats, accuracy, angles
 from engine.study.equivalence.result import Measured
 
 SIZES = (20, 28, 40, 50, 57, 80, 100, 140, 200, 280, 400, 560, 800, 1100)

@@ -33,7 +33,7 @@ def write_family_lora(folder: Path, checkpoint: Path, targets: tuple[str, ...], 
 
     from engine.diffusion import layout
     from engine.diffusion.checkpoint import inspect, load
-    from engine.spec.models import ModelSpec
+    from engine.spec.recipe import ModelSpec
 
     family = layout.read_index(checkpoint).family
     pipeline = load(inspect(ModelSpec(checkpoint=str(checkpoint)), SIZE), "cpu", "float32")

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from engine.evaluation import controls
-from engine.evaluation.judge import judge
+from engine.evaluation.judge_result import judge
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from engine.training.judge import Outcome, arms, outcome_name
+from engine.training.judge_training import Outcome, arms, outcome_name
 from tests.support.synthetic import Quiet
 
 

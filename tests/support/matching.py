@@ -18,9 +18,9 @@ import torch.multiprocessing as mp
 
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
-from engine.training.cache import Cache, Inputs
+from engine.training.latent_cache import Cache, Inputs
 from engine.training.matching import data
-from engine.training.matching.worker import Job, Matching
+from engine.training.matching.matching_worker import Job, Matching
 from engine.training.setup import Place
 from tests.support.outputs import Output
 from tests.support.training import CPU

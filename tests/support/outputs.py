@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from engine.cluster.progress import PlainReporter, Reporter
-from engine.conditions import job as conditions_job
+from engine.conditions import conditions_job as conditions_job
 from engine.conditions import table
 from engine.conditions.table import Conditions
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion.checkpoint import Checkpoint
-from engine.generation import job
-from engine.generation.job import Summary
+from engine.generation import generation_job
+from engine.generation.generation_job import Summary
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, validate
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
 from tests.support.checkpoints import write_checkpoint
 
@@ -53,7 +53,7 @@ class Output:
 
     def generate(self, reporter: Reporter | None = None, **options: Any) -> Summary:
         """Run the job, inside a session."""
-        return job.generate(
+        return generation_job.generate(
             self.spec,
             self.store,
             self.checkpoint,

@@ -9,9 +9,9 @@ from typing import Any
 
 from engine.errors import StorageError
 from engine.generation.actor import Order, ShardActor
-from engine.generation.plan import Plan
+from engine.generation.generation_worker import Shard, ShardWorker
 from engine.generation.requests import Requests
-from engine.generation.worker import Shard, ShardWorker
+from engine.generation.sample_plan import Plan
 from engine.shards.names import PlanFacts
 from engine.shards.records import Record
 from engine.spec import spec_hash

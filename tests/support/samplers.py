@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from engine.diffusion import families, schedulers
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from tests.support.checkpoints import make_tokenizer
 from tests.support.families import LENGTH, WIDTHS, bang_padded, text_encoder, vae
 

@@ -17,7 +17,7 @@ from engine.shards import manifest, records
 from engine.shards.names import PLAN, PlanFacts, tar_path
 from engine.shards.writer import Quarantined, ShardBuilder
 from engine.spec import RunSpec, canonical_json, spec_hash, validate
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
 
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.cluster.progress import PlainReporter
-from engine.conditions import job as conditions_job
+from engine.conditions import conditions_job as conditions_job
 from engine.conditions.table import load_captions
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
-from engine.training.pretrain.run import made_from
-from engine.training.pretrain.worker import Job, Training, training_set
+from engine.training.pretrain.pretrain_run import made_from
+from engine.training.pretrain.pretrain_worker import Job, Training, training_set
 from engine.training.setup import Place
 from tests.support.training import CPU, tiny_spec
 

@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits
 
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
-from engine.training.pretrain.stage import TrainingSet
-from engine.training.pretrain.worker import Job, Training
+from engine.training.pretrain.pretrain_stage import TrainingSet
+from engine.training.pretrain.pretrain_worker import Job, Training
 from engine.training.setup import Place
 
 PRETRAIN: dict[str, Any] = {

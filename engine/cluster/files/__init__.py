@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from engine.cluster.files.cluster_yaml import read
 from engine.cluster.files.findings import Findings
-from engine.cluster.files.reading import read
 from engine.errors import ConfigError
 
 __all__ = ["Findings", "check"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from engine.cluster.files import common, fields, pods
+from engine.cluster.files import cluster_fields, common, pods
 from engine.cluster.files.findings import Findings, at, join, listing, mapping, nearest, whole
 from engine.cluster.files.schema import load_crd, validate
 
@@ -37,7 +37,7 @@ def check(findings: Findings, documents: list[Any]) -> None:
 
 
 def _ours(findings: Findings, kind: str, document: Any) -> None:
-    validate(findings, fields.resource(kind), document, kind)
+    validate(findings, cluster_fields.resource(kind), document, kind)
     if folder := os.environ.get("KUBERAY_CRD_DIR"):
         schema = load_crd(Path(folder), kind)
         if schema is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.diffusion.families.base import Family
 from engine.diffusion.families.dit import Dit
+from engine.diffusion.families.family import Family
 from engine.diffusion.families.pixel import Pixel, PixelFlow
 from engine.diffusion.families.sd import StableDiffusion
 from engine.diffusion.families.sd3 import StableDiffusion3

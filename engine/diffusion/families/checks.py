@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 FITTING = "use components that were made for each other"

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.families import checks
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Plain
-from engine.diffusion.families.base import Condition, Configs
+from engine.diffusion.families.family import Condition, Configs
 from engine.diffusion.families.parts import Part
 from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 
 if TYPE_CHECKING:
     import torch

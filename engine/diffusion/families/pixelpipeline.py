@@ -13,7 +13,7 @@ from diffusers import ConsistencyModelPipeline, DDPMPipeline, ImagePipelineOutpu
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from engine.diffusion.families.base import Condition
+from engine.diffusion.families.family import Condition
 
 
 class Told(nn.Module):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.images.sources import digits, folder, hub, medmnist, mnist, parquet, usps, webdataset
-from engine.images.sources.base import ImageSource, Place, Ref, Rejected
-from engine.spec.models import ImagesSpec, Source
+from engine.images.sources import digits, folder, hub_source, medmnist, mnist, parquet, usps, webdataset
+from engine.images.sources.source import ImageSource, Place, Ref, Rejected
+from engine.spec.recipe import ImagesSpec, Source
 
 OPENERS: dict[str, Callable[..., Mapping[str, ImageSource]]] = {
     "digits": digits.open_sets,
@@ -17,7 +17,7 @@ OPENERS: dict[str, Callable[..., Mapping[str, ImageSource]]] = {
     "folder": folder.open_sets,
     "webdataset": webdataset.open_sets,
     "parquet": parquet.open_sets,
-    "hub": hub.open_sets,
+    "hub": hub_source.open_sets,
 }
 
 __all__ = ["ImageSource", "Place", "Ref", "Rejected", "open_sets"]

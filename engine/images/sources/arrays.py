@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.errors import MimeoError, StorageError
 from engine.images.decode import BadImage
-from engine.images.sources.base import GROUP, Place, Ref, Rejected
+from engine.images.sources.source import GROUP, Place, Ref, Rejected
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -16,8 +16,8 @@ from PIL import Image
 
 from engine.errors import ConfigError
 from engine.images.decode import BadImage
-from engine.images.sources.base import GROUP, Place, Ref, Rejected
-from engine.spec.models import DigitsSource, ImagesSpec
+from engine.images.sources.source import GROUP, Place, Ref, Rejected
+from engine.spec.recipe import DigitsSource, ImagesSpec
 
 DATA = "datasets/data/digits.csv.gz"
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from engine import regular
 from engine.errors import DataError
 from engine.images.decode import BadImage
-from engine.images.sources.base import (
+from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
+from engine.images.sources.remotefolder import RemoteFolder
+from engine.images.sources.source import (
     Place,
     Ref,
     Rejected,
@@ -19,12 +21,10 @@ from engine.images.sources.base import (
     hidden,
     sidecar,
 )
-from engine.images.sources.labelled import LAYOUT, FolderLabels, LabelledFolder, inside
-from engine.images.sources.layout import looks_like_image
-from engine.images.sources.remotefolder import RemoteFolder
-from engine.spec.models import FolderSource, ImagesSpec
+from engine.images.sources.split_folders import looks_like_image
+from engine.spec.recipe import FolderSource, ImagesSpec
+from engine.storage.claim import is_output
 from engine.storage.paths import RemotePath, place_of
-from engine.storage.run import is_output
 
 KINDS = (
     (stat.S_ISDIR, "a folder"),

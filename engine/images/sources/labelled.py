@@ -13,8 +13,8 @@ from typing import Any
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.labels import check_names, class_order, near_match
-from engine.images.sources import layout, metadata
-from engine.images.sources.base import GROUP, Ref, Rejected, Root, encode_name, sidecar
+from engine.images.sources import metadata, split_folders
+from engine.images.sources.source import GROUP, Ref, Rejected, Root, encode_name, sidecar
 from engine.storage.paths import RemotePath
 
 LAYOUT = "make one sub-folder of images a class, or a metadata.csv with the columns file_name and label"
@@ -107,7 +107,7 @@ class LabelledFolder(ABC):
         if self._metadata is not None:
             return
         if self._labels.chosen is None:
-            layout.check_folders(self.root, self._folders, self._children, self._is_labelled, self.where)
+            split_folders.check_folders(self.root, self._folders, self._children, self._is_labelled, self.where)
         check_names(self._folders, self.where)
         if not self._labels.is_test and len(self._folders) < 2:
             raise DataError(
@@ -179,7 +179,7 @@ class LabelledFolder(ABC):
                 yield Rejected(encode_name(name), own.reason, own.detail)
             elif own is not None:
                 yield self._candidate(name, entry, own)
-            elif layout.looks_like_image(name):
+            elif split_folders.looks_like_image(name):
                 yield Rejected(encode_name(name), "no_label", f"{self._metadata.name} does not name it")
         for name, absent in labels.items():
             known = None if isinstance(absent, BadImage) else absent

@@ -14,8 +14,8 @@ from numpy.lib import format as npy
 from engine.errors import DataError
 from engine.images.labels import MAX_CLASSES
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root, open_file
-from engine.spec.models import ImagesSpec, MedMnistSource
+from engine.images.sources.source import Root, open_file
+from engine.spec.recipe import ImagesSpec, MedMnistSource
 from engine.storage.paths import place_of
 
 WHERE = "source.path"

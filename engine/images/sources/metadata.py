@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import near_match, parse_label
-from engine.images.sources.base import Root
 from engine.images.sources.parquet import declared_names
+from engine.images.sources.source import Root
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE, LABEL = "file_name", "label"

@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.errors import ConfigError, DataError
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.spec.models import ImagesSpec, MnistSource
+from engine.spec.recipe import ImagesSpec, MnistSource
 
 DATA = "data/data/mnist_5k.csv.gz"
 COLUMNS = 28 * 28 + 1

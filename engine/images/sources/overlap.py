@@ -7,7 +7,7 @@ import os
 
 from engine.errors import ConfigError
 from engine.spec import RunSpec
-from engine.spec.models import FolderSource, ParquetSource, WebDatasetSource
+from engine.spec.recipe import FolderSource, ParquetSource, WebDatasetSource
 from engine.storage.paths import WILD
 from engine.storage.urls import is_remote, normalise
 

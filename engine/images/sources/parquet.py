@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import near_match, parse_label, same_but_spelling
-from engine.images.sources import layout, rowgroups
-from engine.images.sources.base import Place, Ref, Rejected, Root, decode_name, encode_name, find_files, read_by_file
-from engine.spec.models import ImagesSpec, ParquetSource
+from engine.images.sources import rowgroups, split_folders
+from engine.images.sources.source import Place, Ref, Rejected, Root, decode_name, encode_name, find_files, read_by_file
+from engine.spec.recipe import ImagesSpec, ParquetSource
 from engine.storage.paths import RemotePath
 
 CHECKED_ROWS = 2_000_000  # labels that are read before Ray starts; of larger sets the catalog finds an empty class
@@ -139,7 +139,7 @@ class ParquetFiles:
         """Refuse files of several splits, without rows or images, or that do not fit together, and empty classes of the
         main set."""
         if self.given is not None:
-            layout.check_files(self.root, self.names, self.given, self.where)
+            split_folders.check_files(self.root, self.names, self.given, self.where)
         self.naming.check()
         files = [self._open(name) for name in self.names]
         for name, file in zip(self.names, files, strict=True):
@@ -285,7 +285,7 @@ def open_sets(source: ParquetSource, images: ImagesSpec, *, download: bool) -> d
     """The files, and the test files where they are given; files of the test set are no part of the main one."""
     where = ("source.path", "source.test_path")
     test = find_files(source.test_path, ".parquet", where[1]) if source.test_path is not None else None
-    root, names = layout.without(find_files(source.path, ".parquet", where[0]), test, where[0])
+    root, names = split_folders.without(find_files(source.path, ".parquet", where[0]), test, where[0])
     files = partial(ParquetFiles, image_column=source.image_column, label_column=source.label_column)
     main = files(root, names, where=where[0], class_names=source.class_names, given=source.path)
     if test is None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from engine.images.decode import BadImage
-from engine.images.sources.base import Place, Ref, Rejected, decode_name, encode_name, hidden
 from engine.images.sources.labelled import FolderLabels, LabelledFolder
-from engine.images.sources.layout import looks_like_image
-from engine.spec.models import ImagesSpec
-from engine.storage.base import Entry
+from engine.images.sources.source import Place, Ref, Rejected, decode_name, encode_name, hidden
+from engine.images.sources.split_folders import looks_like_image
+from engine.spec.recipe import ImagesSpec
+from engine.storage.abstract_store import Entry
 from engine.storage.parallel import mapped
 from engine.storage.paths import RemotePath
 

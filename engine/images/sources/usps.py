@@ -11,8 +11,8 @@ import numpy as np
 
 from engine.errors import DataError, StorageError
 from engine.images.sources.arrays import ArraySet, Labels, Pixels
-from engine.images.sources.base import Root, open_file
-from engine.spec.models import ImagesSpec, UspsSource
+from engine.images.sources.source import Root, open_file
+from engine.spec.recipe import ImagesSpec, UspsSource
 from engine.storage.paths import place_of
 
 WHERE = "source.path"

@@ -14,8 +14,8 @@ from typing import BinaryIO
 from engine.errors import ConfigError, DataError
 from engine.images.decode import BadImage
 from engine.images.labels import parse_label
-from engine.images.sources import layout
-from engine.images.sources.base import (
+from engine.images.sources import split_folders
+from engine.images.sources.source import (
     GROUP,
     IMAGE_EXTENSIONS,
     Place,
@@ -29,7 +29,7 @@ from engine.images.sources.base import (
     open_file,
     read_by_file,
 )
-from engine.spec.models import ImagesSpec, WebDatasetSource
+from engine.spec.recipe import ImagesSpec, WebDatasetSource
 from engine.storage.parallel import mapped
 from engine.storage.paths import RemotePath
 from engine.storage.tar import Member, Scan
@@ -84,7 +84,7 @@ class Tars:
         Raises DataError or ConfigError.
         """
         if self.given is not None:
-            layout.check_files(self.root, self.names, self.given, self.where)
+            split_folders.check_files(self.root, self.names, self.given, self.where)
         for name in self.names if isinstance(self.root, Path) else self.names[:REQUESTS]:
             self._refuse_compressed(self.root / name)
         reasons: dict[str, Rejected] = {}
@@ -321,7 +321,7 @@ def open_sets(source: WebDatasetSource, images: ImagesSpec, *, download: bool) -
     """The tars, and the test tars where they are given; tars of the test set are no part of the main one."""
     where = ("source.path", "source.test_path")
     test = find_files(source.test_path, ".tar", where[1]) if source.test_path is not None else None
-    main = layout.without(find_files(source.path, ".tar", where[0]), test, where[0])
+    main = split_folders.without(find_files(source.path, ".tar", where[0]), test, where[0])
     tars = partial(
         Tars, images=images, image_key=source.image_key, label_key=source.label_key, class_names=source.class_names
     )

@@ -13,10 +13,10 @@ from engine.cluster.board import Board
 from engine.images.catalog import Catalog, restrict
 from engine.spec import RunSpec
 from engine.storage.store import open_store
-from engine.study.equivalence.plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
+from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
-from engine.training.judge import Arm, Data, judge_one
 from engine.training.judge_data import Arrays, synthetic_images
+from engine.training.judge_training import Arm, Data, judge_one
 
 Accuracies = dict[str, list[float]]
 

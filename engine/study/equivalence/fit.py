@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from engine.study.equivalence.curve import Bools, Floats
+from engine.study.equivalence.real_curve import Bools, Floats
 
 # v is the worth of the first synthetic image in real ones, 1 / (A ln c2); c is ln c2. Negative c, a price that falls,
 # is allowed

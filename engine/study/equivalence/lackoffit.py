@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from engine.study.equivalence.curve import Curve, Floats
 from engine.study.equivalence.fit import gained
+from engine.study.equivalence.real_curve import Curve, Floats
 
 V_GRID = np.concatenate([[0.0], np.geomspace(1e-3, 20.0, 70)])
 C_GRID = np.concatenate([-np.geomspace(1.5, 0.05, 8), np.geomspace(0.05, 8.0, 28)])

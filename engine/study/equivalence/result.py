@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.study.equivalence.curve import Bools, Curve, Floats, accuracy, angles, repeats
 from engine.study.equivalence.fit import Fit, fit, gained, paper_form
 from engine.study.equivalence.lackoffit import Lack, lack_of_fit
+from engine.study.equivalence.real_curve import Bools, Curve, Floats, accuracy, angles, repeats
 from engine.study.statistics import mean_interval
 
 LEVEL = 0.95

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from engine.study.search.plan import Seeds
+from engine.study.search.search_plan import Seeds
 
 FACTOR = 2  # of the settings at a rung the better half goes on
 

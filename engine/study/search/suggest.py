@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.study.search.plan import Point, Space
+from engine.study.search.search_plan import Point, Space
 
 STARTUP = 5  # settings drawn at random before the estimator has something to go by
 ATTEMPTS = 20  # of the estimator at a setting that was not tried yet; then one of those is drawn at random

@@ -17,8 +17,8 @@ from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, MimeoError
 from engine.images.encode import encode
-from engine.images.reader import Reader
-from engine.shards.reader import samples
+from engine.images.image_reader import Reader
+from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import open_store
 from engine.training.judge_data import LOSSY, decode_into, sealed_pixels, shrink, through_codec

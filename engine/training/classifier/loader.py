@@ -16,8 +16,8 @@ from torch import Tensor
 
 from engine.shards.mixing import Mixture
 from engine.spec.classifier import TrainSpec
-from engine.training.classifier.arms import Part
 from engine.training.classifier.augment import Augment
+from engine.training.classifier.classifier_arms import Part
 from engine.training.classifier.ingest import DECODED_SIDE, Images
 
 AHEAD = 2

@@ -16,7 +16,7 @@ from engine.errors import DataError
 from engine.spec.classifier import TrainSpec
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.training.classifier import models
+from engine.training.classifier import classifier_models
 from engine.training.classifier.augment import centred, normalised
 from engine.training.trainingresults import ClassifierFacts
 
@@ -44,7 +44,7 @@ class Classifier:
 
     def features(self, pixels: Pixels) -> NDArray[np.float32]:
         """(N, D) float32: what the last linear layer sees."""
-        return self._over(pixels, lambda images: models.features(self.model, images).float(), 0)
+        return self._over(pixels, lambda images: classifier_models.features(self.model, images).float(), 0)
 
     @torch.inference_mode()
     def _over(self, pixels: Pixels, compute: Any, width: int) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ def load(store: Store, name: str, which: str | None = None, device: torch.device
     except ValidationError:
         where = f"{store.url}/{FOLDER}/{name}/{FACTS}"
         raise DataError(where, "holds no settings of a classifier", "run mimeo train again") from None
-    model = models.build(spec, known["size"], len(known["class_names"]))
+    model = classifier_models.build(spec, known["size"], len(known["class_names"]))
     read_weights(model, store, path)
     place = torch.device(device)
     model = model.to(place).to(memory_format=torch.channels_last).eval()

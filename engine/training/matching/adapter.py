@@ -13,11 +13,11 @@ from torch import nn
 from engine.diffusion import hub
 from engine.diffusion.checkpoint import Checkpoint, empty, quiet
 from engine.diffusion.families import FAMILIES
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.errors import ConfigError
 from engine.spec.training import MatchSpec
 from engine.training import draws
-from engine.training.matching.precheck import WEIGHTS
+from engine.training.matching.matching_precheck import WEIGHTS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 CONV = ("conv1", "conv2", "proj_in", "proj_out")

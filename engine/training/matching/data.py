@@ -14,19 +14,19 @@ import pyarrow as pa
 import torch
 
 from engine.cluster.progress import Reporter
-from engine.conditions import pool, stored
+from engine.conditions import row_pool, stored
 from engine.conditions.table import Conditions
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import families
 from engine.diffusion.checkpoint import Checkpoint
-from engine.diffusion.families.base import Condition, Encoder, to_latents
+from engine.diffusion.families.family import Condition, Encoder, to_latents
 from engine.diffusion.tiny.directory import normalise
 from engine.errors import DataError
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.spec import RunSpec
 from engine.spec.training import MatchSpec
 from engine.storage.store import Store
-from engine.training.cache import Cache, Inputs
+from engine.training.latent_cache import Cache, Inputs
 
 INPUTS = "match/inputs.parquet"
 EMPTY = ("", None)
@@ -129,7 +129,7 @@ def precompute(
     store: Store,
     made_from: dict[str, Any],
     progress: Reporter,
-    run: pool.Run = pool.run,
+    run: row_pool.Run = row_pool.run,
 ) -> None:
     """Write match/inputs.parquet: key, latents and encoded prompts of each training image; nothing to do when it is
     there.
@@ -146,7 +146,7 @@ def precompute(
         if first:
             asked[row].append(prompts.distinct[int(prompts.rows[row])])
     work = rows.append_column("asked", pa.array([json.dumps(pairs) for pairs in asked]))
-    where = pool.device(spec.resources, needs_model=True)
+    where = row_pool.device(spec.resources, needs_model=True)
     with progress.task("match: latents and prompts", len(rows)) as task:
         made = run(partial(input_work, spec, checkpoint, where), work, spec.resources, where, task)
     kinds = json.loads(made.schema.metadata[b"kinds"])
@@ -159,7 +159,7 @@ def _firsts(rows: torch.Tensor) -> list[bool]:
     return [not (row in seen or seen.add(row)) for row in rows.tolist()]  # type: ignore[func-returns-value]
 
 
-def input_work(spec: RunSpec, checkpoint: Checkpoint, device: str) -> pool.Work:
+def input_work(spec: RunSpec, checkpoint: Checkpoint, device: str) -> row_pool.Work:
     """What an actor does: catalog rows with the prompts asked of them in, latents and encoded prompts out."""
     assert spec.match is not None
     encoding = Encoding(pipeline_of(checkpoint, device, spec.match), flip=flips(spec))

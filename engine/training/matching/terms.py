@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.diffusion.process import Process
-from engine.training.matching import losses
+from engine.training.matching import matching_losses
 
 # Images (N, 3, H, W), about [-1, 1], of scaled latents; and their features (N, D).
 Features = Callable[[torch.Tensor], torch.Tensor]
@@ -37,18 +37,18 @@ class Tools:
 
 
 def _residual(batch: Batch, tools: Tools) -> torch.Tensor:
-    return losses.residual(batch.predicted, batch.aim, tools.process.weights(batch.times, tools.gamma))
+    return matching_losses.residual(batch.predicted, batch.aim, tools.process.weights(batch.times, tools.gamma))
 
 
 def _residual_per_class(batch: Batch, tools: Tools) -> torch.Tensor:
     weights = tools.process.weights(batch.times, tools.gamma)
-    return losses.residual_per_class(batch.predicted, batch.aim, weights, batch.labels)
+    return matching_losses.residual_per_class(batch.predicted, batch.aim, weights, batch.labels)
 
 
 def _kernel_latent(batch: Batch, tools: Tools) -> torch.Tensor:
     clean = tools.process.clean(batch.noisy, batch.predicted, batch.times)
     share = tools.process.clean_weights(batch.times, tools.gamma)
-    return losses.kernel_mmd(clean.flatten(1), batch.latents.flatten(1), share)
+    return matching_losses.kernel_mmd(clean.flatten(1), batch.latents.flatten(1), share)
 
 
 def _kernel_feature(batch: Batch, tools: Tools) -> torch.Tensor:
@@ -57,7 +57,9 @@ def _kernel_feature(batch: Batch, tools: Tools) -> torch.Tensor:
     clean = tools.process.clean(batch.noisy, batch.predicted, batch.times)
     with torch.no_grad():
         real = tools.features(batch.latents)
-    return losses.kernel_mmd(tools.features(clean), real, tools.process.clean_weights(batch.times, tools.gamma))
+    return matching_losses.kernel_mmd(
+        tools.features(clean), real, tools.process.clean_weights(batch.times, tools.gamma)
+    )
 
 
 TERMS: dict[str, Callable[[Batch, Tools], torch.Tensor]] = {

@@ -11,11 +11,11 @@ from torch.nn import functional
 from transformers import CLIPTokenizer
 
 from engine.diffusion.tiny.directory import normalise
-from engine.diffusion.tiny.models import build_clip
+from engine.diffusion.tiny.tiny_models import build_clip
 from engine.training import draws
 from engine.training.gather import gather
-from engine.training.pretrain.losses import info_nce
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_losses import info_nce
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.schedule import one_cycle
 
 CLASS_WEIGHT = 0.5

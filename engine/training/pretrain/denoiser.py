@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.diffusion.process import Process
 from engine.diffusion.tiny.directory import normalise
-from engine.diffusion.tiny.models import build_scheduler
+from engine.diffusion.tiny.tiny_models import build_scheduler
 from engine.spec.training import DitSpec, PixelSpec, UNetSpec
 from engine.training import draws
-from engine.training.cache import Cache
 from engine.training.ema import Ema
+from engine.training.latent_cache import Cache
 from engine.training.powerema import PowerEma
 from engine.training.pretrain import heldout
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.vae import encode
 from engine.training.pretrain.views import Labelled
 from engine.training.schedule import one_cycle

@@ -11,12 +11,12 @@ from torch import nn
 from torch.nn import functional
 
 from engine.diffusion.tiny.directory import normalise
-from engine.diffusion.tiny.models import build_encoder
+from engine.diffusion.tiny.tiny_models import build_encoder
 from engine.spec.training import EncoderSpec
 from engine.training import draws
 from engine.training.gather import gather
-from engine.training.pretrain.losses import nt_xent
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_losses import nt_xent
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.schedule import one_cycle
 
 ASPECT = (3 / 4, 4 / 3)  # of crops, as torchvision's RandomResizedCrop and SimCLR have it

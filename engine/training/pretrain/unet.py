@@ -8,13 +8,13 @@ import torch
 from transformers import CLIPTokenizer
 
 from engine.diffusion.conditioning import PromptEncoder
-from engine.diffusion.families.base import Family
+from engine.diffusion.families.family import Family
 from engine.diffusion.families.sd import StableDiffusion
-from engine.diffusion.tiny.models import build_unet
-from engine.training.cache import Cache
+from engine.diffusion.tiny.tiny_models import build_unet
+from engine.training.latent_cache import Cache
 from engine.training.pretrain.denoiser import LatentStage, scaled_latents, variants
-from engine.training.pretrain.features import image_features
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_stage import Setting
+from engine.training.pretrain.training_features import image_features
 
 
 def build_cache(

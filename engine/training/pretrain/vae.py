@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from engine.diffusion.tiny.directory import normalise
-from engine.diffusion.tiny.models import build_vae, latent_size
+from engine.diffusion.tiny.tiny_models import build_vae, latent_size
 from engine.training import draws
-from engine.training.pretrain.losses import kl_per_dimension
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_losses import kl_per_dimension
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.schedule import one_cycle
 
 WEIGHT_DECAY = 0.01

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from engine.cluster import nodes
 from engine.cluster.session import session
 from engine.errors import ClusterError, MimeoError, StorageError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import open_store
 from tests.support.synthetic import Quiet
 
@@ -109,7 +109,7 @@ def test_another_version_of_ray_is_one_line(ray_cluster: None) -> None:
 
     code = (
         "import ray; ray.__version__ = '2.59.0'\n"
-        "from engine.cluster.session import session; from engine.spec.models import ResourcesSpec\n"
+        "from engine.cluster.session import session; from engine.spec.recipe import ResourcesSpec\n"
         "from engine.errors import ClusterError\n"
         "try:\n    with session(ResourcesSpec()): print('joined')\nexcept ClusterError as "
         "error: print('line:', error)\n"

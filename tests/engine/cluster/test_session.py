@@ -13,13 +13,13 @@ import pytest
 
 from engine.cluster import session
 from engine.errors import ClusterError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 
 ROOT = Path(__file__).resolve().parents[3]
 SCRIPT = """
 import glob, os
 from engine.cluster.session import session
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 import ray
 with session(ResourcesSpec(device="cpu", actors=3, cpus_per_actor=1)):
     assert ray.cluster_resources()["CPU"] >= 4
@@ -53,7 +53,7 @@ def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
     code = (
-        "from engine.cluster.session import session\nfrom engine.spec.models import "
+        "from engine.cluster.session import session\nfrom engine.spec.recipe import "
         "ResourcesSpec\nfrom engine.errors import ClusterError\ntry:\n    with "
         "session(ResourcesSpec()): pass\nexcept ClusterError as e: print('line:', e)\n"
     )
@@ -72,7 +72,7 @@ def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
 KILLED = """
 import os, sys, time
 from engine.cluster.session import session
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 import ray
 with session(ResourcesSpec(device="cpu")):
     node = ray._private.worker._global_node
@@ -118,7 +118,7 @@ def test_a_limit_on_files_is_known_before_ray_starts() -> None:
         "import resource, sys\n"
         "from engine.cluster.session import session\n"
         "from engine.errors import StorageError\n"
-        "from engine.spec.models import ResourcesSpec\n"
+        "from engine.spec.recipe import ResourcesSpec\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n"
         "    with session(ResourcesSpec()): pass\n"

@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 from engine.conditions.captionfamilies import FAMILIES
 from engine.conditions.captionmodel import CaptionModel, precheck
 from engine.errors import ConfigError
-from engine.spec.models import CaptionSpec
+from engine.spec.recipe import CaptionSpec
 from tests.support import captioners, clips
 
 WRITERS = {

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from engine.conditions import captions
 from engine.conditions.captions import STRATEGIES, Captioner, fit_terciles, moments
-from engine.spec.models import CaptionSpec
+from engine.spec.recipe import CaptionSpec
 
 MOMENTS = CaptionSpec(kind="moments")
 

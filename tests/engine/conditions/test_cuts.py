@@ -10,7 +10,7 @@ import pytest
 
 from engine.conditions import cuts
 from engine.conditions.table import Captions
-from engine.diffusion.reading import Readers
+from engine.diffusion.prompt_cuts import Readers
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store

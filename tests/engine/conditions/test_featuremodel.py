@@ -13,7 +13,7 @@ import pytest
 from engine.conditions.featuremodel import NONE, FeatureModel, check_use, resolve
 from engine.errors import ConfigError
 from engine.spec import RunSpec
-from engine.spec.models import FeatureSpec
+from engine.spec.recipe import FeatureSpec
 from tests.support import clips
 
 
@@ -220,7 +220,7 @@ def test_clip_scores_need_the_text_tower(source: Path) -> None:
 def test_checks_import_no_model_code(source: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from engine.conditions.featuremodel import resolve;"
-        "from engine.spec.models import FeatureSpec;"
+        "from engine.spec.recipe import FeatureSpec;"
         f"resolve(FeatureSpec(), Path({str(source)!r}));"
         f"resolve(FeatureSpec(backend='open_clip', path={str(source / 'open_clip')!r}), None);"
         "bad = {'torch', 'ray', 'transformers', 'open_clip', 'diffusers'} & set(sys.modules); assert not bad, bad"

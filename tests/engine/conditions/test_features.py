@@ -15,7 +15,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
 from engine.conditions.featuremodel import FeatureModel, resolve
 from engine.conditions.features import FeatureExtractor, clip_scores, tower
 from engine.errors import ConfigError
-from engine.spec.models import FeatureSpec
+from engine.spec.recipe import FeatureSpec
 from tests.support import clips
 
 TEXTS = ["photo of a cat", "", "7", "words that go on for much longer than the tower can read"]

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from engine.cluster.progress import PlainReporter, Reporter, Task
-from engine.conditions import featuremodel, job, stored, tokens
+from engine.conditions import conditions_job, featuremodel, stored, tokens
 from engine.conditions.captionmodel import CaptionModel
 from engine.conditions.captions import Captioner, fit_terciles, moments
 from engine.conditions.features import FeatureExtractor
@@ -22,7 +22,7 @@ from engine.conditions.table import load, load_captions
 from engine.errors import ConfigError, DataError, StorageError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from tests.support import captioners, clips
@@ -78,7 +78,7 @@ class Counting(Reporter):
 
 
 def test_captions_are_those_of_plain_code(catalog: Catalog, store: Store) -> None:
-    job.caption(SPEC, catalog, store, QUIET)
+    conditions_job.caption(SPEC, catalog, store, QUIET)
     train = catalog.split("train")
     pixels = Reader(SPEC).pixels(train)
     expected = Captioner(SPEC.conditions.caption, fit_terciles(moments(pixels))).caption(pixels)
@@ -103,7 +103,7 @@ def _all_captions() -> set[str]:
 
 def test_class_captions_need_no_ray_and_are_empty(catalog: Catalog, store: Store) -> None:
     reporter = Counting()
-    job.caption(run_spec({"kind": "class"}), catalog, store, reporter)
+    conditions_job.caption(run_spec({"kind": "class"}), catalog, store, reporter)
     assert set(load_captions(store).captions) == {""}
     assert reporter.names == []
 
@@ -114,7 +114,7 @@ def test_captions_of_models_come_through_the_pool(
 ) -> None:
     write(tmp_path / "model")
     spec = run_spec({"kind": kind, "path": str(tmp_path / "model"), "max_new_tokens": 3})
-    job.caption(spec, catalog, store, QUIET)
+    conditions_job.caption(spec, catalog, store, QUIET)
     said = CaptionModel(spec.conditions.caption)(Reader(spec).pixels(catalog.split("train")))
     found = load_captions(store)
     assert list(found.captions) == [fact["caption"] for fact in said]
@@ -123,7 +123,7 @@ def test_captions_of_models_come_through_the_pool(
 
 def test_made_from_of_older_captions_stays_the_same(catalog: Catalog, store: Store) -> None:
     """A key that came later is left out at its default, so that captions of older versions are not made again."""
-    job.caption(SPEC, catalog, store, QUIET)
+    conditions_job.caption(SPEC, catalog, store, QUIET)
     assert stored.facts(store, CAPTIONS)["made_from"] == {
         "version": 1,
         "captions": {"kind": "moments", "max_new_tokens": 20},
@@ -138,8 +138,8 @@ def test_features_from_first_to_last(catalog: Catalog, store: Store, checkpoint:
     generated."""
     spec, reporter = run_spec({"kind": "class"}, actors=2), Counting()
     for _ in range(2):
-        job.caption(spec, catalog, store, reporter)
-        job.features(spec, catalog, checkpoint, store, reporter)
+        conditions_job.caption(spec, catalog, store, reporter)
+        conditions_job.features(spec, catalog, checkpoint, store, reporter)
     assert reporter.names == ["features"]
     found = load(store, spec)
     extractor = FeatureExtractor(featuremodel.resolve(spec.conditions.features, checkpoint))
@@ -154,16 +154,16 @@ def test_features_from_first_to_last(catalog: Catalog, store: Store, checkpoint:
     assert found.prompts[0] == f"photo of {found.class_names[found.labels[0]]}"
 
     store.remove("conditions/classes.parquet")  # stopped between the two files
-    job.features(spec, catalog, checkpoint, store, reporter)
+    conditions_job.features(spec, catalog, checkpoint, store, reporter)
     assert reporter.names == ["features"]
     np.testing.assert_array_equal(load(store, spec).class_means, found.class_means)
     clips.write_clip(tmp_path / "clip", size=8, seed=1)
-    job.features(spec, catalog, tmp_path, store, reporter)
+    conditions_job.features(spec, catalog, tmp_path, store, reporter)
     assert reporter.names == ["features", "features"]
     assert (load(store, spec).features != found.features).any()
     store.create("plan.json", b"{}")
     with pytest.raises(DataError, match="was made from other inputs"):
-        job.features(spec, catalog, checkpoint, store, reporter)
+        conditions_job.features(spec, catalog, checkpoint, store, reporter)
 
 
 def test_fits_are_stored_where_the_token_is_drawn_from_them_and_made_before_the_stage_counts_as_done(
@@ -171,8 +171,8 @@ def test_fits_are_stored_where_the_token_is_drawn_from_them_and_made_before_the_
 ) -> None:
     data = run_spec({"kind": "class"}, actors=2).model_dump(mode="json")
     spec = validate({**data, "generate": {"visual_token": "prior"}})
-    job.caption(spec, catalog, store, Counting())
-    job.features(spec, catalog, checkpoint, store, Counting())
+    conditions_job.caption(spec, catalog, store, Counting())
+    conditions_job.features(spec, catalog, checkpoint, store, Counting())
     names = {entry.name: store.local(entry.name).stat().st_mtime_ns for entry in store.list("conditions/")}  # type: ignore[union-attr]
     assert names["conditions/fits.parquet"] <= names["conditions/classes.parquet"]
     found = load(store, spec)
@@ -191,7 +191,7 @@ def test_a_token_that_a_class_cannot_give_is_refused_before_captions(catalog: Ca
     data = run_spec({"kind": "class"}, actors=2).model_dump(mode="json")
     spec = validate({**data, "generate": {"visual_token": "interpolation"}})
     with pytest.raises(DataError, match=r"has one training image, so generate.visual_token interpolation"):
-        job.caption(spec, lone, store, Counting())
+        conditions_job.caption(spec, lone, store, Counting())
     assert not store.exists("conditions/captions.parquet")
 
 
@@ -205,7 +205,7 @@ def changed(folder: Path, tensor: str, value: float) -> featuremodel.FeatureMode
 
 
 def test_a_feature_that_is_not_finite_names_its_image(catalog: Catalog, tmp_path: Path) -> None:
-    work = job.feature_work(
+    work = conditions_job.feature_work(
         SPEC, changed(tmp_path, "visual_projection.weight", 3e38), "cpu"
     )  # finite, its products are not
     rows = catalog.split("train").slice(5, 3)
@@ -216,31 +216,31 @@ def test_a_feature_that_is_not_finite_names_its_image(catalog: Catalog, tmp_path
 
 def test_weights_that_are_not_finite_are_refused_before_any_image(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"not finite \(logit_scale\)"):
-        job.feature_work(SPEC, changed(tmp_path, "logit_scale", float("inf")), "cpu")
+        conditions_job.feature_work(SPEC, changed(tmp_path, "logit_scale", float("inf")), "cpu")
 
 
 def test_a_model_that_changed_after_the_drivers_check_gives_no_feature(tmp_path: Path) -> None:
     clips.write_clip(tmp_path / "clip", size=8, seed=0)
     digest = featuremodel.resolve(SPEC.conditions.features, tmp_path).digest
-    job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
+    conditions_job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
     clips.write_clip(tmp_path / "clip", size=8, seed=1)
     with pytest.raises(StorageError, match="is not the model that the run began with"):
-        job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
+        conditions_job.feature_work(SPEC, featuremodel.resolve(SPEC.conditions.features, tmp_path), "cpu", digest)
 
 
 def test_checkpoint_without_encoder_when_no_feature_is_used(catalog: Catalog, store: Store, tmp_path: Path) -> None:
     spec = RunSpec.model_validate({**run_spec({"kind": "class"}).model_dump(), "generate": {"visual_token": "none"}})
-    job.caption(spec, catalog, store, QUIET)
-    job.features(spec, catalog, tmp_path, store, QUIET)
+    conditions_job.caption(spec, catalog, store, QUIET)
+    conditions_job.features(spec, catalog, tmp_path, store, QUIET)
     assert load(store, spec).features.shape == (300, 0)
     with pytest.raises(ConfigError, match="no image_encoder"):
-        job.features(SPEC, catalog, tmp_path, store, QUIET)
+        conditions_job.features(SPEC, catalog, tmp_path, store, QUIET)
 
 
 def test_precheck(checkpoint: Path, tmp_path: Path) -> None:
-    job.precheck(SPEC)
-    job.precheck(SPEC, checkpoint, [24])
+    conditions_job.precheck(SPEC)
+    conditions_job.precheck(SPEC, checkpoint, [24])
     with pytest.raises(ConfigError, match="24 wide"):
-        job.precheck(SPEC, checkpoint, [768])
+        conditions_job.precheck(SPEC, checkpoint, [768])
     with pytest.raises(ConfigError, match=r"conditions.caption.path: .* is not a directory"):
-        job.precheck(run_spec({"kind": "blip", "path": str(tmp_path / "none")}))
+        conditions_job.precheck(run_spec({"kind": "blip", "path": str(tmp_path / "none")}))

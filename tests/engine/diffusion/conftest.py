@@ -9,7 +9,7 @@ import pytest
 
 from engine.diffusion import checkpoint
 from engine.diffusion.checkpoint import Checkpoint
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support.checkpoints import FAMILIES, write_checkpoint, write_lora
 
 SIZES = {"digits": 8, "sd15": 64, "sd21": 64}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.diffusion import batchsize
 from engine.errors import ClusterError
 from engine.spec import RunSpec
-from engine.storage import cache, notes
+from engine.storage import node_cache, notes
 from tests.support.outputs import digits_spec
 
 
@@ -42,7 +42,7 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 

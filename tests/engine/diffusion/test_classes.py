@@ -20,9 +20,9 @@ from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.diffusion.sampler import Request, Sampler
 from engine.diffusion.schedulers import make
 from engine.errors import ConfigError
-from engine.generation.plan import Plan
 from engine.generation.requests import Requests
-from engine.spec.models import GenerateSpec, ModelSpec
+from engine.generation.sample_plan import Plan
+from engine.spec.recipe import GenerateSpec, ModelSpec
 from engine.training.matching.data import Prompts
 from pipelines.cli import execute
 from tests.support.families import SIZE, write_family

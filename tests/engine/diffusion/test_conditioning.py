@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from engine.diffusion.conditioning import PromptEncoder
-from engine.diffusion.families.base import tell
+from engine.diffusion.families.family import tell
 from engine.diffusion.families.sd import SdEncoder
 from engine.errors import ConfigError
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load, size_note
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec, ModelSpec
+from engine.spec.recipe import GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -194,7 +194,7 @@ def test_structural_faults_are_found_without_torch(copy: Path) -> None:
 import sys
 from engine.diffusion.checkpoint import inspect
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 try:
     inspect(ModelSpec(checkpoint={str(copy)!r}), 64)
 except ConfigError as error:
@@ -269,7 +269,7 @@ INSPECTED = """
 import sys
 from engine.diffusion.checkpoint import inspect
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 try:
     inspect(ModelSpec(checkpoint=sys.argv[1]), 8)
 except ConfigError as error:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from engine.diffusion import lora
 from engine.diffusion.checkpoint import Checkpoint, load
 from engine.diffusion.sampler import Request, Sampler
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from tests.support.checkpoints import write_lora
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")

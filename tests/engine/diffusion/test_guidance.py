@@ -14,7 +14,7 @@ from diffusers import StableDiffusionPipeline
 from engine.diffusion import schedulers
 from engine.diffusion.checkpoint import Checkpoint, load
 from engine.diffusion.sampler import Request, Sampler
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 
 NEGATIVE, GUIDANCE = "bold", 4.0
 TOKENS = np.random.default_rng(3).normal(scale=2, size=(3, 64)).astype(np.float32)

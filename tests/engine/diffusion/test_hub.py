@@ -16,7 +16,7 @@ from engine.conditions.featuremodel import resolve
 from engine.diffusion.checkpoint import inspect
 from engine.diffusion.hub import locate
 from engine.errors import ConfigError
-from engine.spec.models import FeatureSpec, ModelSpec
+from engine.spec.recipe import FeatureSpec, ModelSpec
 from tests.support import clips
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

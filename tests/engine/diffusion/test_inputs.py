@@ -15,7 +15,7 @@ from engine.diffusion import inputs, layout
 from engine.diffusion.checkpoint import empty, inspect
 from engine.diffusion.families.sd import StableDiffusion
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import write_family
 

@@ -15,7 +15,7 @@ from engine.diffusion import lora
 from engine.diffusion.checkpoint import Checkpoint, load
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from tests.support.checkpoints import write_lora
 
 Edit = Callable[..., Path]

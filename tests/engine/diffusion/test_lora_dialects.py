@@ -13,7 +13,7 @@ import torch
 from engine.diffusion import lora
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support import loras
 from tests.support.families import SIZE, write_family
 from tests.support.loras import Module

@@ -18,7 +18,7 @@ from engine.diffusion import plausible
 from engine.diffusion.checkpoint import inspect
 from engine.diffusion.weights import Tensor
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support.families import SIZE, write_family
 
 Lie = Callable[[Path], Any]

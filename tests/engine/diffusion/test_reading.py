@@ -11,9 +11,9 @@ import pytest
 import transformers
 from transformers import CLIPTokenizer
 
-from engine.diffusion import reading
+from engine.diffusion import prompt_cuts
 from engine.diffusion.conditioning import tokenize
-from engine.diffusion.reading import Read, Readers
+from engine.diffusion.prompt_cuts import Read, Readers
 from tests.support.checkpoints import write_checkpoint
 from tests.support.families import LENGTH, write_family
 
@@ -57,7 +57,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_as_much_is_lost_as_transformers_cuts(written: dict[str, Path], kind: str) -> None:
-    readers = reading.of_folder(written[kind])
+    readers = prompt_cuts.of_folder(written[kind])
     assert readers.lengths == LENGTHS[kind]
     rng = random.Random(0)
     prompts = ["", *(" ".join(rng.choices(WORDS, k=rng.randint(0, 160))) for _ in range(60))]
@@ -81,11 +81,11 @@ def test_as_much_is_lost_as_transformers_cuts(written: dict[str, Path], kind: st
 
 def test_the_longest_reader_says_what_is_read(written: dict[str, Path]) -> None:
     prompt = "photo of digit zero " * 10
-    with_t5, without = (reading.of_folder(written[kind]).read([prompt])[0] for kind in ("sd3_t5", "sd3"))
+    with_t5, without = (prompt_cuts.of_folder(written[kind]).read([prompt])[0] for kind in ("sd3_t5", "sd3"))
     assert with_t5.end == len(prompt)
     assert set(with_t5.lost) == {"tokenizer", "tokenizer_2"}
     assert without.end < len(prompt)
-    assert reading.of_folder(written["dit"]).read([prompt]) == [Read(len(prompt), {})]
+    assert prompt_cuts.of_folder(written["dit"]).read([prompt]) == [Read(len(prompt), {})]
 
 
 def test_short_prompts_are_never_tokenized() -> None:

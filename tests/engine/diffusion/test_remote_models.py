@@ -15,7 +15,7 @@ import pytest
 from engine.diffusion import lora
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.errors import ConfigError, MimeoError, StorageError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from engine.storage.store import open_store
 from tests.support.buckets import upload
 from tests.support.publishers import ROOT

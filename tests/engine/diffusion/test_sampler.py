@@ -18,7 +18,7 @@ from engine.diffusion import schedulers
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ClusterError, ConfigError, DataError
-from engine.spec.models import GenerateSpec, ModelSpec
+from engine.spec.recipe import GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
 
 WORDS = ("zero", "one", "two", "three")

@@ -17,7 +17,7 @@ from engine.diffusion import families, schedulers
 from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec, ModelSpec
+from engine.spec.recipe import GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
 
 

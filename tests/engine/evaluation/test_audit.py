@@ -14,9 +14,9 @@ from diffusers import AutoencoderKL
 
 from engine.evaluation import audit
 from engine.evaluation.audit import RESULT, reconstructed
-from engine.evaluation.judge import judge
+from engine.evaluation.judge_result import judge
 from engine.evaluation.plainly import sentences
-from engine.evaluation.summary import summary
+from engine.evaluation.run_summary import summary
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.store import Store, open_store

@@ -13,10 +13,10 @@ from sklearn.metrics import pairwise_distances
 
 from engine.evaluation.controls import against, noise_of, photocopies, plan, strongest
 from engine.evaluation.nearest import PixelSpace
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.storage.store import open_store
-from engine.training.judge import Arm, Data, filled, judge_one
 from engine.training.judge_data import Arrays
+from engine.training.judge_training import Arm, Data, filled, judge_one
 from tests.support.checkpoints import write_checkpoint
 from tests.support.synthetic import digits_spec
 

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from engine.errors import ConfigError, DataError
+from engine.evaluation import classifier_evaluation as evaluation
 from engine.evaluation import classifiers, units
-from engine.evaluation import evaluate as evaluation
 from engine.evaluation.classifiers import Named
+from engine.evaluation.evaluation_precheck import check
 from engine.evaluation.ood import right
-from engine.evaluation.precheck import check
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.classifier import TrainSpec
 from engine.storage.store import Store, open_store
 from engine.study.comparison import compare
-from engine.training import judge
-from engine.training.classifier import models, saved
+from engine.training import judge_training
+from engine.training.classifier import classifier_models, saved
 from engine.training.judge_data import real_images
 from tests.support.synthetic import Quiet, claimed, digits_spec, noisy_digits, write_shards
 
@@ -53,10 +53,10 @@ def output(
 
 def test_judges_are_those_of_the_judge_verb(output: tuple[RunSpec, Store, Catalog, dict[str, Any]]) -> None:
     spec, store, catalog, result = output
-    data = judge.images(spec, catalog, store, Quiet(), 2)
-    for arm in (judge.Arm("real"), judge.Arm("synthetic", 2)):
+    data = judge_training.images(spec, catalog, store, Quiet(), 2)
+    for arm in (judge_training.Arm("real"), judge_training.Arm("synthetic", 2)):
         for seed in (0, 1):
-            expected = judge.judge_one(arm, seed, spec.judge, data).accuracy
+            expected = judge_training.judge_one(arm, seed, spec.judge, data).accuracy
             assert result["sets"]["test"]["arms"][arm.key]["values"][seed] == pytest.approx(expected, abs=1e-9)
 
 
@@ -122,7 +122,7 @@ def test_an_output_of_saved_classifiers_is_evaluated_with_these(
     for arm, seed, selected in (("real", 0, "last"), ("mixed_1x", 12, "last"), ("mixed_1x", 13, None)):
         facts = {"arm": arm, "seed": seed, "selected": selected, "train": section.model_dump(mode="json")}
         facts |= {"class_names": list(catalog.class_names), "size": spec.images.size, "made_from": {}}
-        model = models.build(section, spec.images.size, len(catalog.class_names))
+        model = classifier_models.build(section, spec.images.size, len(catalog.class_names))
         saved.save(store, f"{arm}-{seed}-0a1b2c3d", "last", model, facts)
     listed = classifiers.listed(spec, store)
     assert [(one.arm, one.seed) for one in listed] == [("mixed_1x", 12), ("real", 0)]  # 13 is not finished

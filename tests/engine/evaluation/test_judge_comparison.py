@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.evaluation.judge import COVERS, compare
-from engine.spec.models import JudgeSpec
-from engine.training.judge import arms
+from engine.evaluation.judge_result import COVERS, compare
+from engine.spec.recipe import JudgeSpec
+from engine.training.judge_training import arms
 from tests.support.judged import outcome
 
 SIZES = [50, 30, 20]

@@ -16,7 +16,7 @@ from engine.evaluation.classifiers import JudgeClassifier
 from engine.images.inspection import pixels_digest
 from engine.spec import RunSpec, validate
 from engine.spec.evaluation import SetSpec
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.training import judge_model
 
 DIGITS = tuple("0123456789")

@@ -12,7 +12,7 @@ from rich.console import Console
 from scipy import stats
 
 from engine.evaluation.plainly import sentences
-from engine.evaluation.summary import arm_images, arm_label, bracket, percent, summary, table
+from engine.evaluation.run_summary import arm_images, arm_label, bracket, percent, summary, table
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import Store
 from tests.support.judged import publish_outcomes

@@ -25,8 +25,8 @@ from engine.diffusion import lora
 from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation import actor as actor_module
 from engine.generation.actor import Adapter, Order, ShardActor, build_worker, pack, unpack
-from engine.generation.worker import Shard
-from engine.images.reader import Reader
+from engine.generation.generation_worker import Shard
+from engine.images.image_reader import Reader
 from engine.shards.records import Record
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import open_store

@@ -18,9 +18,9 @@ from transformers import CLIPTokenizer
 from engine.conditions import stored, table
 from engine.diffusion import checkpoint as checkpoints
 from engine.errors import ConfigError
-from engine.generation import job
+from engine.generation import generation_job
 from engine.images.catalog import SCHEMA, Catalog
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.storage.store import Store, open_store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import digits_spec
@@ -51,7 +51,7 @@ def generate(checkpoint: Path, tmp_path: Path) -> Generate:
         stored.publish(store, stored.CLASSES, table.class_statistics(features, labels, CLASSES), {})
         catalog = Catalog(SCHEMA.empty_table(), CLASSES, 0, "digest")
         model = checkpoints.inspect(spec.model, spec.images.size)
-        job.generate(spec, store, model, table.load(store, spec), catalog, told, here="cpu")
+        generation_job.generate(spec, store, model, table.load(store, spec), catalog, told, here="cpu")
         return store, told
 
     return run

@@ -18,10 +18,10 @@ from engine.conditions.table import Conditions
 from engine.diffusion.checkpoint import inspect, load
 from engine.diffusion.sampler import Sampler
 from engine.errors import ConfigError
-from engine.generation import job
-from engine.generation.plan import Plan
+from engine.generation import generation_job
+from engine.generation.generation_worker import ShardWorker
 from engine.generation.requests import Requests
-from engine.generation.worker import ShardWorker
+from engine.generation.sample_plan import Plan
 from engine.shards.names import PlanFacts
 from engine.spec import RunSpec, spec_hash
 from engine.storage.store import open_store
@@ -58,7 +58,7 @@ def test_a_shard_is_made(tmp_path: Path, kind: str) -> None:
     generate = {"count": 10, "shard_size": 10, "num_inference_steps": 2, "gate": {"min_std": 0.0}, **ASKED[kind]}
     spec = digits_spec(folder, generate, resources={"device": "cpu", "batch_size": 4})
     checkpoint = inspect(spec.model, SIZE)
-    assert job.check(spec, checkpoint) is None
+    assert generation_job.check(spec, checkpoint) is None
     pixels = np.random.default_rng(0).integers(0, 256, (12, SIZE, SIZE, 3), dtype=np.uint8)
     conditions = conditions_of(spec, folder, pixels)
     facts = PlanFacts(spec.name, 10, 10, spec_hash(spec))
@@ -97,4 +97,4 @@ def test_what_a_family_cannot_do_is_refused_before_a_model_is_loaded(
     folder = write_family(tmp_path / "model", kind)
     spec = digits_spec(folder, generate)
     with pytest.raises(ConfigError, match=message):
-        job.check(spec, inspect(spec.model, SIZE))
+        generation_job.check(spec, inspect(spec.model, SIZE))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from engine.errors import DataError
 from engine.generation.gate import MIN_JUDGED, Budget, Gate, _least_std
-from engine.spec.models import GateSpec
+from engine.spec.recipe import GateSpec
 
 
 def image(value: Any) -> np.ndarray:

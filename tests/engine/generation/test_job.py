@@ -20,13 +20,13 @@ import pytest
 import ray
 
 from engine.errors import ClusterError, ConfigError, DataError, StorageError
-from engine.generation import job, pool
+from engine.generation import actor_pool, generation_job
 from engine.generation.meter import cpu_name
 from engine.shards import cost, manifest
-from engine.shards.status import status
-from engine.shards.verify import verify
+from engine.shards.shard_status import status
+from engine.shards.verification import verify
 from engine.spec import RunSpec
-from engine.spec.models import FastSpec
+from engine.spec.recipe import FastSpec
 from engine.storage.store import open_store
 from tests.support import outputs, poison
 from tests.support.outputs import Output
@@ -94,7 +94,7 @@ def test_the_same_bytes_for_any_number_of_actors_and_any_order(copy: Callable[..
 
 def again(output: Output) -> None:
     """A finished output is done and stays as it is; a lost shard is made again, byte for byte."""
-    assert job.is_done(output.store)
+    assert generation_job.is_done(output.store)
     before = shas(output)
     assert output.generate().made == 0
     output.store.remove("data/digits-000003.tar")
@@ -178,9 +178,10 @@ def test_an_output_begun_with_something_else_is_refused(
 
 def begin(output: Output) -> None:
     """Publish plan.json as the job does."""
-    facts = job.PlanFacts("digits", 60, 10, job.spec_hash(output.spec))
-    job._begin(
-        output.store, job._plan_json(output.spec, facts, output.checkpoint, None, output.conditions, output.catalog)
+    facts = generation_job.PlanFacts("digits", 60, 10, generation_job.spec_hash(output.spec))
+    generation_job._begin(
+        output.store,
+        generation_job._plan_json(output.spec, facts, output.checkpoint, None, output.conditions, output.catalog),
     )
 
 
@@ -208,10 +209,10 @@ def test_a_run_over_its_budget_stops_and_says_why(copy: Callable[..., Output]) -
     wait_for_free_cluster()
     with pytest.raises(DataError, match="constant_image"):
         output.generate()
-    assert not job.is_done(output.store)
+    assert not generation_job.is_done(output.store)
     summary = lenient(output).generate()
     assert (summary.count, summary.reasons) == (0, {"constant_image": 20})
-    assert job.is_done(output.store)
+    assert generation_job.is_done(output.store)
 
 
 def lenient(output: Output) -> Output:
@@ -223,7 +224,7 @@ def lenient(output: Output) -> Output:
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[type], None]]:
     """Run jobs with an actor of another class."""
-    yield lambda kind: monkeypatch.setattr(pool, "ShardActor", kind)
+    yield lambda kind: monkeypatch.setattr(actor_pool, "ShardActor", kind)
     wait_for_free_cluster()
 
 
@@ -272,15 +273,15 @@ def test_where_nothing_moves_a_new_pool_takes_over(copy: Callable[..., Output], 
 def test_a_pool_that_never_moves_ends_in_one_line(
     copy: Callable[..., Output], actor: Callable[[type], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("engine.generation.watch.LOADING_S", 4.0)
-    monkeypatch.setattr(pool, "MAX_RESTARTS", 1)
+    monkeypatch.setattr("engine.generation.generation_watch.LOADING_S", 4.0)
+    monkeypatch.setattr(actor_pool, "MAX_RESTARTS", 1)
     actor(poison.AsleepActor)
     with pytest.raises(ClusterError, match="nothing moves, after 1 new pools"):
         copy("out").generate()
 
 
 def test_very_long_plans_put_several_shards_in_a_row() -> None:
-    rows = pool.rows(list(range(pool.MAX_ROWS * 3 + 1)))
-    assert len(rows) <= pool.MAX_ROWS
-    assert [k for row in rows for k in json.loads(row["shards"])] == list(range(pool.MAX_ROWS * 3 + 1))
-    assert [json.loads(row["shards"]) for row in pool.rows([4, 2, 9])] == [[4], [2], [9]]
+    rows = actor_pool.rows(list(range(actor_pool.MAX_ROWS * 3 + 1)))
+    assert len(rows) <= actor_pool.MAX_ROWS
+    assert [k for row in rows for k in json.loads(row["shards"])] == list(range(actor_pool.MAX_ROWS * 3 + 1))
+    assert [json.loads(row["shards"]) for row in actor_pool.rows([4, 2, 9])] == [[4], [2], [9]]

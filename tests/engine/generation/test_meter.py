@@ -12,7 +12,7 @@ import pytest
 from engine.generation import meter as meters
 from engine.generation.meter import Meter, cpu_name
 from engine.shards import cost
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import open_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -115,7 +115,7 @@ def test_it_writes_while_the_worker_works(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_what_a_killed_worker_used_stays_told(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from engine.generation import meter; from engine.spec.models import ResourcesSpec\n"
+        "import sys, time; from engine.generation import meter; from engine.spec.recipe import ResourcesSpec\n"
         "from engine.storage.store import open_store; meter.BEAT_S = 0.05\n"
         "meter.Meter(ResourcesSpec(threads=3), 'cpu', open_store(sys.argv[1])); time.sleep(600)"
     )

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DataError
-from engine.generation.plan import CHUNK, Plan, Rows
+from engine.generation.sample_plan import CHUNK, Plan, Rows
 from engine.spec import RunSpec, validate
 
 
@@ -285,7 +285,8 @@ def test_the_end_of_a_plan_costs_no_more_than_its_start(count: int) -> None:
 
 def test_planning_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, engine.generation.plan; print(sorted({'torch', 'ray', 'diffusers', 'pyarrow'} & set(sys.modules)))"
+        "import sys, engine.generation.sample_plan; print(sorted({'torch', 'ray', "
+        "'diffusers', 'pyarrow'} & set(sys.modules)))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

@@ -10,8 +10,8 @@ import pytest
 
 from engine.conditions.table import Conditions
 from engine.conditions.tokens import Fits
-from engine.generation.plan import Plan
 from engine.generation.requests import Requests
+from engine.generation.sample_plan import Plan
 from engine.spec import RunSpec, validate
 
 LABELS = np.array([0, 1, 1, 1, 2, 2, 0], np.int32)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from engine.cluster.progress import PlainReporter, Task
-from engine.generation import watch as watch_module
-from engine.generation.watch import Watch
+from engine.generation import generation_watch as watch_module
+from engine.generation.generation_watch import Watch
 from engine.shards.records import Record
 from engine.shards.writer import Quarantined
 

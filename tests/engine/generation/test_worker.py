@@ -20,15 +20,15 @@ from engine.conditions.table import Conditions
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import DataError
-from engine.generation import worker as worker_module
+from engine.generation import generation_worker as worker_module
+from engine.generation.generation_worker import ShardWorker
 from engine.generation.meter import Meter, cpu_name
-from engine.generation.plan import Plan
 from engine.generation.requests import Requests
-from engine.generation.worker import ShardWorker
+from engine.generation.sample_plan import Plan
 from engine.shards import cost, records
 from engine.shards.names import PlanFacts
 from engine.spec import RunSpec, spec_hash
-from engine.spec.models import FastSpec
+from engine.spec.recipe import FastSpec
 from engine.storage.store import open_store
 from tests.support.checkpoints import write_checkpoint
 from tests.support.outputs import digits_spec

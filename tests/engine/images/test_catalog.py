@@ -28,7 +28,7 @@ from engine.images.arrangement import SCHEMA
 from engine.images.catalog import Catalog
 from engine.images.inspection import FACTS
 from engine.images.similar import PRINT_BYTES
-from engine.images.sources.base import encode_name
+from engine.images.sources.source import encode_name
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from tests.support.images import mixed_folder, picture, plain_folder, save
@@ -419,7 +419,7 @@ def test_precheck_knows_what_a_split_can_hold(tmp_path: Path, monkeypatch: pytes
 
 def test_the_package_starts_light() -> None:
     script = (
-        "import sys; import engine.images.catalog, engine.images.reader, engine.images.splits;"
+        "import sys; import engine.images.catalog, engine.images.image_reader, engine.images.splits;"
         "heavy = {'ray', 'torch', 'diffusers', 'sklearn', 'huggingface_hub', 'transformers'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from engine.images.decode import decode
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from tests.support.images import icc_profile, save
 
 SPEC = ImagesSpec(size=32)

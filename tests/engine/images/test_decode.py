@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from torchvision.io import ImageReadMode
 
 from engine.images.decode import BadImage, decode, fit
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from tests.support.images import icc_profile, picture, png, png16, png_chunk, save, tiff, with_orientation
 
 SPEC = ImagesSpec(size=32)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, TiffImagePlugin
 
 from engine.images.decode import BadImage, decode
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from tests.support.images import png, png_chunk, tiff
 
 SPEC = ImagesSpec(size=32, background="#3060c0")

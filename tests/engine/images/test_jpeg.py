@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from engine.images.decode import BadImage, decode
-from engine.spec.models import ImagesSpec
+from engine.spec.recipe import ImagesSpec
 from tests.support.images import picture, save
 
 SPEC = ImagesSpec(size=32)

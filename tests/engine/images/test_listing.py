@@ -16,7 +16,7 @@ from engine.errors import ConfigError, DataError
 from engine.images.listing import Listing
 from engine.images.splits import planned_labels
 from engine.spec import RunSpec, validate
-from engine.spec.models import SplitSpec
+from engine.spec.recipe import SplitSpec
 from tests.support.images import mixed_folder, plain_folder, save
 
 

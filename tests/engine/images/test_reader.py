@@ -13,9 +13,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from engine.errors import DataError
+from engine.images.image_reader import Reader
 from engine.images.inspection import inspect, places_table
 from engine.images.listing import Listing
-from engine.images.reader import Reader
 from engine.spec import RunSpec, validate
 from tests.support.images import picture, plain_folder, save
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from engine.errors import DataError
 from engine.images.splits import NAMES, allocate, apportion, assign, counts, planned_labels
 from engine.spec import validate
-from engine.spec.models import SplitSpec
+from engine.spec.recipe import SplitSpec
 
 UNUSED, TRAIN, VALIDATION, TEST = (NAMES.index(name) for name in ("unused", "train", "validation", "test"))
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from engine.evaluation.judge import compare
+from engine.evaluation.judge_result import compare
 from engine.report.advice import advise
 from engine.report.facts import Facts, gather
-from engine.spec.models import JudgeSpec
-from engine.training.judge import Outcome, arms
+from engine.spec.recipe import JudgeSpec
+from engine.training.judge_training import Outcome, arms
 from tests.support.hostile import JudgedRun
 from tests.support.judged import outcome
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from engine.conditions import stored
 from engine.conditions.stored import CAPTIONS
-from engine.images.reader import Reader
-from engine.report.captions import chosen, review
+from engine.images.image_reader import Reader
+from engine.report.captions_page import chosen, review
 from engine.report.facts import gather
 from engine.report.html import write
 from engine.spec import RunSpec

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from engine.evaluation.classifier_evaluation import RESULT, assemble
 from engine.evaluation.classifiers import Named
-from engine.evaluation.evaluate import RESULT, assemble
-from engine.report import evaluation
+from engine.report import evaluation_page
 from engine.report.html import write
 from engine.spec.evaluation import EvaluateSpec
 from engine.storage.store import open_store
@@ -84,7 +84,7 @@ def test_the_page_shows_them(judged_run: JudgedRun, tmp_path: Path, result: dict
 
 def test_the_terminal_shows_them(result: dict) -> None:
     console = Console(record=True, width=140)
-    for table in evaluation.tables(result):
+    for table in evaluation_page.tables(result):
         console.print(table)
     text = console.export_text()
     for expected in ("85.0", "-17.5", "synthetic 1x", "jpeg", "training vs held-out real", "0.750", "-C style"):

@@ -12,7 +12,7 @@ from engine.shards import cost
 from engine.shards.cost import Amount, Usage
 from engine.shards.names import PLAN, PlanFacts, record_path
 from engine.shards.records import Record
-from engine.shards.status import status
+from engine.shards.shard_status import status
 from engine.storage.store import Store, open_store
 from tests.support.sealed import publish_shard
 

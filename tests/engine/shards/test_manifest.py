@@ -16,8 +16,8 @@ from engine.errors import DataError
 from engine.shards import manifest, records
 from engine.shards.manifest import MANIFEST, QUARANTINE, SEAL, Seal
 from engine.shards.names import PlanFacts, record_path, tar_path
-from engine.shards.verify import verify
-from engine.storage.base import Content
+from engine.shards.verification import verify
+from engine.storage.abstract_store import Content
 from engine.storage.local import LocalStore
 from engine.storage.store import Store, open_store
 from tests.support.sealed import digest_of, make_output, publish_shard

@@ -13,9 +13,9 @@ import pytest
 from engine.errors import DataError
 from engine.shards import seal
 from engine.shards.seal import OPEN, OTHERS, sealing
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.spec import spec_hash, validate
-from engine.storage.run import SPEC, claim
+from engine.storage.claim import SPEC, claim
 from engine.storage.store import Store, open_store
 from tests.support.sealed import make_output
 

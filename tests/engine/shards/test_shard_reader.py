@@ -13,7 +13,7 @@ from PIL import Image
 from engine.errors import DataError
 from engine.shards.manifest import SEAL
 from engine.shards.names import tar_path
-from engine.shards.reader import read_samples, samples
+from engine.shards.shard_reader import read_samples, samples
 from engine.storage.store import open_store
 from tests.support.sealed import files, make_output, picture
 

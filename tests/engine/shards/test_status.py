@@ -11,10 +11,10 @@ import pytest
 
 from engine.errors import DataError
 from engine.shards.names import PLAN, PlanFacts, record_path
-from engine.shards.status import status
+from engine.shards.shard_status import status
 from engine.spec import validate
+from engine.storage.claim import claim
 from engine.storage.lock import hold
-from engine.storage.run import claim
 from engine.storage.store import Store, open_store
 from tests.support.sealed import make_output, publish_shard
 

@@ -22,9 +22,9 @@ from engine.errors import DataError
 from engine.shards import records
 from engine.shards.manifest import SEAL
 from engine.shards.names import PLAN, record_path, tar_path
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.spec import spec_hash, validate
-from engine.storage.run import SPEC, claim, to_yaml
+from engine.storage.claim import SPEC, claim, to_yaml
 from engine.storage.store import open_store
 from tests.support.sealed import make_output
 
@@ -225,7 +225,8 @@ def test_pipes_in_the_output_do_not_hang(output: Path) -> None:
 
 def test_needs_neither_torch_nor_ray() -> None:
     code = (
-        "import sys, engine.shards.verify, engine.shards.status, engine.shards.reader, engine.storage.lock;"
+        "import sys, engine.shards.verification, engine.shards.shard_status, "
+        "engine.shards.shard_reader, engine.storage.lock;"
         "print([name for name in ('torch', 'ray', 'fsspec', 'webdataset') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

@@ -55,10 +55,10 @@ def test_up_to_64_pixels_the_generator_is_in_pixels(
 @pytest.mark.parametrize("size", range(8, 264, 8))
 def test_a_generator_of_any_size_can_be_built_from_what_is_filled_in(size: int) -> None:
     """The checks before a training, on every side that images may have, in pixels and in latents."""
-    from engine.diffusion.tiny import models
+    from engine.diffusion.tiny import tiny_models
 
     for pretrain in ({}, {"space": "latent"}):
-        models.check(validate(recipe(size, pretrain=pretrain)).pretrain, size)
+        tiny_models.check(validate(recipe(size, pretrain=pretrain)).pretrain, size)
 
 
 @pytest.mark.parametrize("size", [72, 128, 136, 512])

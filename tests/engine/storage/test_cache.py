@@ -16,20 +16,20 @@ from pathlib import Path
 import pytest
 
 from engine.errors import StorageError
-from engine.storage import cache
-from engine.storage.cache import fetch
+from engine.storage import node_cache
+from engine.storage.node_cache import fetch
 from engine.storage.store import Store, open_store
 from tests.support import s3
 from tests.support.publishers import ROOT
 from tests.support.s3 import Faults
 
-FETCH = "import sys; from engine.storage.cache import fetch; print(fetch(sys.argv[1]))"
+FETCH = "import sys; from engine.storage.node_cache import fetch; print(fetch(sys.argv[1]))"
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The cache of these tests."""
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
@@ -39,7 +39,7 @@ def start(url: str) -> subprocess.Popen[str]:
 
 def entries(folder: Path) -> list[str]:
     """Finished copies and what is left of others."""
-    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(cache.LOCK))
+    return sorted(path.name for path in folder.iterdir() if not path.name.endswith(node_cache.LOCK))
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -118,7 +118,7 @@ def test_a_cache_that_cannot_be_made_is_one_line(
     remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file/cache"))
+    monkeypatch.setenv(node_cache.VARIABLE, str(tmp_path / "file/cache"))
     with pytest.raises(StorageError, match="a file lies where a folder is needed"):
         fetch(f"{remote.url}/model")
 
@@ -148,13 +148,13 @@ def test_a_killed_download_is_never_seen_and_is_cleaned_up(
     with s3.proxy(s3_endpoint, Faults(part="/big.bin", delay=0.5)) as endpoint, s3.environment(endpoint):
         process = start(f"{s3_url}/big.bin")
         deadline = time.monotonic() + 60
-        while not any(path.stat().st_size for path in folder.glob(f"*{cache.PART}/files/big.bin")):
+        while not any(path.stat().st_size for path in folder.glob(f"*{node_cache.PART}/files/big.bin")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
     (left,) = entries(folder)
-    assert left.endswith(cache.PART)
+    assert left.endswith(node_cache.PART)
     assert 0 < (folder / left / "files/big.bin").stat().st_size < len(data)
     copy = fetch(f"{s3_url}/{'big' if same else 'small'}.bin")
     assert copy.read_bytes() == (data if same else b"small")
@@ -168,11 +168,11 @@ def test_a_running_download_is_not_swept(s3_endpoint: str, s3_url: str, folder: 
     with s3.proxy(s3_endpoint, Faults(part="/big.bin", delay=0.7)) as endpoint, s3.environment(endpoint):
         process = start(f"{s3_url}/big.bin")
         deadline = time.monotonic() + 60
-        while not list(folder.glob(f"*{cache.PART}/files/big.bin")):
+        while not list(folder.glob(f"*{node_cache.PART}/files/big.bin")):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         fetch(f"{s3_url}/small.bin")
-        assert list(folder.glob(f"*{cache.PART}/files/big.bin"))
+        assert list(folder.glob(f"*{node_cache.PART}/files/big.bin"))
         assert process.wait(timeout=60) == 0
     assert len(entries(folder)) == 2
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from engine.errors import ConfigError, DataError, OutputInUseError, StorageError
 from engine.spec import RunSpec, plain, validate
 from engine.spec import yaml as strict_yaml
+from engine.storage.claim import SPEC, claim, is_output, read_spec, to_yaml
 from engine.storage.lock import hold
-from engine.storage.run import SPEC, claim, is_output, read_spec, to_yaml
 from engine.storage.store import Store, open_store
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ConfigError, StorageError
-from engine.storage.base import Entry
+from engine.storage.abstract_store import Entry
 from engine.storage.local import _write
 from engine.storage.store import Store, open_store, sweep
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine import spec as specs
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import open_store
-from engine.study.search import plan, summary
-from engine.study.search.plan import Point
+from engine.study.search import search_plan, search_summary
+from engine.study.search.search_plan import Point
 from tests.bad_inputs.test_command_line import ROOT, expect, mimeo
 
 RECIPE = ROOT / "pipelines/recipes/search.yaml"
@@ -43,10 +43,10 @@ def test_an_output_of_another_recipe_is_refused(tmp_path: Path) -> None:
 def test_a_finished_search_has_nothing_to_do(tmp_path: Path) -> None:
     store, spec = open_store(str(tmp_path / "out")), specs.load(RECIPE)
     claim(store, spec)
-    seeds = plan.seeds(spec)
-    points = [Point(ratio) for ratio in plan.section(spec).ratios]
+    seeds = search_plan.seeds(spec)
+    points = [Point(ratio) for ratio in search_plan.section(spec).ratios]
     values = {p: {s: 0.7 + 0.01 * k + 0.0001 * k * s[0] for s in seeds} for k, p in enumerate(points)}
-    found = summary.curve(values, len(seeds), 100)
+    found = search_summary.curve(values, len(seeds), 100)
     best = points[-1]
     facts = {
         "name": "search",
@@ -56,15 +56,15 @@ def test_a_finished_search_has_nothing_to_do(tmp_path: Path) -> None:
         "judge_seeds": 3,
         "method": "grid",
         "points": found,
-        "chosen": summary.choose(found)["key"],
+        "chosen": search_summary.choose(found)["key"],
         "beats_zero": True,
-        "one_standard_error": summary.plainer(found, found[-1])["key"],
-        "test": summary.reading(best, {p: values[p] for p in (points[0], best)}, 899) | {"of_this_choice": True},
-        "covers": summary.covers(5, 3, 400),
-        "asked": plan.section(spec).model_dump(mode="json"),
+        "one_standard_error": search_summary.plainer(found, found[-1])["key"],
+        "test": search_summary.reading(best, {p: values[p] for p in (points[0], best)}, 899) | {"of_this_choice": True},
+        "covers": search_summary.covers(5, 3, 400),
+        "asked": search_plan.section(spec).model_dump(mode="json"),
         "recipe": {},
     }
-    store.create(plan.RESULT, json.dumps(facts).encode())
+    store.create(search_plan.RESULT, json.dumps(facts).encode())
     done = mimeo("search", "search", "-o", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "nothing to do" in done.stderr

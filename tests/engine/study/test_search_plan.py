@@ -10,8 +10,8 @@ import pytest
 from engine.errors import ConfigError
 from engine.spec import RunSpec, spec_hash, validate
 from engine.study.nested import judge_seed
-from engine.study.search import plan, rungs
-from engine.study.search.plan import Point
+from engine.study.search import rungs, search_plan
+from engine.study.search.search_plan import Point
 
 STRENGTH = {"generate.pairing": ["own"], "generate.strength": [0.5, 1]}
 
@@ -25,10 +25,10 @@ def _spec(split: dict[str, Any] | None = None, **search: Any) -> RunSpec:
 
 def test_the_grid_is_the_product_with_values_as_the_recipe_reads_them() -> None:
     spec = _spec(ratios=[2, 0, 1.0, 1], space={"generate.guidance_scale": [4, 1, 1.0]})
-    points = plan.tried(spec)
+    points = search_plan.tried(spec)
     assert [(p.ratio, p.changes()["generate.guidance_scale"]) for p in points] == list(product([1, 2], [1, 4]))
     assert len({point.key for point in points}) == 4
-    space = plan.space(spec)
+    space = search_plan.space(spec)
     assert [space.point(space.indices(point)) for point in points] == points
     assert points[0].label == "1x, guidance_scale 1.0"
 
@@ -42,10 +42,10 @@ def test_a_ratio_takes_floor_of_what_is_written(ratio: float, n: int, count: int
 
 def test_seeds_are_paired_over_settings_and_never_shared_by_generators() -> None:
     spec = _spec(generator_seeds=3, judge_seeds=4)
-    assert plan.seeds(spec) == tuple(product(range(3), range(4)))
-    assert [len(group) for group in plan.by_generator(spec)] == [4, 4, 4]
+    assert search_plan.seeds(spec) == tuple(product(range(3), range(4)))
+    assert [len(group) for group in search_plan.by_generator(spec)] == [4, 4, 4]
     more = _spec(generator_seeds=4, judge_seeds=9)
-    own, further = ({judge_seed(g, j) for g, j in plan.seeds(one)} for one in (spec, more))
+    own, further = ({judge_seed(g, j) for g, j in search_plan.seeds(one)} for one in (spec, more))
     assert own < further
     assert len(further) == 36
 
@@ -53,15 +53,15 @@ def test_seeds_are_paired_over_settings_and_never_shared_by_generators() -> None
 def test_the_search_is_no_part_of_the_identity_and_its_trials_are_of_their_own() -> None:
     spec = _spec()
     assert spec_hash(spec) == spec_hash(_spec(ratios=[1], judge_seeds=2))
-    made = plan.set_spec(spec, Point(2.0, (("generate.guidance_scale", 3.0),)), 4, 60)
+    made = search_plan.set_spec(spec, Point(2.0, (("generate.guidance_scale", 3.0),)), 4, 60)
     assert (made.seed, made.generate.count, made.generate.guidance_scale, made.search) == (spec.seed + 4, 60, 3.0, None)
 
 
 def test_asha_takes_the_first_of_a_random_order_and_more_trials_go_on_from_there() -> None:
     asked: dict[str, Any] = {"method": "asha", "space": {"generate.guidance_scale": [1, 2, 3]}}
-    few, all_ = plan.tried(_spec(**asked, trials=4)), plan.tried(_spec(**asked))
+    few, all_ = search_plan.tried(_spec(**asked, trials=4)), search_plan.tried(_spec(**asked))
     assert few == all_[:4]
-    assert sorted(p.key for p in all_) == sorted(p.key for p in plan.tried(_spec(space=asked["space"])))
+    assert sorted(p.key for p in all_) == sorted(p.key for p in search_plan.tried(_spec(space=asked["space"])))
 
 
 @pytest.mark.parametrize(("count", "cuts"), [(4, [2, 2]), (5, [2, 2, 1]), (15, [4, 4, 7]), (40, [10, 10, 20])])
@@ -109,9 +109,9 @@ def test_bad_sections_are_refused_when_the_recipe_is_read(search: dict[str, Any]
 )
 def test_bad_settings_are_refused_before_ray(split: dict[str, Any], search: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
-        plan.check(_spec(split, **search))
+        search_plan.check(_spec(split, **search))
     assert "\n" not in str(caught.value)
 
 
 def test_a_strength_may_be_searched_beside_its_pairing() -> None:
-    plan.check(_spec(space=STRENGTH))
+    search_plan.check(_spec(space=STRENGTH))

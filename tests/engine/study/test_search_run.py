@@ -13,17 +13,17 @@ from engine.cluster.progress import PlainReporter
 from engine.errors import DataError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog, withheld
-from engine.report import search as pages
+from engine.report import search_page as pages
 from engine.spec import RunSpec, validate
 from engine.storage import readings
-from engine.storage.run import read_spec
+from engine.storage.claim import read_spec
 from engine.storage.store import Store, open_store
-from engine.study.reading import packed
-from engine.study.search import plan
-from engine.study.search import run as searches
-from engine.study.search import trial as trials
-from engine.study.search.plan import Point
-from engine.study.search.run import search
+from engine.study.judge_reading import packed
+from engine.study.search import search_plan
+from engine.study.search import search_run as searches
+from engine.study.search import search_trial as trials
+from engine.study.search.search_plan import Point
+from engine.study.search.search_run import search
 from engine.study.search.suggest import searcher
 from tests.support import outputs
 from tests.support.outputs import Output
@@ -53,10 +53,12 @@ def _published(store: Store) -> dict[str, bytes]:
     return {entry.name: store.read(entry.name) for entry in store.list("results/search/")}
 
 
-def _publish(store: Store, spec: RunSpec, point: Point, accuracies: list[float], folder: str = plan.TRIALS) -> None:
-    for seed, accuracy in zip(plan.seeds(spec), accuracies, strict=False):
+def _publish(
+    store: Store, spec: RunSpec, point: Point, accuracies: list[float], folder: str = search_plan.TRIALS
+) -> None:
+    for seed, accuracy in zip(search_plan.seeds(spec), accuracies, strict=False):
         facts = {"accuracy": accuracy, "right": packed(np.arange(30) < 30 * accuracy)}
-        store.create(plan.outcome(folder, point, seed), json.dumps(facts).encode())
+        store.create(search_plan.outcome(folder, point, seed), json.dumps(facts).encode())
 
 
 def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output, tmp_path: Path) -> None:
@@ -64,24 +66,24 @@ def test_a_search_runs_resumes_grows_and_reads_the_test_split_once(ready: Output
     store, catalog = _open(tmp_path, two)
     result = search(two, catalog, store, QUIET())
     first = _published(store)
-    tests = {name for name in first if name.startswith(f"{plan.TESTS}/")}
+    tests = {name for name in first if name.startswith(f"{search_plan.TESTS}/")}
     assert len(first) == 4 + len(tests) + 2  # choice.json and test.json beside
     assert len(tests) == (2 if result["chosen"] == "0x" else 4)
-    half = json.loads(first[f"{plan.TRIALS}/0.5x/0-0.json"])
+    half = json.loads(first[f"{search_plan.TRIALS}/0.5x/0-0.json"])
     assert (half["real_images"], half["synthetic_images"]) == (20, 10)
     assert result["test"]["of_this_choice"]
     assert result["test"]["images"] == 25
     (noted,) = readings.readings(store)
     assert (noted["command"], len(noted["classifiers"])) == ("search", len(tests))
-    assert plan.finished(two, store) == result
+    assert search_plan.finished(two, store) == result
     kept = json.loads(store.read("results/search/choice.json"))["ratio"]
     other = Point(0.0 if kept else 0.5)
-    store.remove(plan.outcome(plan.TRIALS, other, (0, 1)))
+    store.remove(search_plan.outcome(search_plan.TRIALS, other, (0, 1)))
     again = search(two, catalog, store, QUIET())
     assert _published(store) == first  # the lost classifier came out the same, the others were not touched
     assert again == result
     three = _spec(ready, {"ratios": [0, 0.5, 1], "judge_seeds": 2})
-    assert plan.finished(three, store) is None
+    assert search_plan.finished(three, store) is None
     _publish(store, three, Point(1.0), [1.0, 1.0])  # a later ratio that is better
     grown = search(three, catalog, store, QUIET())
     assert grown["chosen"] == "1x"
@@ -99,24 +101,24 @@ def test_optuna_and_asha_on_accuracies_that_are_known(ready: Output, tmp_path: P
     level = {0.0: 0.5, 1.0: 0.9, 2.0: 0.2, 4.0: 0.1, 8.0: 0.05}
     for ratio, mean in level.items():
         _publish(store, spec, Point(ratio), [mean + 0.001 * k for k in range(8 if ratio < 2 else 4)])
-    _publish(store, spec, Point(0.0), [0.5] * 8, plan.TESTS)
-    _publish(store, spec, Point(1.0), [0.8] * 8, plan.TESTS)
+    _publish(store, spec, Point(0.0), [0.5] * 8, search_plan.TESTS)
+    _publish(store, spec, Point(1.0), [0.8] * 8, search_plan.TESTS)
     result = search(spec, catalog, store, QUIET())
     found = {point["ratio"]: point for point in result["points"]}
     assert result["chosen"] == "1x"
     assert [ratio for ratio, point in found.items() if not point["whole"]] == [2.0, 4.0, 8.0]
-    assert all(store.exists(plan.stopped(Point(ratio))) for ratio in (2.0, 4.0, 8.0))
+    assert all(store.exists(search_plan.stopped(Point(ratio))) for ratio in (2.0, 4.0, 8.0))
     assert "stopped after 4" in pages.markdown(result)
     before = _published(store)
     assert search(spec, catalog, store, QUIET()) == result
     assert _published(store) == before
 
-    space = plan.space(spec)
+    space = search_plan.space(spec)
     for ratio, mean in level.items():
         _publish(store, spec, Point(ratio), [mean] * 8)
     reporter = Quiet()
     searches._Session(spec, catalog, store, reporter).suggest(
-        space, plan.by_generator(spec), searcher(space, [(Point(1.0), 0.9)], 0, "score"), 3
+        space, search_plan.by_generator(spec), searcher(space, [(Point(1.0), 0.9)], 0, "score"), 3
     )
     assert reporter.tasks["search: validation"].done == 3
 

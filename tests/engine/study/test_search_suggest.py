@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from engine.study.search import rungs
-from engine.study.search.plan import Point, Space
+from engine.study.search.search_plan import Point, Space
 from engine.study.search.suggest import distributions, searcher
 
 SPACE = Space(

@@ -19,8 +19,8 @@ from engine.report import worthtable
 from engine.spec import RunSpec, spec_hash, validate
 from engine.storage import readings
 from engine.storage.store import open_store
-from engine.study.reading import packed
-from engine.study.worth.run import check, summary, worth
+from engine.study.judge_reading import packed
+from engine.study.worth.worth_run import check, summary, worth
 from tests.support.synthetic import Quiet
 
 KINDS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from engine.training.cache import Cache
-from engine.training.curve import MAX_POINTS, curve
+from engine.training.latent_cache import Cache
+from engine.training.loss_curve import MAX_POINTS, curve
 
 VALUES = torch.Generator().manual_seed(0)
 STATES = torch.randn(3, 5, 4, generator=VALUES)  # two prompts, then the empty one

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.diffusion.tiny import models, pixelmodels
+from engine.diffusion.tiny import pixelmodels, tiny_models
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.spec.training import ClipSpec, DitSpec, PixelSpec, UNetSpec, VaeSpec
 from engine.training import effort
@@ -47,23 +47,23 @@ def test_a_unet_in_pixels(spec: PixelSpec, size: int) -> None:
     ],
 )
 def test_a_latent_unet_and_its_vae(spec: UNetSpec, vae: VaeSpec, size: int) -> None:
-    side, channels = models.latent_size(vae, size), vae.latent_channels
-    unet: Any = models.build_unet(spec, vae, size, 64)
+    side, channels = tiny_models.latent_size(vae, size), vae.latent_channels
+    unet: Any = tiny_models.build_unet(spec, vae, size, 64)
     latents = torch.zeros(1, channels, side, side)
     found = counted(lambda: unet(latents, torch.zeros(1), torch.zeros(1, 16, 64)))
     assert effort.unet(spec, channels, side, 64, 16) == pytest.approx(found, rel=0.03)
-    own: Any = models.build_vae(vae, size)
+    own: Any = tiny_models.build_vae(vae, size)
     assert effort.vae(vae, size) == pytest.approx(counted(lambda: own(torch.zeros(1, 3, size, size))), rel=0.02)
     assert effort.decoder(vae, size) == pytest.approx(counted(lambda: own.decode(latents)), rel=0.02)
 
 
 def test_a_transformer_and_a_clip() -> None:
-    dit: Any = models.build_dit(DitSpec(), VaeSpec(), 8)
+    dit: Any = tiny_models.build_dit(DitSpec(), VaeSpec(), 8)
     labels = torch.zeros(1, dtype=torch.int64)
     found = counted(lambda: dit(torch.zeros(1, 4, 4, 4), timestep=torch.zeros(1), class_labels=labels))
     assert effort.dit(DitSpec(), 4, 4) == pytest.approx(found, rel=0.05)
     spec = ClipSpec()
-    clip: Any = models.build_clip(spec, train_tokenizer(["a b"], 16), 8)
+    clip: Any = tiny_models.build_clip(spec, train_tokenizer(["a b"], 16), 8)
     words, mask = torch.zeros(1, 16, dtype=torch.int64), torch.ones(1, 16, dtype=torch.int64)
     images = torch.zeros(1, 3, 8, 8)
     found = counted(lambda: clip(input_ids=words, attention_mask=mask, pixel_values=images))

@@ -11,7 +11,7 @@ import torch
 from scipy import ndimage
 from sklearn.datasets import load_digits
 
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.training.judge_model import (
     DEGREES,
     SCALE,

@@ -13,11 +13,11 @@ import pytest
 from engine import spec as specs
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec, identity, validate
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import open_store
-from engine.study.arms import drawn
+from engine.study.ablation_arms import drawn
 from engine.training import learnt
-from engine.training.matching.precheck import FOLDER, MARKER, WEIGHTS
+from engine.training.matching.matching_precheck import FOLDER, MARKER, WEIGHTS
 from pipelines.cli import execute
 from pipelines.context import RECIPES, open_run
 from tests.support import outputs

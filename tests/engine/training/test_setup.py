@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from engine.errors import ClusterError, DataError
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.training import setup
 
 

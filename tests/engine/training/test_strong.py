@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine.spec.models import JudgeSpec
+from engine.spec.recipe import JudgeSpec
 from engine.training.judge_model import Part, predict, train
 from engine.training.strong import KINDS, Strong
 from tests.support.synthetic import noisy_digits

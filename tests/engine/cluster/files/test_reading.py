@@ -58,7 +58,7 @@ def test_missing_folder_binary_and_large(tmp_path: Path) -> None:
 def test_merge_keys_are_read_as_by_ray(tmp_path: Path) -> None:
     import yaml
 
-    from engine.cluster.files.reading import read
+    from engine.cluster.files.cluster_yaml import read
 
     text = "base: &b {x: 1, y: 2}\nother: {<<: *b, y: 3}\n"
     path = tmp_path / "file.yaml"

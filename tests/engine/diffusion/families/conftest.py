@@ -12,7 +12,7 @@ import torch
 
 from engine.diffusion import checkpoint
 from engine.diffusion.checkpoint import Checkpoint
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from engine.storage.origin import owned
 from tests.support.families import SIZE, WRITERS, write_family
 

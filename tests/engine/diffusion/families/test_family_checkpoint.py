@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from engine.diffusion import families, inputs
 from engine.diffusion.checkpoint import Checkpoint, empty, inspect, load
 from engine.errors import ConfigError, StorageError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support.families import LENGTH, WIDTHS, WRITERS
 
 DENOISER = "transformer/diffusion_pytorch_model.safetensors"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.diffusion import families, reading
+from engine.diffusion import families, prompt_cuts
 from engine.diffusion.checkpoint import Checkpoint, load
-from engine.diffusion.families.base import from_latents, tell, to_latents, with_tokens
+from engine.diffusion.families.family import from_latents, tell, to_latents, with_tokens
 from engine.diffusion.process import Diffusion, Flow
 from engine.errors import ConfigError
 from tests.support.families import LENGTH, WIDTHS
@@ -75,7 +75,7 @@ def test_a_feature_overwrites_the_channels_of_the_encoder_of_its_width(
 @pytest.mark.parametrize("kind", TEXT)
 def test_prompts_that_differ_in_what_is_cut_alone_are_encoded_alike(checked: dict[str, Checkpoint], kind: str) -> None:
     pipeline = load(checked[kind], "cpu", "float32")
-    encoder, readers = families.of(pipeline).encoder(pipeline), reading.of_folder(checked[kind].path)
+    encoder, readers = families.of(pipeline).encoder(pipeline), prompt_cuts.of_folder(checked[kind].path)
     for words in (LENGTH - 3, LENGTH - 2, 300):
         pair = ["one " * words + last for last in ("two", "three")]
         told = [encoder.encode(prompt)["states"] for prompt in pair]

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from engine.diffusion import families, lora
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
-from engine.diffusion.families.base import Family, tell
+from engine.diffusion.families.family import Family, tell
 from engine.diffusion.process import Process
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from tests.support.checkpoints import write_checkpoint, write_lora
 from tests.support.families import write_family_lora
 

@@ -15,7 +15,7 @@ from engine.diffusion import schedulers
 from engine.diffusion.checkpoint import Checkpoint, check_generate, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from tests.support.families import WIDTHS
 
 TEXT = ("xl", "sd3", "sd3_t5")

@@ -14,7 +14,7 @@ from engine.diffusion import fast, lora
 from engine.diffusion.checkpoint import Checkpoint, inspect, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ClusterError, ConfigError
-from engine.spec.models import FastSpec, GenerateSpec, ModelSpec
+from engine.spec.recipe import FastSpec, GenerateSpec, ModelSpec
 from tests.support.checkpoints import write_checkpoint
 from tests.support.tiers import slow
 

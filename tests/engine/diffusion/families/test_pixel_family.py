@@ -20,7 +20,7 @@ from engine.diffusion import families, schedulers
 from engine.diffusion.checkpoint import Checkpoint, check_generate, inspect, load
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ConfigError, StorageError
-from engine.spec.models import FastSpec, GenerateSpec, ModelSpec
+from engine.spec.recipe import FastSpec, GenerateSpec, ModelSpec
 from tests.support.families import SIZE, WIDTHS
 from tests.support.tiers import slow
 

@@ -17,7 +17,7 @@ from engine.diffusion.checkpoint import Checkpoint, check_generate, load
 from engine.diffusion.process import Flow
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 from tests.support.families import SIZE
 
 PLAIN = {"num_inference_steps": 4, "scheduler": "flow_euler", "visual_token": "none", "guidance_scale": 1.0}

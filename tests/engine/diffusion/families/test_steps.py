@@ -12,10 +12,10 @@ import torch
 
 from engine.diffusion import families, schedulers
 from engine.diffusion.checkpoint import Checkpoint, check_generate, load
-from engine.diffusion.families.base import from_latents, tell
+from engine.diffusion.families.family import from_latents, tell
 from engine.diffusion.sampler import Drawn, Request, Sampler
 from engine.errors import ConfigError
-from engine.spec.models import GenerateSpec
+from engine.spec.recipe import GenerateSpec
 
 KINDS = ("digits", "sd15", "xl", "sd3", "dit")
 GUIDANCE = 5.0

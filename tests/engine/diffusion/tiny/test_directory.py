@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
-from engine.diffusion.tiny import directory, models
+from engine.diffusion.tiny import directory, tiny_models
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.spec.training import PretrainSpec
 
@@ -25,14 +25,14 @@ SIZE = 16
 def stack() -> directory.Stack:
     torch.manual_seed(0)
     tokenizer = train_tokenizer(["photo of one", "photo of two"], SPEC.text_length)
-    vae: Any = models.build_vae(SPEC.vae, SIZE)
+    vae: Any = tiny_models.build_vae(SPEC.vae, SIZE)
     vae.register_to_config(scaling_factor=0.75)
     return directory.Stack(
         tokenizer,
-        models.build_clip(SPEC.clip, tokenizer, SIZE).eval(),
+        tiny_models.build_clip(SPEC.clip, tokenizer, SIZE).eval(),
         vae,
-        models.build_unet(SPEC.unet, SPEC.vae, SIZE, SPEC.clip.hidden),
-        models.build_scheduler(SPEC.unet),
+        tiny_models.build_unet(SPEC.unet, SPEC.vae, SIZE, SPEC.clip.hidden),
+        tiny_models.build_scheduler(SPEC.unet),
     )
 
 

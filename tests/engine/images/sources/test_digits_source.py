@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from engine.images.decode import decode
 from engine.images.sources import Place, Ref, digits, open_sets
-from engine.spec.models import DigitsSource, ImagesSpec
+from engine.spec.recipe import DigitsSource, ImagesSpec
 
 IMAGES = ImagesSpec(size=8)
 

@@ -17,11 +17,11 @@ from PIL import Image
 from engine.errors import DataError
 from engine.images.decode import BadImage
 from engine.images.sources import Place, Ref, Rejected, open_sets
-from engine.images.sources.base import decode_name, encode_name
 from engine.images.sources.folder import Folder, read_regular
+from engine.images.sources.source import decode_name, encode_name
 from engine.spec import validate
-from engine.spec.models import FolderSource, ImagesSpec
-from engine.storage.run import claim
+from engine.spec.recipe import FolderSource, ImagesSpec
+from engine.storage.claim import claim
 from engine.storage.store import open_store
 from tests.support.images import mixed_folder, plain_folder, save
 

@@ -24,8 +24,8 @@ from PIL import Image
 
 from engine.errors import ConfigError, DataError
 from engine.images.sources import Ref, open_sets
-from engine.images.sources.hub import NotCached, choose
-from engine.spec.models import HubSource, ImagesSpec
+from engine.images.sources.hub_source import NotCached, choose
+from engine.spec.recipe import HubSource, ImagesSpec
 from tests.support.images import picture, save
 
 IMAGES = ImagesSpec(size=32)

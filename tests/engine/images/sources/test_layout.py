@@ -13,10 +13,10 @@ from PIL import Image
 from engine.errors import DataError
 from engine.images.listing import Listing
 from engine.images.sources import open_sets
-from engine.images.sources.layout import check_files, role
+from engine.images.sources.split_folders import check_files, role
 from engine.images.splits import planned_labels
 from engine.spec import RunSpec, validate
-from engine.spec.models import FolderSource, ImagesSpec
+from engine.spec.recipe import FolderSource, ImagesSpec
 from tests.support import s3
 from tests.support.buckets import upload
 from tests.support.images import save

@@ -12,7 +12,7 @@ import pytest
 from engine.errors import MimeoError
 from engine.images.decode import decode
 from engine.images.sources import open_sets
-from engine.spec.models import ImagesSpec, MedMnistSource
+from engine.spec.recipe import ImagesSpec, MedMnistSource
 
 IMAGES = ImagesSpec(size=32)
 RNG = np.random.default_rng(0)

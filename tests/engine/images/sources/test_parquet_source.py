@@ -18,7 +18,7 @@ from engine.images.listing import Listing
 from engine.images.sources import Place, Ref, open_sets
 from engine.images.sources.parquet import ParquetFiles
 from engine.spec import validate
-from engine.spec.models import ImagesSpec, ParquetSource, SplitSpec
+from engine.spec.recipe import ImagesSpec, ParquetSource, SplitSpec
 from tests.support.images import picture, save
 
 RNG = np.random.default_rng(6)

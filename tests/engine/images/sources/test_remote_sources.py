@@ -20,7 +20,7 @@ from engine.errors import ConfigError, DataError, MimeoError, StorageError
 from engine.images.sources import ImageSource, open_sets
 from engine.images.sources.overlap import check_output
 from engine.spec import validate
-from engine.spec.models import ImagesSpec, Source
+from engine.spec.recipe import ImagesSpec, Source
 from engine.storage.urls import normalise
 from tests.support import s3
 from tests.support.buckets import make_sets, placed, upload
@@ -35,7 +35,7 @@ from engine.cluster.progress import PlainReporter
 from engine.cluster.session import session
 from engine.images import catalog
 from engine.spec import validate
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import open_store
 out = {}
 with session(ResourcesSpec(device="cpu"), num_cpus=2):

@@ -11,7 +11,7 @@ from scipy.io import loadmat, savemat
 from engine.errors import DataError
 from engine.images.decode import decode
 from engine.images.sources import open_sets
-from engine.spec.models import ImagesSpec, UspsSource
+from engine.spec.recipe import ImagesSpec, UspsSource
 
 IMAGES = ImagesSpec(size=16)
 COUNTS = [1553, 1269, 929, 824, 852, 716, 834, 792, 708, 821]  # of the digits 0 to 9 in the whole set of 9,298

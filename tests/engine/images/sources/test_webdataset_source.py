@@ -18,8 +18,8 @@ from engine.errors import ConfigError, DataError
 from engine.images.sources import Ref, Rejected, open_sets
 from engine.images.sources.webdataset import Tars
 from engine.spec import identity, spec_hash, validate
-from engine.spec.models import ImagesSpec, WebDatasetSource
-from engine.storage.run import claim
+from engine.spec.recipe import ImagesSpec, WebDatasetSource
+from engine.storage.claim import claim
 from engine.storage.store import open_store
 from tests.support.images import picture, save
 

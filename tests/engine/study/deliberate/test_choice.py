@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.study.deliberate.choice import anchors, class_error_weights, entropy, entropy_weights, folds, halves, parts
+from engine.study.deliberate.anchor_choice import (
+    anchors,
+    class_error_weights,
+    entropy,
+    entropy_weights,
+    folds,
+    halves,
+    parts,
+)
 
 
 def test_entropy_is_scipys_and_zero_for_a_sure_classifier() -> None:

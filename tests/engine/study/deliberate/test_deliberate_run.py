@@ -12,20 +12,20 @@ from scipy import stats
 from engine.cluster.progress import PlainReporter
 from engine.errors import ConfigError
 from engine.images import catalog as catalogs
-from engine.report import ablation as pages
-from engine.shards.verify import verify
+from engine.report import ablation_page as pages
+from engine.shards.verification import verify
 from engine.spec import RunSpec, validate
 from engine.storage import readings
 from engine.storage.store import open_store
-from engine.study.deliberate import run as studies
-from engine.study.deliberate.choice import entropy_weights, folds
-from engine.study.deliberate.trial import Study, _weights, name_of, run_seed, section, settings
+from engine.study.deliberate import deliberate_run as studies
+from engine.study.deliberate.anchor_choice import entropy_weights, folds
+from engine.study.deliberate.deliberate_trial import Study, _weights, name_of, run_seed, section, settings
+from engine.study.judge_reading import packed
 from engine.study.nested import judge_seeds
-from engine.study.reading import packed
 from engine.study.trial import Shared
-from engine.training.judge import Arm, Data, fit
 from engine.training.judge_data import Arrays
 from engine.training.judge_model import probabilities
+from engine.training.judge_training import Arm, Data, fit
 from tests.support import outputs
 from tests.support.outputs import Output
 from tests.support.synthetic import Quiet

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from engine.study.equivalence.curve import Curve, accuracy, angles, repeats
+from engine.study.equivalence.real_curve import Curve, accuracy, angles, repeats
 
 
 def test_angles_and_accuracies_are_inverse_and_steady_the_spread() -> None:

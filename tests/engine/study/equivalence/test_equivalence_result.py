@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.report import equivalence as pages
-from engine.study.equivalence.advice import advice, further
-from engine.study.equivalence.curve import accuracy, angles
+from engine.report import equivalence_page as pages
+from engine.study.equivalence.equivalence_advice import advice, further
 from engine.study.equivalence.lackoffit import lack_of_fit
+from engine.study.equivalence.real_curve import accuracy, angles
 from engine.study.equivalence.result import NOT_OF_FORM, Analysis, Measured
 from tests.support.equivalence import BASES, MULTIPLES, SIZES, peaked, simulate, true_accuracy
 

@@ -13,14 +13,14 @@ import pytest
 from engine.cluster.progress import PlainReporter
 from engine.errors import ConfigError
 from engine.images import catalog as catalogs
-from engine.shards.verify import verify
+from engine.shards.verification import verify
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
-from engine.study.equivalence import run as studies
+from engine.study.equivalence import equivalence_run as studies
 from engine.study.equivalence.cell import Study, _synthetic, run_cell
-from engine.study.equivalence.plan import Cell
-from engine.training.judge import Arm, Data, judge_one
+from engine.study.equivalence.equivalence_plan import Cell
 from engine.training.judge_data import Arrays
+from engine.training.judge_training import Arm, Data, judge_one
 from tests.support import outputs
 from tests.support.outputs import Output
 

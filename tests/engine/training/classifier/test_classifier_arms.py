@@ -9,7 +9,17 @@ import pytest
 
 from engine.errors import ConfigError, DataError
 from engine.spec.classifier import TrainSpec
-from engine.training.classifier.arms import REAL, RECONSTRUCTED, SYNTHETIC, Arm, arms, check, mixture, parts, reference
+from engine.training.classifier.classifier_arms import (
+    REAL,
+    RECONSTRUCTED,
+    SYNTHETIC,
+    Arm,
+    arms,
+    check,
+    mixture,
+    parts,
+    reference,
+)
 
 EVERY = (
     "real",

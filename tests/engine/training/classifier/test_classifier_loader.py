@@ -15,8 +15,8 @@ from PIL import Image
 from engine.images.encode import encode
 from engine.shards.mixing import Mixture, shares
 from engine.spec.classifier import TrainSpec
-from engine.training.classifier.arms import Part
 from engine.training.classifier.augment import Augment
+from engine.training.classifier.classifier_arms import Part
 from engine.training.classifier.ingest import COLUMNS, Images
 from engine.training.classifier.loader import Feed, Loader
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from engine.errors import ConfigError, DataError
 from engine.spec.classifier import TrainSpec
-from engine.training.classifier.models import build, check, features
+from engine.training.classifier.classifier_models import build, check, features
 
 
 def made(name: str, size: int, **more: Any) -> Any:

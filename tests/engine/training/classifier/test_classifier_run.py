@@ -18,13 +18,13 @@ import pytest
 import torch
 
 from engine.errors import DataError
-from engine.evaluation import training as classifiers
+from engine.evaluation import classifier_result as classifiers
 from engine.images.catalog import Catalog
-from engine.images.reader import Reader
+from engine.images.image_reader import Reader
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from engine.training.classifier import arms, saved
-from engine.training.classifier import run as training
+from engine.training.classifier import classifier_arms, saved
+from engine.training.classifier import classifier_run as training
 from engine.training.classifier.augment import Augment
 from engine.training.classifier.ingest import Images
 from engine.training.classifier.loader import Feed, Loader
@@ -130,8 +130,8 @@ def test_processes_that_load_ahead_give_the_same_batches(tmp_path: Path) -> None
     planned = training.plan(spec, store, catalog)
     sets = training.read_sets(planned, planned.tasks, Quiet())
     labels = {name: images.labels for name, images in sets.items()}
-    parts = arms.parts(planned.tasks[1].arm, 0, labels, sets["synthetic"].index, 60)
-    plan = arms.mixture(planned.train, parts, labels, 0)
+    parts = classifier_arms.parts(planned.tasks[1].arm, 0, labels, sets["synthetic"].index, 60)
+    plan = classifier_arms.mixture(planned.train, parts, labels, 0)
     feed, part = Feed(sets, parts, plan, Augment(planned.train, 8, 0)), slice(0, 32)
     here, away = Loader(feed, part), Loader(feed, part, loaders=2)
     for step in (0, 1, 2, 7):

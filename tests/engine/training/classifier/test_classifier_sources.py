@@ -15,9 +15,9 @@ from engine.images.arrangement import SCHEMA
 from engine.images.catalog import Catalog
 from engine.images.columns import to_parquet
 from engine.spec import RunSpec
-from engine.storage.run import claim
+from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
-from engine.training.classifier import sources
+from engine.training.classifier import training_sets
 from tests.support.synthetic import digits_spec, noisy_digits, write_shards
 
 NAMES = tuple("0123456789")
@@ -54,26 +54,26 @@ def asked(tmp_path: Path, **train: Any) -> RunSpec:
     return digits_spec(train={"synthetic": [str(tmp_path / "b")], **train})
 
 
-def further(spec: RunSpec, store: Store, real: Catalog) -> list[sources.Source]:
+def further(spec: RunSpec, store: Store, real: Catalog) -> list[training_sets.Source]:
     """Both checks, as the verb makes them."""
     assert spec.train is not None
-    sources.precheck(spec, spec.train, store.url)
-    return sources.further(spec.train, real)
+    training_sets.precheck(spec, spec.train, store.url)
+    return training_sets.further(spec.train, real)
 
 
 def test_the_union_counts_on_from_output_to_output(tmp_path: Path) -> None:
     spec, store, real = output(tmp_path / "a")
     output(tmp_path / "b", seed=1)
     spec = asked(tmp_path)
-    found = [sources.own(spec, store), *further(spec, store, real)]
+    found = [training_sets.own(spec, store), *further(spec, store, real)]
     assert [source.planned for source in found] == [120, 120]
-    requests = sources.requests("synthetic", found, 150, real.class_names)
+    requests = training_sets.requests("synthetic", found, 150, real.class_names)
     assert [(r.pieces, r.below, r.offset) for r in requests] == [
         (((0,), (1,), (2,)), 120, 0),
         (((0,),), 30, 120),
     ]
     assert found[0].digest != found[1].digest
-    assert len(sources.requests("synthetic", found, 60, real.class_names)) == 1
+    assert len(training_sets.requests("synthetic", found, 60, real.class_names)) == 1
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,6 @@ def test_the_own_output_must_be_this_specs_and_is_not_given_twice(tmp_path: Path
     spec = asked(tmp_path)
     assert spec.train is not None
     with pytest.raises(MimeoError, match="is given twice, or is this run's own output"):
-        sources.precheck(spec, spec.train, store.url)
+        training_sets.precheck(spec, spec.train, store.url)
     with pytest.raises(MimeoError, match="holds the samples of another spec"):
-        sources.own(digits_spec(seed=5), store)
+        training_sets.own(digits_spec(seed=5), store)

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from engine.errors import ConfigError, DataError
 from engine.storage.store import open_store
 from engine.training.classifier import saved
-from engine.training.classifier.arms import Arm
+from engine.training.classifier.classifier_arms import Arm
+from engine.training.classifier.classifier_worker import CHECKPOINTS, TEST, VALIDATION
 from engine.training.classifier.metrics import measure
-from engine.training.classifier.worker import CHECKPOINTS, TEST, VALIDATION
 from tests.support.classifiers import VIT, images, training, worker
 from tests.support.matching import run_workers
 

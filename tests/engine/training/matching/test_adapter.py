@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import lora as loras
 from engine.errors import ConfigError
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from engine.spec.training import MatchSpec
 from engine.training.matching import adapter
 from tests.support.outputs import Output

@@ -12,20 +12,20 @@ import pytest
 import torch
 
 from engine.cluster.progress import PlainReporter
-from engine.conditions import featuremodel, pool
+from engine.conditions import featuremodel, row_pool
 from engine.conditions.features import FeatureExtractor
 from engine.diffusion import checkpoint as checkpoints
 from engine.diffusion import lora
 from engine.diffusion.sampler import Request, Sampler
 from engine.errors import ConfigError
-from engine.generation import job
-from engine.images.reader import Reader
-from engine.spec.models import ModelSpec
+from engine.generation import generation_job
+from engine.images.image_reader import Reader
+from engine.spec.recipe import ModelSpec
 from engine.storage.store import open_store
 from engine.training.matching import data
-from engine.training.matching.precheck import FOLDER, WEIGHTS
-from engine.training.matching.run import check_model
-from engine.training.matching.worker import Matching
+from engine.training.matching.matching_precheck import FOLDER, WEIGHTS
+from engine.training.matching.matching_run import check_model
+from engine.training.matching.matching_worker import Matching
 from tests.support.families import SIZE, write_family
 from tests.support.matching import Parts, match_spec
 from tests.support.outputs import Output
@@ -58,7 +58,14 @@ def _stored(parts: Parts, folder: Path) -> Matching:
     store, output = open_store(str(folder / "stored")), parts.output
     rows = output.catalog.split("train")
     data.precompute(
-        parts.spec, output.checkpoint, rows, output.conditions, store, {"made": "here"}, PlainReporter(), run=pool.here
+        parts.spec,
+        output.checkpoint,
+        rows,
+        output.conditions,
+        store,
+        {"made": "here"},
+        PlainReporter(),
+        run=row_pool.here,
     )
     where = None if parts.cache().tokens is None else parts.cache().place
     return parts.matching(folder, inputs=data.load(store, output.conditions, where))
@@ -78,7 +85,7 @@ def test_a_family_is_fine_tuned_and_drawn_with(ready: Output, tmp_path: Path, ki
     path = tmp_path / "out" / FOLDER / WEIGHTS
     found = lora.check(path, checkpoint)
     assert found.rank == 2
-    assert job.check(parts.spec, checkpoint, path) == found.sha256
+    assert generation_job.check(parts.spec, checkpoint, path) == found.sha256
     token = None if kind == "dit" else parts.output.conditions.features[0]
     drawn = []
     for adapted in (False, True):
@@ -122,4 +129,4 @@ def test_a_class_conditional_family_has_no_image_token(ready: Output, tmp_path: 
     parts = _parts(ready, tmp_path / "model", "dit")
     spec = match_spec(parts.spec, visual_token="own")
     with pytest.raises(ConfigError, match=r"match\.visual_token.*told classes only"):
-        job.check(spec, parts.output.checkpoint)
+        generation_job.check(spec, parts.output.checkpoint)

@@ -10,13 +10,13 @@ import pytest
 
 from engine.cluster.progress import PlainReporter
 from engine.errors import ConfigError, DataError
-from engine.generation import job
-from engine.shards.verify import verify
-from engine.spec.models import ResourcesSpec
+from engine.generation import generation_job
+from engine.shards.verification import verify
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import Store, open_store
 from engine.training.matching import data
-from engine.training.matching.precheck import lora_of, precheck
-from engine.training.matching.run import match
+from engine.training.matching.matching_precheck import lora_of, precheck
+from engine.training.matching.matching_run import match
 from tests.support.matching import Parts, match_spec
 from tests.support.outputs import Output
 
@@ -45,7 +45,7 @@ def store(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def _inputs(parts: Parts) -> dict[str, object]:
-    from engine.training.matching.run import input_facts, made_from
+    from engine.training.matching.matching_run import input_facts, made_from
 
     output = parts.output
     return input_facts(parts.spec, made_from(parts.spec, output.checkpoint, output.catalog, output.conditions))
@@ -90,7 +90,7 @@ def test_the_set_is_drawn_with_it(parts: Parts, store: Store) -> None:
     output = parts.output
     spec = parts.spec.model_copy(update={"generate": parts.spec.generate.model_copy(update={"count": 10})})
     lora = lora_of(spec, store)
-    job.generate(
+    generation_job.generate(
         spec, store, output.checkpoint, output.conditions, output.catalog, PlainReporter(), lora=lora, here="cpu"
     )
     digest = json.loads(store.read("match/mimeo.json"))["files"]["pytorch_lora_weights.safetensors"]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from diffusers import StableDiffusionPipeline
 from torch.nn.parallel import DistributedDataParallel
 
-from engine.training.matching.stage import BUCKETS, PHASES
+from engine.training.matching.matching_stage import BUCKETS, PHASES
 from engine.training.setup import Place
 from tests.support.matching import Parts, match_spec, run_workers
 from tests.support.outputs import Output

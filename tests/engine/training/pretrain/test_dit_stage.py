@@ -20,14 +20,14 @@ from engine.conditions.table import Captions
 from engine.diffusion import classes, families
 from engine.diffusion.checkpoint import inspect, load
 from engine.diffusion.sampler import Request, Sampler
-from engine.diffusion.tiny import models
+from engine.diffusion.tiny import tiny_models
 from engine.errors import ConfigError
 from engine.spec import RunSpec, validate
-from engine.spec.models import FeatureSpec, GenerateSpec, ModelSpec
+from engine.spec.recipe import FeatureSpec, GenerateSpec, ModelSpec
 from engine.training.judge_model import AUGMENTATIONS
-from engine.training.pretrain import run
-from engine.training.pretrain.dit import DitStage, build_cache
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain import pretrain_run
+from engine.training.pretrain.dit_stage import DitStage, build_cache
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.vae import VaeStage
 from engine.training.setup import Place
 from tests.support.training import CPU, NAMES, digits, tiny_spec, training, weights
@@ -132,7 +132,7 @@ def test_the_settings_of_the_denoiser_that_is_not_used_change_nothing() -> None:
     def made(spec: RunSpec) -> dict[str, Any]:
         catalog: Any = type("Catalog", (), {"digest": "x"})
         captions: Any = type("Captions", (), {"keys": (), "captions": (), "class_names": ()})
-        return run.made_from(spec, catalog, captions)["pretrain"]
+        return pretrain_run.made_from(spec, catalog, captions)["pretrain"]
 
     assert set(made(tiny_spec())) == {"clip", "vae", "unet", "text_length", "augment"}
     assert set(made(dit_spec())) == {"clip", "vae", "denoiser", "dit", "text_length", "augment"}
@@ -148,14 +148,14 @@ def test_the_settings_of_the_denoiser_that_is_not_used_change_nothing() -> None:
 )
 def test_sizes_that_do_not_fit_are_refused(dit: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        models.check(dit_spec(**dit).pretrain, 8)
+        tiny_models.check(dit_spec(**dit).pretrain, 8)
 
 
 def test_more_classes_than_the_stock_pipeline_can_count_are_refused() -> None:
     names = tuple(map(str, range(1001)))
     captions = Captions(("a",), np.zeros(1, np.int32), ("",), names, {})
     with pytest.raises(ConfigError, match="dit knows 1000 classes, the training images have 1001; set it to unet"):
-        run._check(dit_spec(), pa.table({"key": ["a"]}), captions)
+        pretrain_run._check(dit_spec(), pa.table({"key": ["a"]}), captions)
 
 
 def test_a_dropped_class_of_the_trained_network_is_the_null_class(trained: Path) -> None:

@@ -18,20 +18,20 @@ from transformers import AutoModel, ConvNextModel
 
 from engine.conditions import featuremodel
 from engine.conditions.features import FeatureExtractor, tower
-from engine.diffusion.tiny import models
+from engine.diffusion.tiny import tiny_models
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
 from engine.errors import ConfigError
 from engine.spec import RunSpec, validate
-from engine.spec.models import FeatureSpec
+from engine.spec.recipe import FeatureSpec
 from engine.spec.training import EncoderSpec
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop
 from engine.training.pretrain.clip import ClipStage
 from engine.training.pretrain.encoder import EncoderStage, view
-from engine.training.pretrain.features import features
-from engine.training.pretrain.losses import nt_xent
-from engine.training.pretrain.stage import Setting, TrainingSet
+from engine.training.pretrain.pretrain_losses import nt_xent
+from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
+from engine.training.pretrain.training_features import features
 from engine.training.setup import Place
 from tests.support.training import CPU, NAMES, digits, tiny_spec, training, weights
 
@@ -199,5 +199,5 @@ def test_an_encoder_that_nothing_would_read_is_one_line() -> None:
 def test_sizes_that_do_not_fit_are_one_line(encoder: dict[str, Any], says: str) -> None:
     spec = spec_of(**encoder)
     with pytest.raises(ConfigError, match=says) as caught:
-        models.check(spec.pretrain, spec.images.size)
+        tiny_models.check(spec.pretrain, spec.images.size)
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from torch.distributions import Normal, kl_divergence
 from torch.nn import functional
 from transformers.models.clip.modeling_clip import image_text_contrastive_loss
 
-from engine.training.pretrain.losses import info_nce, kl_per_dimension
+from engine.training.pretrain.pretrain_losses import info_nce, kl_per_dimension
 
 
 def _pairs(count: int) -> tuple[torch.Tensor, torch.Tensor]:

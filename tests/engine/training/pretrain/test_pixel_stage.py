@@ -27,13 +27,13 @@ from engine.diffusion.sampler import Request, Sampler
 from engine.diffusion.tiny import pixelmodels
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
-from engine.spec.models import ModelSpec
+from engine.spec.recipe import ModelSpec
 from engine.spec.training import PixelSpec, ViewsSpec
-from engine.training.cache import Cache
 from engine.training.judge_model import AUGMENTATIONS
+from engine.training.latent_cache import Cache
 from engine.training.pretrain.clip import ClipStage
-from engine.training.pretrain.pixel import PixelStage, build_cache
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pixel_stage import PixelStage, build_cache
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.views import WIDTH, Views
 from engine.training.setup import Place
 from tests.support.training import CPU, digits, pixel_spec, training, weights

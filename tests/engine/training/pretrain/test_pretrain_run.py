@@ -12,11 +12,11 @@ from engine.cluster.progress import PlainReporter
 from engine.conditions.table import load_captions
 from engine.errors import ConfigError, DataError
 from engine.spec import validate
-from engine.spec.models import ResourcesSpec
+from engine.spec.recipe import ResourcesSpec
 from engine.storage.store import open_store
 from engine.training.pretrain import pretrain
-from engine.training.pretrain.run import made_from
-from engine.training.pretrain.worker import Job, Training, training_set
+from engine.training.pretrain.pretrain_run import made_from
+from engine.training.pretrain.pretrain_worker import Job, Training, training_set
 from engine.training.setup import Place
 from tests.support.trained import Trained, trained_run
 from tests.support.training import CPU, tiny_spec, weights

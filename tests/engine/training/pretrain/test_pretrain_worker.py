@@ -21,7 +21,7 @@ import torch.multiprocessing as mp
 from engine.errors import DataError
 from engine.storage.store import open_store
 from engine.training.loop import Stage
-from engine.training.pretrain.worker import Training
+from engine.training.pretrain.pretrain_worker import Training
 from engine.training.setup import Place
 from tests.support.training import CPU, tiny_spec, training, weights
 

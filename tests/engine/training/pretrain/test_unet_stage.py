@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 from engine.diffusion.conditioning import PromptEncoder
-from engine.diffusion.families.base import tell
+from engine.diffusion.families.family import tell
 from engine.diffusion.families.sd import SdEncoder
 from engine.diffusion.process import Diffusion
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tokenizer import train_tokenizer
-from engine.spec.models import ConditionsSpec
-from engine.training.cache import Cache
+from engine.spec.recipe import ConditionsSpec
 from engine.training.judge_model import AUGMENTATIONS
+from engine.training.latent_cache import Cache
 from engine.training.pretrain.clip import ClipStage
-from engine.training.pretrain.stage import Setting
+from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.unet import UNetStage, build_cache
 from engine.training.pretrain.vae import VaeStage
 from engine.training.setup import Place

@@ -1,0 +1,122 @@
+"""What `mimeo train` found: each arm over its seeds with intervals, and paired differences to the reference arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from engine.evaluation.run_summary import bracket
+from engine.storage.store import Store
+from engine.study.comparison import compare
+from engine.study.statistics import binomial_error, ratio_interval, spread
+from engine.training.classifier.classifier_arms import arms, reference
+from engine.training.classifier.classifier_run import Plan, results
+
+RESULT = "results/train.json"
+LEVEL = 0.95
+MEASURES = ("top1", "top5", "nll", "ece")
+COVERS = (
+    "Intervals are 95 % Student-t intervals over the classifier's seeds (weights, order, "
+    "augmentation, subset), differences are "
+    "paired by seed with Holm's correction over the arms. They cover one synthetic set "
+    "and one test split: on arms that hold "
+    "images of that one generator seed there is no verdict."
+)
+
+
+def summary(planned: Plan, store: Store) -> dict[str, Any]:
+    """Gather a finished training into `results/train.json`, and return it."""
+    found = results(planned, store)
+    labels = planned.catalog.split("test")["label"].to_numpy()
+    by_arm = {arm.key: [r for r in found if r["arm"] == arm.key] for arm in arms(planned.train)}
+    totals = np.bincount(labels, minlength=len(planned.catalog.class_names)).tolist()
+    chosen = reference(planned.train)
+    synthetic = [arm.key for arm in arms(planned.train) if arm.needs_synthetic or arm.kind == "reconstructed"]
+    if chosen in synthetic:
+        synthetic = list(by_arm)
+    tops = {key: _tops(own) for key, own in by_arm.items()}
+    result = {
+        "arms": {key: _arm(own, by_arm[chosen], totals, key == chosen) for key, own in by_arm.items()},
+        "differences": [c.to_json() for c in compare(tops, chosen, one_generator=synthetic)],
+        "reference": chosen,
+        "class_names": list(planned.catalog.class_names),
+        "n_train": planned.catalog.split("train").num_rows,
+        "n_test": len(labels),
+        "test_per_class": totals,
+        "steps": found[0]["steps"],
+        "parameters": found[0]["parameters"],
+        "seeds": planned.train.seeds,
+        "level": LEVEL,
+        "covers": COVERS,
+        "recipe": planned.train.model_dump(mode="json"),
+    }
+    store.replace(RESULT, json.dumps(result, indent=1, sort_keys=True, allow_nan=False).encode())
+    return result
+
+
+def _tops(found: Sequence[dict[str, Any]]) -> list[float]:
+    return [r["test"]["top1"] for r in found]
+
+
+def _arm(
+    own: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]], totals: Sequence[int], is_reference: bool
+) -> dict[str, Any]:
+    tests = [r["test"] for r in own]
+    n, correct = tests[0]["images"], np.mean([t["correct"] for t in tests], axis=0)
+    means = {name: [t[name] for t in tests] for name in MEASURES if tests[0][name] is not None}
+    compared = not is_reference and sum(_tops(real)) > 0
+    return {
+        "classifiers": [r["classifier"] for r in own],
+        "images": own[0]["images"],
+        "drawn": own[0]["drawn"],
+        **{
+            name: {"values": list(values), **spread(values, LEVEL, bounded=name != "nll")}
+            for name, values in means.items()
+        },
+        "test_error": binomial_error(float(np.mean(means["top1"])), n),
+        "ratio": float(np.mean(_tops(own)) / np.mean(_tops(real))) if compared else None,
+        "ratio_interval": ratio_interval(_tops(own), _tops(real), LEVEL).as_list() if compared else [None, None],
+        "correct_per_class": correct.tolist(),
+        "per_class": [float(c) / t if t else None for c, t in zip(correct, totals, strict=True)],
+        "seconds": round(sum(r["curve"]["seconds"] for r in own), 3),
+    }
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The summary for a terminal: arm, images it could draw, top-1, top-5, calibration, difference to the reference."""
+    out = Table(
+        title=(
+            f"{result['recipe']['model']}, {result['steps']:,} steps an arm, {result['n_test']:,} "
+            f"real test images, {result['seeds']} seeds"
+        ),
+        caption=(
+            f"means with 95 % intervals over seeds; differences to {result['reference']} are "
+            "paired by seed, in points; higher or lower where they are not noise; no verdict on one generator seed"
+        ),
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        title_justify="left",
+        caption_justify="left",
+    )
+    out.add_column("trained on", no_wrap=True)
+    for column in ("images", "top-1 %", "top-5 %", "ECE", "difference", ""):
+        out.add_column(column, justify="right", no_wrap=True)
+    against = {entry["arm"]: entry for entry in result["differences"]}
+    for key, arm in result["arms"].items():
+        top5, other = arm.get("top5"), against.get(key)
+        out.add_row(
+            key,
+            " + ".join(f"{count:,}" for count in arm["drawn"]),
+            Text(f"{arm['top1']['mean'] * 100:.1f}{bracket(arm['top1']['interval'], 100)}"),
+            f"{top5['mean'] * 100:.1f}" if top5 else "",
+            f"{arm['ece']['mean']:.3f}",
+            Text(f"{other['difference'] * 100:+.1f}{bracket(other['interval'], 100)}" if other else ""),
+            other["finding"] if other and other["finding"] in ("higher", "lower") else "",
+        )
+    return out

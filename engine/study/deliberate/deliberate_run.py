@@ -1,0 +1,134 @@
+"""`mimeo study deliberate`: rounds chosen by the classifier against a static plan of as many images, paired by
+generator seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from engine.cluster.board import Board, follow
+from engine.cluster.progress import Reporter
+from engine.errors import ConfigError
+from engine.images.catalog import Catalog, withheld
+from engine.spec import RunSpec, identity
+from engine.storage import documents
+from engine.storage.store import Store
+from engine.study import choice, tuning
+from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, loop, name_of, section, settings
+from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
+from engine.study.nested import generator_seeds
+from engine.study.studyresults import DeliberateTrial
+from engine.study.trial import Shared
+
+RESULT = "results/deliberate.json"
+
+
+def check(spec: RunSpec) -> None:
+    """Refuse, before Ray starts, what cannot work (ConfigError)."""
+    asked = section(spec)
+    if spec.generate.count < asked.rounds:
+        what = f"{spec.generate.count} images cannot be drawn in {asked.rounds} rounds"
+        raise ConfigError("deliberate.rounds", what, "ask for fewer rounds, or raise generate.count")
+    need_validation(spec.split.validation, "deliberate generation")
+
+
+def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+    """Run every arm and seed that has no accuracies yet, choose, read the test split once; writes and returns
+    results/deliberate.json.
+
+    Call it inside a Ray session. Once the test split was read for a choice it is never read for another.
+    """
+    held, images = (catalog.split(split).num_rows for split in (VALIDATION, TEST))
+    need_validation(held, "deliberate generation")
+    asked = section(spec)
+    found = _measured(spec, catalog, store, reporter, [STATIC, *asked.by], VALIDATION)
+    result = summary(spec, found) | {"validation_images": held, "test": None}
+    if images:
+
+        def measure(arms: Sequence[str]) -> choice.Found:
+            wanted = [name_of(seed, arm, TEST) for seed in _seeds(spec, TEST) for arm in arms]
+            names = [f"{name}-{number}" for name in wanted for number in range(spec.judge.seeds)]
+            note_test(store, "study deliberate", arms, names, images)
+            return _measured(spec, catalog, store, reporter, arms, TEST)
+
+        result["test"] = choice.final_reading(store, RESULTS, result["chosen"], STATIC, asked.effect, measure)
+    store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+    return result
+
+
+def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> dict[str, Any]:
+    """Accuracies on validation images, intervals, comparisons with the static plan and the choice, from each (seed,
+    arm)'s facts."""
+    asked = section(spec)
+    seeds = sorted({seed for seed, _ in found})
+    sets = choice.compared(found, [STATIC, *asked.by], STATIC, asked.effect)
+    return {
+        "name": spec.name,
+        "reference": STATIC,
+        "seeds": seeds,
+        "judge_seeds": spec.judge.seeds,
+        "images": spec.generate.count,
+        "rounds": asked.rounds,
+        "share": asked.share,
+        "hard_guidance": asked.hard_guidance,
+        "training_sets": sets,
+        "chosen": choice.best(sets),
+        "effect": asked.effect,
+        "classes": {arm: [entry["classes"] for entry in found[seeds[0], arm]["rounds"]] for arm in asked.by},
+        "covers": choice.COVERS,
+        "recipe": identity(spec),
+    }
+
+
+def _seeds(spec: RunSpec, split: str) -> list[int]:
+    return generator_seeds(spec.seed, section(spec).seeds, fresh=split == TEST)
+
+
+def _measured(
+    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, arms: Sequence[str], split: str
+) -> dict[tuple[int, str], DeliberateTrial]:
+    """What these arms read on the images of a split, run where it is not published yet."""
+    seeds = _seeds(spec, split)
+    names = {(seed, arm): name_of(seed, arm, split) for seed in seeds for arm in arms}
+    for name in names.values():
+        known = documents.find(store, name, DeliberateTrial)
+        if known is not None and known["settings"] != settings(spec):
+            raise ConfigError("deliberate", f"{name} was run with other settings in {store.url}", "use another output")
+    pending = [seed for seed in seeds if not all(store.exists(names[seed, arm]) for arm in arms)]
+    if pending:
+        _run(spec, catalog, store, reporter, pending, arms, split)
+    return {key: documents.read(store, name, DeliberateTrial) for key, name in names.items()}
+
+
+def _run(
+    spec: RunSpec,
+    catalog: Catalog,
+    store: Store,
+    reporter: Reporter,
+    pending: list[int],
+    arms: Sequence[str],
+    split: str,
+) -> None:
+    import ray
+
+    from engine.training.judge_data import real_images
+
+    with reporter.task("deliberate: real images", catalog.table.num_rows) as task:
+        train = real_images(spec, catalog.split("train"), task, same_codec=True)
+        held, validation = scored(spec, catalog, split, task)
+    shared = Shared(store.url, withheld(catalog), train, held, validation)
+    study, board = ray.put(Study(spec, shared, split, tuple(arms))), Board.create()
+    parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
+    with follow(board, reporter):
+        title = "deliberate" if split == VALIDATION else "deliberate: test"
+        tuning.every(trial, "seed", pending, parameters, reporter, title)
+
+
+def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
+    """The driver function of one seed: a Ray Train run of one worker."""
+    from engine.training import setup
+
+    given = {"study": parameters["study"][0], "seed": config["seed"], "board": parameters["board"]}
+    setup.run(loop, given, name=f"deliberate-{config['seed']}", resources=parameters["resources"])
+    report(1.0)
