@@ -94,7 +94,7 @@ def run(ready: Output, actors: int, shards: int, batches: int, slow: bool = Fals
         spec, clock = make_spec(ready.checkpoint.path, actors, shards, batches), Clock()
         with (
             mock.patch.object(actor_pool, "ShardActor", SleepingActor),
-            mock.patch.object(generation_job.pool, "records", clock),
+            mock.patch.object(generation_job.actor_pool, "records", clock),
         ):
             dataclasses.replace(ready, spec=spec, store=store).generate()
         records = [json.loads(path.read_text()) for path in Path(place, "data").glob("scaling-*.json")]

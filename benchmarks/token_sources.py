@@ -46,8 +46,9 @@ from engine.spec import RunSpec, validate
 from engine.training.judge_model import AUGMENTATIONS
 from engine.training.loop import Loop
 from engine.training.pretrain.clip import ClipStage
-from engine.training.pretrain.encoder import EncoderStage, features
+from engine.training.pretrain.encoder import EncoderStage
 from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
+from engine.training.pretrain.training_features import features
 from engine.training.setup import Place
 
 CASES = ("digits 100", "digits 500", "cifar10 1000")

@@ -101,8 +101,8 @@ def test_short_prompts_are_never_tokenized() -> None:
 
 def test_it_needs_no_torch(written: dict[str, Path]) -> None:
     code = (
-        "import sys; from pathlib import Path; from engine.diffusion import reading\n"
-        "print(reading.of_folder(Path(sys.argv[1])).lost('zero ' * 100))\n"
+        "import sys; from pathlib import Path; from engine.diffusion import prompt_cuts\n"
+        "print(prompt_cuts.of_folder(Path(sys.argv[1])).lost('zero ' * 100))\n"
         "print([m for m in ('torch', 'diffusers', 'ray') if m in sys.modules])"
     )
     words = [sys.executable, "-c", code, str(written["digits"])]

@@ -124,7 +124,7 @@ def test_one_process_of_a_node_hashes_and_the_others_wait(file: Path, tmp_path: 
 
 def test_a_forged_note_of_another_version_does_not_count(file: Path) -> None:
     origin.sha256(file)
-    (note,) = (notes.cache.folder() / notes.FOLDER).glob("*.json")
+    (note,) = (notes.node_cache.folder() / notes.FOLDER).glob("*.json")
     note.write_text(note.read_text().replace(sha(OLD), sha(NEW)).replace('"ctime_ns": ', '"ctime_ns": 1'))
     origin._KNOWN.clear()
     assert origin.sha256(file, noted=True) == sha(OLD)
