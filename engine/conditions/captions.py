@@ -43,20 +43,6 @@ class Strategy:
     files: Callable[[CaptionSpec], list[Path]] = lambda spec: []
 
 
-class Captioner:
-    """Captions of further images, with what was fitted on the training split (`load_captions(store).fitted`)."""
-
-    def __init__(self, spec: CaptionSpec, fitted: dict[str, Any], device: str = "cpu") -> None:
-        """Loads the captioning model, if the strategy has one; ConfigError when it cannot be used."""
-        self._strategy = STRATEGIES[spec.kind]
-        self._observe = self._strategy.observer(spec, device)
-        self._fitted = fitted
-
-    def caption(self, pixels: Pixels) -> list[str]:
-        """N captions of pixels (N,H,W,3) or (N,H,W) uint8."""
-        return self._strategy.say(self._observe(pixels), self._fitted)
-
-
 def moments(pixels: Pixels) -> NDArray[np.float64]:
     """Weight, width and slant (N,3) of the ink in images (N,H,W,3) or (N,H,W); all three do not change with the image's
     size.

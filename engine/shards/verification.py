@@ -36,14 +36,6 @@ class Report:
     bytes: int = 0
     others: Coverage = field(default_factory=Coverage)
 
-    def require(self) -> None:
-        """Raise DataError (exit 3) naming the first faulty object, if there is any."""
-        if self.faults:
-            name, _, what = self.faults[0].partition(": ")
-            more = f" (and {len(self.faults) - 1} more faults)" if len(self.faults) > 1 else ""
-            fix = "remove the faulty shards and resume the run: they are made again"
-            raise DataError(f"{self.url}/{name}", what + more, fix)
-
 
 def verify(store: Store, reporter: Reporter | None = None) -> Report:
     """Compare a finished output with its manifest and with the seal of its other files, byte for byte.

@@ -94,9 +94,6 @@ class Store(Protocol):
     def local(self, name: str) -> Path | None:
         """The path of a name where the store is a local folder, else None."""
 
-    def fetch(self, name: str, folder: Path) -> Path:
-        """A local copy under `folder`; the file itself where the store is local (do not change it)."""
-
 
 def check_name(name: str) -> str:
     """Return the name if it is a plain relative one; raises StorageError for `..`, empty parts, control characters."""

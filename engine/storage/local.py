@@ -103,13 +103,6 @@ class LocalStore:
         """The file's path; see `Store.local`."""
         return self._path(name)
 
-    def fetch(self, name: str, folder: Path) -> Path:
-        """The file itself; see `Store.fetch`."""
-        path = self._path(name)
-        if not self.exists(name):
-            raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-        return path
-
     def sweep(self) -> int:
         """Remove temporary files whose writers are dead; returns how many."""
         swept = 0

@@ -137,18 +137,6 @@ class RemoteStore:
         check_name(name)
         return None
 
-    def fetch(self, name: str, folder: Path) -> Path:
-        """Download to `folder/name`, whole or not at all; see `Store.fetch`."""
-        path, target = self._path(name), folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{os.getpid()}.part")
-        try:
-            self.retried(name, lambda: self.filesystem.get_file(path, str(part)))
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        return target
-
     def probe(self, name: str) -> None:
         """Create one file twice and remove it; StorageError where the store cannot be written or lets the second
         win."""

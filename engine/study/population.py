@@ -4,7 +4,6 @@ together."""
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,20 +71,3 @@ def pooled(values: Floats) -> Pooled | None:
     total = of_rows + images
     parts = of_rows**2 / (g - 1) + of_columns**2 / (n - 1) + of_rest**2 / ((g - 1) * (n - 1))
     return Pooled(mean, math.sqrt(total), total**2 / parts, alone, g - 1)
-
-
-def pooled_accuracy(accuracies: Sequence[float], images: int) -> Pooled | None:
-    """The same where only each generator seed's accuracy on the same `images` is known: binomial variance added to that
-    over seeds.
-
-    Too wide rather than too narrow: p (1 - p) / N holds the part that differs between seeds, which is in their variance
-    too.
-    """
-    g = len(accuracies)
-    if g < 2 or images < 1:
-        return None
-    mean, of_rows = float(np.mean(accuracies)), float(np.var(accuracies, ddof=1)) / g
-    binomial = mean * (1 - mean) / images
-    total = of_rows + binomial
-    parts = of_rows**2 / (g - 1) + binomial**2 / max(images - 1, 1)
-    return Pooled(mean, math.sqrt(total), total**2 / parts if parts else g - 1, math.sqrt(of_rows), g - 1)

@@ -12,14 +12,9 @@ def residual(predicted: torch.Tensor, target: torch.Tensor, weights: torch.Tenso
     """Mean over latent positions of the squared batch MEAN of weighted residuals: a linear-kernel MMD.
 
     `predicted`, `target`: (B, ...) noise or velocity; `weights`: (B,) min-SNR weights. Real-Fake (arXiv 2310.10402)
-    sums over its batch of 8 where this takes the mean: see `released_weight`.
+    sums over its batch of 8 where this takes the mean: its weight w there is w B^2 here.
     """
     return _mean_residual(predicted, target, weights).square().mean()
-
-
-def released_weight(weight: float, batch: int) -> float:
-    """The weight on `residual` that equals `weight` on the released sum over `batch` images: 0.003 and 8 give 0.192."""
-    return weight * batch**2
 
 
 def residual_per_class(

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from engine.conditions import captions
-from engine.conditions.captions import STRATEGIES, Captioner, fit_terciles, moments
+from engine.conditions.captions import STRATEGIES, fit_terciles, moments
 from engine.spec.recipe import CaptionSpec
+from tests.support.captions import said_of
 
 MOMENTS = CaptionSpec(kind="moments")
 
@@ -93,7 +94,7 @@ def test_even_images_have_no_ink(value: int, height: int, width: int) -> None:
 
 def test_terciles_part_the_training_images_in_thirds() -> None:
     images = digits()
-    said = Captioner(MOMENTS, fit_terciles(moments(images))).caption(images)
+    said = said_of(MOMENTS, fit_terciles(moments(images)), images)
     for choices in captions.WORDS.values():
         counts = [sum(word in text for text in said) for word in choices]
         assert sum(counts) == len(images)
@@ -104,28 +105,28 @@ def test_terciles_part_the_training_images_in_thirds() -> None:
 def test_cuts_are_applied_again_to_other_images() -> None:
     images = digits()
     fitted = json.loads(json.dumps(fit_terciles(moments(images[:300]))))
-    later = Captioner(MOMENTS, fitted).caption(images[300:])
+    later = said_of(MOMENTS, fitted, images[300:])
     facts = moments(images[300:])
     low, high = np.quantile(moments(images[:300])[:, 1], [1 / 3, 2 / 3])
     expected = np.where(facts[:, 1] < low, "narrow", np.where(facts[:, 1] > high, "wide", "medium"))
     assert [text.split()[1] for text in later] == expected.tolist()
-    assert Captioner(MOMENTS, fitted).caption(images[300:350]) == later[:50]
+    assert said_of(MOMENTS, fitted, images[300:350]) == later[:50]
 
 
 def test_extremes_are_named_as_seen() -> None:
     images = np.stack([line(60, 36, 4), line(48, 48, 8), line(36, 60, 14)])
-    said = Captioner(MOMENTS, fit_terciles(moments(images))).caption(images)
+    said = said_of(MOMENTS, fit_terciles(moments(images)), images)
     assert [text.split()[0] for text in said] == ["thin", "regular", "bold"]
     assert [" ".join(text.split()[2:]) for text in said] == ["slanted right", "upright", "slanted left"]
 
 
 def test_equal_images_get_the_middle_words() -> None:
     images = np.stack([line(48, 48, 5)] * 4)
-    assert Captioner(MOMENTS, fit_terciles(moments(images))).caption(images) == ["regular medium upright"] * 4
+    assert said_of(MOMENTS, fit_terciles(moments(images)), images) == ["regular medium upright"] * 4
 
 
 def test_class_captions_are_empty_and_look_at_nothing() -> None:
     spec = CaptionSpec(kind="class")
-    assert Captioner(spec, {}).caption(digits()[:3]) == ["", "", ""]
+    assert said_of(spec, {}, digits()[:3]) == ["", "", ""]
     assert not STRATEGIES["class"].needs_images
     assert captions.precheck(spec) == []

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from engine.cluster.progress import PlainReporter, Reporter, Task
 from engine.conditions import conditions_job, featuremodel, stored, tokens
 from engine.conditions.captionmodel import CaptionModel
-from engine.conditions.captions import Captioner, fit_terciles, moments
+from engine.conditions.captions import fit_terciles, moments
 from engine.conditions.features import FeatureExtractor
 from engine.conditions.stored import CAPTIONS
 from engine.conditions.table import load, load_captions
@@ -26,6 +26,7 @@ from engine.images.image_reader import Reader
 from engine.spec import RunSpec, validate
 from engine.storage.store import Store, open_store
 from tests.support import captioners, clips
+from tests.support.captions import said_of
 
 QUIET = PlainReporter()
 
@@ -81,14 +82,14 @@ def test_captions_are_those_of_plain_code(catalog: Catalog, store: Store) -> Non
     conditions_job.caption(SPEC, catalog, store, QUIET)
     train = catalog.split("train")
     pixels = Reader(SPEC).pixels(train)
-    expected = Captioner(SPEC.conditions.caption, fit_terciles(moments(pixels))).caption(pixels)
+    expected = said_of(SPEC.conditions.caption, fit_terciles(moments(pixels)), pixels)
     found = load_captions(store)
     assert list(found.captions) == expected
     assert list(found.keys) == train["key"].to_pylist() == sorted(found.keys)
     np.testing.assert_array_equal(found.labels, train["label"].to_numpy())
     assert found.class_names == catalog.class_names
     unseen = Reader(SPEC).pixels(catalog.split("test"))
-    assert set(Captioner(SPEC.conditions.caption, found.fitted).caption(unseen)) <= set(expected) | {
+    assert set(said_of(SPEC.conditions.caption, found.fitted, unseen)) <= set(expected) | {
         "",
         *_all_captions(),
     }

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.cluster.progress import PlainReporter
-from engine.errors import DataError
 from engine.shards import records
 from engine.shards.manifest import SEAL
 from engine.shards.names import PLAN, record_path, tar_path
@@ -55,7 +54,6 @@ def objects(root: Path) -> list[str]:
 def test_an_untouched_output_is_clean(finished: Path) -> None:
     report = verify(open_store(finished))
     assert report.faults == []
-    report.require()
     assert (report.shards, report.samples, report.quarantined) == (5, 16, 7)
     assert report.bytes == sum(path.stat().st_size for path in finished.rglob("*.tar"))
     assert len(objects(finished)) == 5 * 2 + 3 + 3
@@ -120,11 +118,7 @@ def test_every_random_corruption_is_found_and_named(
     assert bool(report.faults) == bool(touched), (how, name, other)
     if touched:
         assert touched & {fault.partition(": ")[0] for fault in report.faults}, (how, name, other, report.faults)
-        with pytest.raises(DataError) as caught:
-            report.require()
-        assert caught.value.exit_code == 3
-        assert report.faults[0].partition(": ")[0] in str(caught.value)
-        assert "\n" not in str(caught.value)
+        assert not any("\n" in fault for fault in report.faults)
 
 
 def test_every_byte_of_the_small_files_counts(output: Path) -> None:
@@ -181,10 +175,10 @@ def test_a_rewritten_record_that_checks_in_itself_is_found(output: Path) -> None
 
 def test_an_unfinished_run_is_said_so(output: Path) -> None:
     (output / SEAL).unlink()
-    with pytest.raises(DataError, match=r"manifest\.json: .*not finished"):
-        verify(open_store(output)).require()
-    with pytest.raises(DataError, match="not finished"):
-        verify(open_store(output / "nothing")).require()
+    for place in (output, output / "nothing"):
+        (fault,) = verify(open_store(place)).faults
+        assert fault.startswith("manifest.json: ")
+        assert "not finished" in fault
 
 
 def test_plan_and_recipe_must_be_those_of_the_manifest(output: Path, tmp_path: Path) -> None:

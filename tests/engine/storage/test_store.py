@@ -80,12 +80,12 @@ def test_empty_files_are_files(store: Store) -> None:
     assert not store.create("empty", b"x")
 
 
-def test_absent_files(store: Store, tmp_path: Path) -> None:
+def test_absent_files(store: Store) -> None:
     store.create("data/a.tar", b"1")
     assert not store.exists("data")
     for name in ("data/b.tar", "nothing/at/all"):
         assert not store.exists(name)
-        for reading in (store.read, store.open, lambda absent: store.fetch(absent, tmp_path)):
+        for reading in (store.read, store.open):
             with pytest.raises(FileNotFoundError):
                 reading(name)
         store.remove(name)
@@ -125,13 +125,6 @@ def test_open_streams_and_seeks(store: Store) -> None:
         stream.seek(100_000)
         assert stream.read(100) == content[100_000:100_100]
         assert stream.seek(0, 2) == len(content)
-
-
-def test_fetch_gives_a_local_file(store: Store, tmp_path: Path) -> None:
-    store.create("model/unet/weights.bin", b"w" * 1000)
-    path = store.fetch("model/unet/weights.bin", tmp_path / "copies")
-    assert path.read_bytes() == b"w" * 1000
-    assert store.local("model/unet/weights.bin") in (path, None)
 
 
 def test_stores_travel_to_workers(store: Store) -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from engine.study.comparison import compare, pairs_needed
 from engine.study.nested import FRESH, NO_VERDICT, generator_seeds, judge_seeds, judge_spread
-from engine.study.population import pooled, pooled_accuracy
+from engine.study.population import pooled
 
 
 def test_judge_seeds_are_shared_by_no_two_generators_and_fresh_ones_by_no_selection() -> None:
@@ -71,21 +71,6 @@ def test_the_interval_holds_the_truth_in_95_percent_and_the_one_over_seeds_does_
     assert 0.93 <= hits / 1000 <= 0.985
     if images >= 1:
         assert narrow / 1000 < 0.93
-
-
-def test_with_accuracies_alone_it_is_never_too_narrow() -> None:
-    rng = np.random.default_rng(4)
-    hits = 0
-    for _ in range(500):
-        hard = rng.beta(8, 2, 300)  # how often a classifier has an image right
-        level = rng.normal(size=(5, 1)) * 0.01
-        right = rng.random((5, 300)) < np.clip(hard + level, 0, 1)
-        found = pooled_accuracy(right.mean(1).tolist(), 300)
-        assert found is not None
-        low, high = found.interval().as_list()
-        hits += low <= 0.8 <= high
-    assert hits / 500 >= 0.94
-    assert pooled_accuracy([0.9], 100) is None
 
 
 def test_comparisons_speak_of_the_images_where_their_answers_are_known() -> None:
