@@ -111,7 +111,7 @@ def study(spec: RunSpec, folder: Path) -> tuple[dict[str, Any], dict[str, dict[s
     from engine.images import catalog
     from engine.storage.claim import claim
     from engine.storage.store import open_store
-    from engine.study.ablation_arms import trials
+    from engine.study.ablation_arms import every_arm
     from engine.study.ablation_run import ablation
     from engine.study.trial import quiet
     from engine.training.judge_data import real_images
@@ -124,7 +124,7 @@ def study(spec: RunSpec, folder: Path) -> tuple[dict[str, Any], dict[str, dict[s
     with quiet().task("real images", made.table.num_rows) as task:
         test = flat(real_images(spec, made.split("test"), task, same_codec=False).pixels)
     found: dict[str, dict[str, list[float]]] = {"rate": {}, "distance": {}}
-    for trial in trials(spec):
+    for trial in every_arm(spec):
         images, rate = drawn(trial.spec, open_store(str(folder / "trials" / f"seed-{trial.spec.seed}" / trial.arm)))
         found["rate"].setdefault(trial.arm, []).append(rate)
         found["distance"].setdefault(trial.arm, []).append(frechet(images, test))

@@ -33,7 +33,7 @@ def changed(spec: RunSpec, changes: Mapping[str, Any], seed: int) -> RunSpec:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Arm:
     """One arm under one generator seed: its recipe with the arm's changes made, scored on the images of `split`."""
 
     arm: str
@@ -52,23 +52,23 @@ def section(spec: RunSpec) -> AblationSpec:
     return spec.ablation or AblationSpec()
 
 
-def trials(spec: RunSpec) -> list[Trial]:
-    """All trials of the comparison on validation images, seed by seed; ConfigError, in one line, for an arm that makes
-    no valid recipe."""
-    return _trials(spec, list(section(spec).arms), "validation")
+def every_arm(spec: RunSpec) -> list[Arm]:
+    """All arms and seeds of the comparison on validation images, seed by seed; ConfigError, in one line, for an arm
+    that makes no valid recipe."""
+    return _arms(spec, list(section(spec).arms), "validation")
 
 
-def final_trials(spec: RunSpec, arms: Sequence[str]) -> list[Trial]:
+def final_arms(spec: RunSpec, arms: Sequence[str]) -> list[Arm]:
     """Those of some arms that read the test split: as many generator seeds, and others."""
-    return _trials(spec, arms, "test")
+    return _arms(spec, arms, "test")
 
 
-def _trials(spec: RunSpec, arms: Sequence[str], split: str) -> list[Trial]:
+def _arms(spec: RunSpec, arms: Sequence[str], split: str) -> list[Arm]:
     found = []
     for seed in generator_seeds(spec.seed, section(spec).seeds, fresh=split == "test"):
         for arm in arms:
             try:
-                found.append(Trial(arm, seed, changed(spec, section(spec).arms[arm], seed), split))
+                found.append(Arm(arm, seed, changed(spec, section(spec).arms[arm], seed), split))
             except ConfigError as error:
                 raise ConfigError(f"ablation.arms.{arm}", error.what, error.fix) from None
     return found
@@ -76,7 +76,7 @@ def _trials(spec: RunSpec, arms: Sequence[str], split: str) -> list[Trial]:
 
 def drawn(spec: RunSpec) -> dict[str, RunSpec]:
     """The recipes of all arms, by their keys."""
-    return {f"ablation.arms.{trial.arm}": trial.spec for trial in trials(spec)}
+    return {f"ablation.arms.{one.arm}": one.spec for one in every_arm(spec)}
 
 
 def check(spec: RunSpec) -> None:
@@ -84,7 +84,7 @@ def check(spec: RunSpec) -> None:
     from engine.study.judge_reading import need_validation
     from engine.training.matching.matching_precheck import precheck
 
-    plan = trials(spec)
+    plan = every_arm(spec)
     need_validation(spec.split.validation, "an ablation")
-    for trial in plan:
-        precheck(trial.spec)
+    for one in plan:
+        precheck(one.spec)

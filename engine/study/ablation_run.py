@@ -1,32 +1,32 @@
-"""`mimeo study ablation`: arms over several generator seeds, each trial a Ray task, compared in pairs with
+"""`mimeo study ablation`: arms over several generator seeds, each trial on Ray Tune, compared in pairs with
 intervals."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from engine.cluster.board import Board
 from engine.cluster.progress import Reporter
-from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study import choice
-from engine.study.ablation_arms import TRIALS, Trial, final_trials, section, trials
+from engine.study import choice, trials
+from engine.study.ablation_arms import TRIALS, Arm, changed, every_arm, final_arms, section
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.nested import generator_seeds
 from engine.study.statistics import spread
 from engine.study.studyresults import AblationTrial, RealJudges
-from engine.study.trial import Shared, generator_key, judge_real, run_trial, train_generator
-from engine.study.tuning import one_worker
+from engine.study.trial import Shared, judge_real, run_trial, train_generator
+from engine.study.trials import Trial
 from engine.training.judge_data import real_images
 from engine.training.judge_training import arms as judged
 from engine.training.judge_training import check as check_judge
-from engine.training.setup import await_room
 
 RESULT = "results/ablation.json"
 
@@ -41,21 +41,20 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
     held = catalog.split(VALIDATION).num_rows
     need_validation(held, "an ablation")
     check_judge(spec, catalog.split("train").num_rows, held)
-    plan = trials(spec)
-    found = _measured(spec, catalog, store, reporter, plan, VALIDATION)
+    found = _measured(spec, catalog, store, reporter, every_arm(spec), VALIDATION)
     result = summary(spec, found, {seed: _real(store, VALIDATION, seed) for seed in _seeds(spec, VALIDATION)})
     asked = section(spec)
     images = catalog.split(TEST).num_rows
     result |= {"validation_images": held, "test": None}
     if images:
 
-        def measure(arms: Sequence[str]) -> choice.Found:
-            plan = final_trials(spec, arms)
-            names = [f"{trial.name}-{number}" for trial in plan for number in range(spec.judge.seeds)]
+        def read_test(arms: Sequence[str]) -> choice.Found:
+            plan = final_arms(spec, arms)
+            names = [f"{one.name}-{number}" for one in plan for number in range(spec.judge.seeds)]
             note_test(store, "study ablation", [*arms, "real"], names, images)
             return _measured(spec, catalog, store, reporter, plan, TEST)
 
-        read = choice.final_reading(store, TRIALS, result["chosen"], asked.reference, asked.effect, measure)
+        read = choice.final_reading(store, TRIALS, result["chosen"], asked.reference, asked.effect, read_test)
         real = [float(np.mean(_real(store, TEST, seed))) for seed in read["seeds"]]
         result["test"] = read | {"real": {"values": real, **spread(real)}}
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
@@ -106,94 +105,31 @@ def _seeds(spec: RunSpec, split: str) -> list[int]:
 
 
 def _measured(
-    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, plan: Sequence[Trial], split: str
+    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, arms: Sequence[Arm], split: str
 ) -> choice.Found:
-    """What every trial read, run where it is not published yet."""
-    for trial in plan:
-        _check_scores(store, trial)
-    pending = [trial for trial in plan if not store.exists(trial.name)]
-    real = [seed for seed in _seeds(spec, split) if not store.exists(_real_name(split, seed))]
-    if pending or real:
-        _run(spec, catalog, store, reporter, pending, real, split)
-    return {(trial.seed, trial.arm): documents.read(store, trial.name, AblationTrial) for trial in plan}
+    """What every arm and generator seed read, run where it is not published yet."""
+    plan = [Trial(f"arm {one.arm} seed {one.seed}", one.name, identity(one.spec), (one.spec, one.arm)) for one in arms]
+    alone = [changed(spec, {}, seed) for seed in _seeds(spec, split)]
+    plan += [Trial(f"real seed {one.seed}", _real_name(split, one.seed), identity(one), (one, None)) for one in alone]
+    pending = trials.missing(store, plan, "ablation")
+    if pending:
+        with reporter.task("judge: real images", catalog.table.num_rows) as task:
+            train = real_images(spec, catalog.split("train"), task, same_codec=True)
+            held, validation = scored(spec, catalog, split, task)
+        shared = Shared(store.url, withheld(catalog), train, held, validation)
+        title = "ablation" if split == VALIDATION else "ablation: test"
+        trials.run(measure, shared, pending, store, spec.resources, reporter, title)
+    return {(one.seed, one.arm): documents.read(store, one.name, AblationTrial) for one in arms}
 
 
-def _run(
-    spec: RunSpec,
-    catalog: Catalog,
-    store: Store,
-    reporter: Reporter,
-    pending: Sequence[Trial],
-    real: Sequence[int],
-    split: str,
-) -> None:
-    import ray
-
-    with reporter.task("judge: real images", catalog.table.num_rows) as task:
-        train = real_images(spec, catalog.split("train"), task, same_codec=True)
-        held, validation = scored(spec, catalog, split, task)
-    shared = ray.put(Shared(store.url, withheld(catalog), train, held, validation))
-    name = "ablation" if split == VALIDATION else "ablation: test"
-    with reporter.task(name, len(pending), "trials") as task:
-        task.update(0)
-        done = 0
-        for key, read in _scores(spec, shared, pending, real):
-            if isinstance(key, int):
-                alone = {"accuracies": [one.accuracy for one in read]}
-                store.create(_real_name(split, key), json.dumps(alone).encode())
-                continue
-            done += 1
-            readings, copies = read
-            facts = {"identity": identity(key.spec), **choice.told(readings, len(held.labels)), "copies": copies}
-            store.create(key.name, json.dumps(facts, sort_keys=True).encode())
-            task.update(done, arm=key.arm, seed=key.seed)
-
-
-def _scores(
-    spec: RunSpec, shared: Any, pending: Sequence[Trial], real: Sequence[int]
-) -> Iterator[tuple[Trial | int, Any]]:
-    """Readings as they come, by trial, or by seed for the judges of real images alone. A generator is trained once for
-    all its arms."""
-    import ray
-
-    from engine.cluster.session import device
-
-    where = device(spec.resources)
-    await_room(one_worker(spec.resources), where)
-    slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
-    slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
-    train, run, alone = (ray.remote(function).options(**slots) for function in (train_generator, run_trial, judge_real))
-    generators: dict[str, Any] = {}
-    refs: dict[Any, Trial | int] = {alone.remote(spec, seed, shared, where): seed for seed in real}
-    for trial in pending:
-        key = generator_key(trial.spec)
-        if trial.spec.model.checkpoint is None and key not in generators:
-            generators[key] = train.remote(trial.spec, shared, where)
-        refs[run.remote(trial.spec, trial.arm, generators.get(key), shared, where)] = trial
-    waiting = list(refs)
-    while waiting:
-        ready, waiting = ray.wait(waiting)
-        yield refs[ready[0]], _get(ready[0])
-
-
-def _get(ref: Any) -> Any:
-    """A task's result; its own MimeoError where it has raised one."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        if isinstance(error.cause, MimeoError):
-            raise error.cause from None
-        raise
-
-
-def _check_scores(store: Store, trial: Trial) -> None:
-    known = documents.find(store, trial.name, AblationTrial)
-    if known is not None and known["identity"] != identity(trial.spec):
-        what = f"arm {trial.arm} was run with other settings in {store.url}"
-        raise ConfigError(f"ablation.arms.{trial.arm}", what, "give the arm another name, or use another output")
+def measure(shared: Shared, work: tuple[RunSpec, str | None], device: str, board: Board) -> dict[str, Any]:
+    """What the judges of an arm's images read, and its copies; without an arm, those of the real images alone."""
+    spec, arm = work
+    shared = replace(shared, board=board)
+    if arm is None:
+        return {"accuracies": [reading.accuracy for reading in judge_real(spec, spec.seed, shared, device)]}
+    readings, copies = run_trial(spec, arm, train_generator(spec, shared, device), shared, device)
+    return {**choice.told(readings, len(shared.held.labels)), "copies": copies}
 
 
 def _real_name(split: str, seed: int) -> str:

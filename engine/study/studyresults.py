@@ -45,7 +45,7 @@ class ArmTrial(TypedDict):
 class AblationTrial(ArmTrial):
     """That of an ablation, with the recipe that made it."""
 
-    identity: dict[str, object]
+    settings: dict[str, object]
     copies: NotRequired[Copied]
 
 
@@ -53,7 +53,7 @@ class WorthTrial(TypedDict):
     """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
     copies."""
 
-    identity: dict[str, object]
+    settings: dict[str, object]
     seed: int
     images: dict[str, int]
     arms: dict[str, dict[str, dict[str, list[Any]]]]

@@ -4,6 +4,8 @@ actors for it."""
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +13,13 @@ from engine.cluster.board import Board, BoardReporter
 from engine.cluster.progress import PlainReporter, Reporter
 from engine.conditions import conditions_job as conditions
 from engine.conditions import row_pool, table
+from engine.errors import OutputInUseError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest, plain
 from engine.spec.recipe import ModelSpec
 from engine.storage.claim import claim
+from engine.storage.lock import hold
 from engine.storage.store import Store, address, open_store
 from engine.study.judge_reading import Reading, read
 from engine.study.nested import judge_seeds
@@ -50,20 +54,25 @@ def generator_key(spec: RunSpec) -> str:
     return digest([spec.seed, data["pretrain"], data["images"], data["conditions"]])[:12]
 
 
-def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "generator") -> str:
-    """Train the closed-set generator of a trial, or find it; returns the path or URL of its directory.
+def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "generator") -> str | None:
+    """Train the closed-set generator of a trial, or find it; returns the path or URL of its directory, None for a
+    recipe with a checkpoint of its own.
 
-    `name` tells apart generators of equal settings that see different images.
+    `name` tells apart generators of equal settings that see different images. Of trials that share one, the first
+    trains it and the others wait.
     """
+    if spec.model.checkpoint is not None:
+        return None
     from engine.training.pretrain.pretrain_run import made_from
     from engine.training.pretrain.pretrain_worker import Job, Training, training_set
 
     store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
-    if not store.exists(MODEL_MARKER):
-        captions = _captions(spec, shared, store)
-        job = Job(spec, store, made_from(spec, shared.catalog, captions), board=shared.told(spec.seed))
-        images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
-        Training(job, _place(device), images).run()
+    with _alone(store):
+        if not store.exists(MODEL_MARKER):
+            captions = _captions(spec, shared, store)
+            job = Job(spec, store, made_from(spec, shared.catalog, captions), board=shared.told(spec.seed))
+            images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
+            Training(job, _place(device), images).run()
     return address(store, "model")
 
 
@@ -90,30 +99,41 @@ def copied(synthetic: Arrays, shared: Shared, device: str) -> Copied:
 def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
     """Condition, fine-tune and draw in the trial's own output, which is returned.
 
-    What is there already is kept, so a trial that was cut short goes on.
+    What is there already is kept, so a trial that was cut short goes on; trials that share an output wait for each
+    other.
     """
     from engine.diffusion import checkpoint as checkpoints
     from engine.generation import generation_job as generation
     from engine.training.matching.matching_precheck import lora_of, model_of
 
-    store = fine_tuned(spec, name, generator, shared, device)
-    tuned = model_of(spec, store)
-    model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": tuned})
-    base = checkpoints.inspect(model, spec.images.size)
-    known, lora = table.load(store, spec), lora_of(spec, store)
-    generation.generate(spec, store, base, known, shared.catalog, reporter(shared, spec.seed), lora=lora, here=device)
+    store = output(shared, f"seed-{spec.seed}/{name}")
+    with _alone(store):
+        _fine_tune(spec, store, generator, shared, device)
+        tuned = model_of(spec, store)
+        model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": tuned})
+        base = checkpoints.inspect(model, spec.images.size)
+        known, lora = table.load(store, spec), lora_of(spec, store)
+        out = reporter(shared, spec.seed)
+        generation.generate(spec, store, base, known, shared.catalog, out, lora=lora, here=device)
     return store
 
 
 def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
     """All that comes before drawing: captions, features and, where the recipe has one, the fine-tune in `match/`."""
+    store = output(shared, f"seed-{spec.seed}/{name}")
+    with _alone(store):
+        _fine_tune(spec, store, generator, shared, device)
+    return store
+
+
+def _fine_tune(spec: RunSpec, store: Store, generator: str | None, shared: Shared, device: str) -> None:
     import torch
 
     from engine.diffusion import checkpoint as checkpoints
     from engine.training.matching.matching_run import match
 
     torch.set_num_threads(spec.resources.threads)
-    store, out = output(shared, f"seed-{spec.seed}/{name}"), quiet()
+    out = quiet()
     claim(store, spec)
     if not store.exists(catalogs.DONE):
         catalogs.copy(shared.catalog, open_store(shared.url), store)
@@ -122,7 +142,6 @@ def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, 
     conditions.features(spec, shared.catalog, base.path, store, out, run=row_pool.here)
     if spec.match is not None:
         match(spec, store, base, shared.catalog, out, here=device)
-    return store
 
 
 def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Reading]:
@@ -158,6 +177,19 @@ def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
 
 def _model(spec: RunSpec, generator: str | None) -> ModelSpec:
     return spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
+
+
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Hold an output that trials share, waiting for the one that is at work there; a lock ends with its process."""
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(hold(store, "mimeo study"))
+                break
+            except OutputInUseError:
+                continue
+        yield
 
 
 def output(shared: Shared, name: str) -> Store:

@@ -1,31 +1,31 @@
-"""Trials on Ray Tune: each a driver function that starts its own Ray Train run and publishes its own result."""
+"""Trials on Ray Tune: each runs in a process of its own, on one GPU or one CPU, and publishes its own result."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine import errors
 from engine.cluster.progress import Reporter
 from engine.errors import ClusterError, MimeoError
 from engine.spec.recipe import ResourcesSpec
 from engine.storage import temporary
-from engine.training.setup import beside
+from engine.training.setup import FINDINGS, await_room, beside, prepare
 
-DRIVER = {"memory": 512 * 2**20}  # what a driver function reserves: its workers take the CPUs and GPUs
 QUIET = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 FAULT = "fault"
 SCORE = "score"
+ATTEMPTS = 3  # further ones of a trial whose process died; what is published is not done again
 
 Report = Callable[[float], None]
-Function = Callable[[dict[str, Any], Report, Any], None]
+Function = Callable[[dict[str, Any], Report, Any, str], None]
 Ended = Callable[[dict[str, Any], dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
-class Trial:
+class Ending:
     """How one trial ended: its settings, its last score, and the one-line error that ended it, if one did."""
 
     config: dict[str, Any]
@@ -33,29 +33,16 @@ class Trial:
     error: MimeoError | None
 
 
-def concurrent(resources: ResourcesSpec) -> int:
-    """How many trials may run at once so that every driver function can start its Ray Train workers (else they wait for
-    ever)."""
-    from engine.cluster import nodes
-    from engine.cluster.session import cores_of_cluster, device
-
-    on_gpus = device(resources) == "cuda"
-    room = nodes.slots({"GPU": 1.0}, resources.labels) if on_gpus else cores_of_cluster(resources.labels)
-    return max(1, room // resources.train_workers)
-
-
-def one_worker(resources: ResourcesSpec) -> ResourcesSpec:
-    """The resources of a trial's Ray Train run where trials run side by side, each with one worker."""
-    return resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
-
-
 def every(
-    function: Function, name: str, keys: Sequence[Any], parameters: dict[str, Any], reporter: Reporter, title: str
+    function: Function,
+    name: str,
+    keys: Sequence[Any],
+    parameters: Any,
+    resources: ResourcesSpec,
+    reporter: Reporter,
+    title: str,
 ) -> None:
-    """Run one trial for each key, as setting `name`, with progress; raises the first fault, as each one is needed.
-
-    `parameters["resources"]` is what each trial's Ray Train run takes.
-    """
+    """Run one trial for each key, as setting `name`, with progress; raises the first fault, as each one is needed."""
     from ray import tune
 
     done = 0
@@ -68,11 +55,11 @@ def every(
             task.update(done)
 
         space = {name: tune.grid_search(list(keys))}
-        ended = run(function, space, parameters, resources=parameters["resources"], tell=tell)
-    for one in ended:
-        if one.error is not None:
-            where = f"{name} {one.config[name]}: {one.error.where}"
-            raise type(one.error)(where, one.error.what, one.error.fix)
+        endings = run(function, space, parameters, resources=resources, tell=tell)
+    for ending in endings:
+        if ending.error is not None:
+            where = f"{name} {ending.config[name]}: {ending.error.where}"
+            raise type(ending.error)(where, ending.error.what, ending.error.fix)
 
 
 def run(
@@ -86,22 +73,31 @@ def run(
     scheduler: Any = None,
     samples: int = 1,
     ended: Ended = lambda config, result: None,
-) -> list[Trial]:
-    """Run `function(config, report, parameters)` for what Ray Tune draws from `space`; larger scores are better.
+) -> list[Ending]:
+    """Run `function(config, report, parameters, device)` for what Ray Tune draws from `space`; larger scores are
+    better.
 
-    Call it inside a Ray session. `parameters` goes to the object store once; `tell` is called as each trial ends;
-    before it
+    Call it inside a Ray session. Every trial has one GPU where `resources` gives cuda, else one CPU, on nodes of its
+    labels. `parameters` goes to the object store once; `tell` is called as each trial ends; before it
     `ended(config, result)`, with its last report, where it came to its end or the scheduler stopped it. What a trial
     publishes is the truth about it: Tune's own state lies in a temporary folder, and resuming means not to ask for what
-    is published. A MimeoError ends its own trial and comes back as a value; any other exception is raised.
+    is published. A trial whose process died begins again, up to `ATTEMPTS` times. A MimeoError ends its own trial and
+    comes back as a value; any other exception is raised. ClusterError where no trial has room.
     """
+    from engine.cluster import nodes
+    from engine.cluster.session import device
+
+    where = device(resources)
+    await_room(one_worker(resources), where)
+    need = {"CPU": 1.0, "GPU": 1.0} if where == "cuda" else {"CPU": 1.0}
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     from ray import tune
 
+    given = {"function": function, "parameters": parameters, "threads": resources.threads, "device": where}
     with temporary.folder("tune") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_trial, function=function, parameters=parameters), DRIVER),
+            tune.with_resources(tune.with_parameters(_trial, **given), _room(need, resources)),
             param_space=dict(space),
             tune_config=tune.TuneConfig(
                 metric=SCORE,
@@ -109,27 +105,46 @@ def run(
                 num_samples=samples,
                 search_alg=searcher,
                 scheduler=scheduler,
-                max_concurrent_trials=concurrent(resources),
+                max_concurrent_trials=max(1, nodes.slots(need, resources.labels)),
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name="trials", storage_path=str(folder), verbose=0, callbacks=[_watch(tell, ended)]
+                name="trials",
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
+                callbacks=[_watch(tell, ended)],
             ),
         )
-        return [_ended(result) for result in beside(tuner.fit)]
+        return [_ending(result) for result in beside(tuner.fit)]
 
 
-def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:
-    """What Tune runs in a process of its own; an error travels as a value."""
+def one_worker(resources: ResourcesSpec) -> ResourcesSpec:
+    """The resources of one of many trials side by side: one worker each."""
+    return resources.model_copy(update={"train_workers": 1, "train_workers_min": None})
+
+
+def _room(need: dict[str, float], resources: ResourcesSpec) -> Any:
+    """What a trial takes, on nodes of the recipe's labels."""
+    from ray import tune
+
+    labels = {"bundle_label_selector": [dict(resources.labels)]} if resources.labels else {}
+    return tune.PlacementGroupFactory([need], "PACK", **labels)
+
+
+def _trial(config: dict[str, Any], function: Function, parameters: Any, threads: int, device: str) -> None:
+    """What Tune runs in a process of its own. Findings and plain bugs travel as a value: a second attempt mends
+    none."""
     from ray import tune
 
     from engine.cluster.session import QUIET as SESSION
 
     os.environ.update(SESSION)
+    prepare(threads, device)
     try:
-        function(config, lambda score: tune.report({SCORE: score, FAULT: None}), parameters)
-    except MimeoError as error:
-        tune.report({SCORE: float("-inf"), FAULT: [type(error).__name__, error.where, error.what, error.fix]})
+        function(config, lambda score: tune.report({SCORE: score, FAULT: None}), parameters, device)
+    except FINDINGS as error:
+        tune.report({SCORE: float("-inf"), FAULT: pickle.dumps(error)})
 
 
 def _watch(tell: Callable[[], None], ended: Ended) -> Any:
@@ -155,13 +170,14 @@ def _watch(tell: Callable[[], None], ended: Ended) -> Any:
     return Watch(tell, ended)
 
 
-def _ended(result: Any) -> Trial:
+def _ending(result: Any) -> Ending:
     if result.error is not None:
         raise _cause(result.error)
     metrics = result.metrics or {}
-    fault = metrics.get(FAULT)
-    error = getattr(errors, fault[0])(*fault[1:]) if fault else None
-    return Trial(dict(result.config or {}), None if fault else metrics.get(SCORE), error)
+    error = pickle.loads(metrics[FAULT]) if metrics.get(FAULT) else None
+    if error is not None and not isinstance(error, MimeoError):
+        raise error
+    return Ending(dict(result.config or {}), None if error else metrics.get(SCORE), error)
 
 
 def _cause(error: Exception) -> Exception:

@@ -91,7 +91,7 @@ def _trainer(
     threads = resources.threads
 
     def worker(worker_config: Config) -> Config | None:
-        _prepare(threads, kind)
+        prepare(threads, kind)
         return loop(worker_config)
 
     class StopOnFindings(UserCallback):
@@ -174,7 +174,7 @@ def await_room(resources: ResourcesSpec, kind: str) -> None:
         )
 
 
-def _prepare(threads: int, kind: str) -> None:
+def prepare(threads: int, kind: str) -> None:
     """Per-worker settings: torch's threads, freed memory, and kernels that repeat bit for bit where cuDNN has the
     choice."""
     import torch

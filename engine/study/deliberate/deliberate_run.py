@@ -7,19 +7,21 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study import choice, tuning
-from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, loop, name_of, section, settings
+from engine.study import choice, trials
+from engine.study.deliberate import deliberate_trial
+from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, name_of, section, settings
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.nested import generator_seeds
 from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared
+from engine.study.trials import Trial
+from engine.training.judge_data import real_images
 
 RESULT = "results/deliberate.json"
 
@@ -89,46 +91,14 @@ def _measured(
     spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, arms: Sequence[str], split: str
 ) -> dict[tuple[int, str], DeliberateTrial]:
     """What these arms read on the images of a split, run where it is not published yet."""
-    seeds = _seeds(spec, split)
-    names = {(seed, arm): name_of(seed, arm, split) for seed in seeds for arm in arms}
-    for name in names.values():
-        known = documents.find(store, name, DeliberateTrial)
-        if known is not None and known["settings"] != settings(spec):
-            raise ConfigError("deliberate", f"{name} was run with other settings in {store.url}", "use another output")
-    pending = [seed for seed in seeds if not all(store.exists(names[seed, arm]) for arm in arms)]
+    names = {(seed, arm): name_of(seed, arm, split) for seed in _seeds(spec, split) for arm in arms}
+    plan = [Trial(f"seed {seed} {arm}", name, settings(spec), (seed, arm)) for (seed, arm), name in names.items()]
+    pending = trials.missing(store, plan, "deliberate")
     if pending:
-        _run(spec, catalog, store, reporter, pending, arms, split)
-    return {key: documents.read(store, name, DeliberateTrial) for key, name in names.items()}
-
-
-def _run(
-    spec: RunSpec,
-    catalog: Catalog,
-    store: Store,
-    reporter: Reporter,
-    pending: list[int],
-    arms: Sequence[str],
-    split: str,
-) -> None:
-    import ray
-
-    from engine.training.judge_data import real_images
-
-    with reporter.task("deliberate: real images", catalog.table.num_rows) as task:
-        train = real_images(spec, catalog.split("train"), task, same_codec=True)
-        held, validation = scored(spec, catalog, split, task)
-    shared = Shared(store.url, withheld(catalog), train, held, validation)
-    study, board = ray.put(Study(spec, shared, split, tuple(arms))), Board.create()
-    parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
-    with follow(board, reporter):
+        with reporter.task("deliberate: real images", catalog.table.num_rows) as task:
+            train = real_images(spec, catalog.split("train"), task, same_codec=True)
+            held, validation = scored(spec, catalog, split, task)
+        study = Study(spec, Shared(store.url, withheld(catalog), train, held, validation))
         title = "deliberate" if split == VALIDATION else "deliberate: test"
-        tuning.every(trial, "seed", pending, parameters, reporter, title)
-
-
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
-    """The driver function of one seed: a Ray Train run of one worker."""
-    from engine.training import setup
-
-    given = {"study": parameters["study"][0], "seed": config["seed"], "board": parameters["board"]}
-    setup.run(loop, given, name=f"deliberate-{config['seed']}", resources=parameters["resources"])
-    report(1.0)
+        trials.run(deliberate_trial.run, study, pending, store, spec.resources, reporter, title)
+    return {key: documents.read(store, name, DeliberateTrial) for key, name in names.items()}

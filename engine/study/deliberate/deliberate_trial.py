@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,13 +30,10 @@ SETS = ("synthetic", "mixed")
 
 @dataclass(frozen=True)
 class Study:
-    """What all trials have in common; `shared.held` are the images of `split`, on which `arms` are scored and nothing
-    else."""
+    """What all trials have in common; `shared.held` are the images that arms are scored on and nothing else."""
 
     spec: RunSpec
     shared: Shared
-    split: str
-    arms: tuple[str, ...]
 
     @property
     def asked(self) -> DeliberateSpec:
@@ -55,31 +51,13 @@ def name_of(seed: int, arm: str, split: str = VALIDATION) -> str:
     return f"{RESULTS}/{split}/seed-{seed}-{arm}.json"
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one trial: `study` (a reference), `seed`, `board`; publishes each arm's accuracies."""
-    import ray
-    import torch
-
-    from engine.training.setup import place
-
-    here = place()
-    torch.set_num_threads(1)
-    if here.rank == 0:
-        run_seed(ray.get(config["study"]), config["seed"], str(here.device), config["board"])
-
-
-def run_seed(study: Study, seed: int, device: str, board: Board | None = None) -> None:
-    """Everything of one seed that is not published yet."""
-    store = open_store(study.shared.url)
-    for done, arm in enumerate(study.arms):
-        if board is not None:
-            board.update(f"deliberate, seed {seed}", done, len(study.arms), "arms", arm=arm)
-        name = name_of(seed, arm, study.split)
-        if not store.exists(name):
-            spec = changed(study.spec, {}, seed)
-            drawn, history = _drawn(study, spec, arm, device)
-            facts = {"settings": settings(study.spec), **_scores(study, spec, drawn, device), "rounds": history}
-            store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+def run(study: Study, work: tuple[int, str], device: str, board: Board | None = None) -> dict[str, Any]:
+    """What the judges of one generator seed and arm read, and what each round of it chose."""
+    seed, arm = work
+    study = replace(study, shared=replace(study.shared, board=board))
+    spec = changed(study.spec, {}, seed)
+    drawn, history = _drawn(study, spec, arm, device)
+    return {**_scores(study, spec, drawn, device), "rounds": history}
 
 
 def settings(spec: RunSpec) -> dict[str, Any]:
@@ -97,8 +75,7 @@ def settings(spec: RunSpec) -> dict[str, Any]:
 
 def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[dict[str, Any]]]:
     """An arm's images, as many as any other's, and what each round chose."""
-    generator = train_generator(spec, study.shared, device) if spec.model.checkpoint is None else None
-    static = synthetic_set(spec, STATIC, generator, study.shared, device)
+    static = synthetic_set(spec, STATIC, train_generator(spec, study.shared, device), study.shared, device)
     whole = _images(spec, static)
     if arm == STATIC:
         return whole, []
@@ -149,7 +126,7 @@ def _round(
         catalogs.copy(held, open_store(study.shared.url), store)
     table.copy(static, store, keys)
     tuned = model_of(spec, static)
-    path = str(tuned) if tuned is not None else spec.model.checkpoint or train_generator(spec, study.shared, device)
+    path = str(tuned or spec.model.checkpoint or train_generator(spec, study.shared, device))
     model = checkpoints.inspect(spec.model.model_copy(update={"checkpoint": path}), spec.images.size)
     known, lora = table.load(store, asked), lora_of(spec, static)
     generation.generate(asked, store, model, known, held, quiet(), lora=lora, here=device)

@@ -3,7 +3,6 @@ them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from engine.cluster.board import Board
 from engine.images.catalog import Catalog, restrict
 from engine.spec import RunSpec
-from engine.storage.store import open_store
 from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
@@ -43,22 +41,9 @@ class Study:
         return Arrays(self.pool.pixels[rows], self.pool.labels[rows], np.arange(len(rows), dtype=np.int64))
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one trial: `study` (a reference), `cell`, `board`; publishes accuracies on the test
-    split."""
-    import ray
-    import torch
-
-    from engine.training.setup import place
-
-    here, cell, board = place(), config["cell"], config["board"]
-    study: Study = ray.get(config["study"])
-    store = open_store(study.url)
-    if here.rank == 0 and not store.exists(cell.name):
-        torch.set_num_threads(1)
-        accuracies = run_cell(study, cell, str(here.device), board)
-        facts = {"settings": settings(study.spec, cell), "accuracies": accuracies}
-        store.create(cell.name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
+def run(study: Study, cell: Cell, device: str, board: Board | None = None) -> dict[str, Accuracies]:
+    """The result of a cell."""
+    return {"accuracies": run_cell(study, cell, device, board)}
 
 
 def settings(spec: RunSpec, cell: Cell) -> dict[str, Any]:
@@ -125,7 +110,7 @@ def _generated(study: Study, cell: Cell, rows: np.ndarray, device: str) -> Array
     base = study.take(rows[: cell.base])
     shared = Shared(study.url, held, base, study.test)
     name = f"base-{cell.base}"
-    generator = train_generator(spec, shared, device, f"{name}-generator") if spec.model.checkpoint is None else None
+    generator = train_generator(spec, shared, device, f"{name}-generator")
     store = synthetic_set(spec, name, generator, shared, device)
     with quiet().task("images", spec.generate.count) as task:
         return synthetic_images(spec, store, spec.generate.count, task)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.storage import documents, readings
 from engine.storage.store import Store
-from engine.study import tuning
-from engine.study.equivalence.cell import Study, loop, settings
+from engine.study import trials
+from engine.study.equivalence import cell
+from engine.study.equivalence.cell import settings
 from engine.study.equivalence.equivalence_plan import Cell, cells, check_sizes, section
 from engine.study.studyresults import EquivalenceCell
+from engine.study.trials import Trial
+from engine.training.judge_data import real_images
 
 RESULT = "results/equivalence.json"
 
@@ -52,51 +54,27 @@ def measure(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -
     if not catalog.split("test").num_rows:
         raise ConfigError("split.test", "an equivalence study needs a test split", "set it, or source.test_path")
     check_sizes(spec, catalog.split("train")["label"].to_numpy())
-    plan = cells(spec)
-    for cell in plan:
-        _check_settings(spec, store, cell)
-    pending = [cell for cell in plan if not store.exists(cell.name)]
+    plan = [Trial(f"cell {one.key}", one.name, settings(spec, one), one) for one in cells(spec)]
+    for trial in plan:
+        _check_sizes_measured(spec, store, trial.work)
+    pending = trials.missing(store, plan, "equivalence")
     if pending:
         count = range(section(spec).judge_seeds)
-        names = [f"{cell.name}-{number}" for cell in pending for number in count]
-        arms = ["real" if not cell.base else f"base {cell.base}" for cell in pending]
+        names = [f"{trial.name}-{number}" for trial in pending for number in count]
+        arms = [f"base {trial.work.base}" if trial.work.base else "real" for trial in pending]
         readings.note(store, "equivalence", "every cell", arms, names, catalog.split("test").num_rows)
-        _run(spec, catalog, store, reporter, pending)
-    return {cell.key: documents.read(store, cell.name, EquivalenceCell)["accuracies"] for cell in plan}
+        with reporter.task("equivalence: real images", catalog.table.num_rows) as task:
+            train, test = catalog.split("train"), catalog.split("test")
+            images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
+        study = cell.Study(spec, store.url, catalog, *images)
+        trials.run(cell.run, study, pending, store, spec.resources, reporter, "equivalence")
+    return {trial.work.key: documents.read(store, trial.name, EquivalenceCell)["accuracies"] for trial in plan}
 
 
-def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: list[Cell]) -> None:
-    import ray
-
-    from engine.training.judge_data import real_images
-
-    with reporter.task("equivalence: real images", catalog.table.num_rows) as task:
-        train, test = catalog.split("train"), catalog.split("test")
-        images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
-    study, board = ray.put(Study(spec, store.url, catalog, *images)), Board.create()
-    by_key = {cell.key: cell for cell in pending}
-    parameters = {"study": [study], "board": board, "cells": by_key, "resources": tuning.one_worker(spec.resources)}
-    with follow(board, reporter):
-        tuning.every(trial, "cell", list(by_key), parameters, reporter, "equivalence")
-
-
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
-    """The driver function of one cell: a Ray Train run of one worker."""
-    from engine.training import setup
-
-    cell = parameters["cells"][config["cell"]]
-    given = {"study": parameters["study"][0], "cell": cell, "board": parameters["board"]}
-    setup.run(loop, given, name=f"equivalence-{cell.key}", resources=parameters["resources"])
-    report(1.0)
-
-
-def _check_settings(spec: RunSpec, store: Store, cell: Cell) -> None:
-    """Refuse what was measured with other settings, and a real curve that lacks a base."""
+def _check_sizes_measured(spec: RunSpec, store: Store, cell: Cell) -> None:
+    """Refuse a real curve that lacks a base."""
     known = documents.find(store, cell.name, EquivalenceCell)
-    if known is None:
-        return
-    lacking = [base for base in section(spec).bases if not cell.base and str(base) not in known["accuracies"]]
-    if known["settings"] != settings(spec, cell) or lacking:
-        how = f"without the size {lacking[0]}" if lacking else "with other settings"
-        what = f"cell {cell.key} was measured {how} in {store.url}"
+    lacking = [base for base in section(spec).bases if known and not cell.base and str(base) not in known["accuracies"]]
+    if lacking:
+        what = f"cell {cell.key} was measured without the size {lacking[0]} in {store.url}"
         raise ConfigError("equivalence", what, "use another output")

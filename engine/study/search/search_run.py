@@ -24,7 +24,7 @@ from engine.study.population import Floats
 from engine.study.search import rungs, search_plan, search_summary
 from engine.study.search.search_plan import Point, Work
 from engine.study.search.search_summary import ZERO
-from engine.study.search.search_trial import Study, loop
+from engine.study.search.search_trial import Study, score
 from engine.study.search.suggest import searcher
 from engine.study.studyresults import SearchChoice, SearchOutcome, TestReading
 from engine.training.judge_data import real_images
@@ -207,8 +207,8 @@ class _Session:
         self, split: str, folder: str, space: Mapping[str, Any], parameters: dict[str, Any], count: int, **options: Any
     ) -> None:
         with self._study(split, folder) as (study, board):
-            done, resources = 0, tuning.one_worker(self.spec.resources)
-            parameters |= {"study": [study], "board": board, "resources": resources}
+            done, resources = 0, self.spec.resources
+            parameters |= {"study": [study], "board": board}
             with self.reporter.task(f"search: {split}", count, "trials") as task:
                 task.update(0)
 
@@ -236,7 +236,7 @@ class _Session:
         with follow(board, self.reporter):
             yield study, board
 
-    def _raise_first(self, faults: Sequence[tuning.Trial], trials: int, parameters: dict[str, Any]) -> None:
+    def _raise_first(self, faults: Sequence[tuning.Ending], trials: int, parameters: dict[str, Any]) -> None:
         """Tell every failed trial's reason, then raise the first's."""
         for fault in faults:
             self.reporter.note(f"trial {_work(fault.config, parameters).key} failed: {fault.error}")
@@ -250,25 +250,21 @@ class _Session:
             raise type(first)(where, first.what, first.fix)
 
 
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
-    """The driver function of one trial: a Ray Train run of one worker for each stretch of its classifiers.
-
-    Reports the mean of its accuracies after each classifier, at the end of the stretch: there ASHA may stop it.
-    """
+def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any], device: str) -> None:
+    """One trial. Reports the mean of its accuracies after each classifier, at the end of a stretch: there ASHA may stop
+    it."""
     import ray
+    import torch
 
     from engine.storage.store import open_store
-    from engine.training import setup
 
+    torch.set_num_threads(1)
     work = _work(config, parameters)
-    reference = parameters["study"][0]
-    study: Study = ray.get(reference)
+    study: Study = ray.get(parameters["study"][0])
     store, values = open_store(study.url), []
     for seeds in work.stretches:
         names = [search_plan.outcome(study.folder, work.point, seed) for seed in seeds]
-        if not all(store.exists(name) for name in names):
-            given = {"study": reference, "work": work, "seeds": seeds, "board": parameters["board"]}
-            setup.run(loop, given, name=f"search-{work.point.key}", resources=parameters["resources"])
+        score(study, work, seeds, device, parameters["board"])
         for name in names:
             values.append(documents.read(store, name, SearchOutcome)["accuracy"])
             report(float(np.mean(values)))

@@ -5,17 +5,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from engine.cluster.board import Board
-from engine.errors import OutputInUseError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.claim import claim
-from engine.storage.lock import hold
 from engine.storage.store import Store, open_store
 from engine.study.judge_reading import read
 from engine.study.nested import judge_seed
@@ -48,19 +43,6 @@ class Study:
     def n(self) -> int:
         """Real training images."""
         return len(self.train.labels)
-
-
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one stretch of a trial: `study` (a reference), `work`, `seeds`, `board`."""
-    import ray
-    import torch
-
-    from engine.training.setup import place
-
-    here = place()
-    if here.rank == 0:
-        torch.set_num_threads(1)
-        score(ray.get(config["study"]), config["work"], config["seeds"], str(here.device), config["board"])
 
 
 def score(study: Study, work: Work, seeds: Seeds, device: str, board: Board | None = None) -> None:
@@ -100,16 +82,11 @@ def _synthetic(study: Study, point: Point, generator: int, device: str) -> Array
     spec = set_spec(study.spec, point, own, needed)
     shared = Shared(study.url, study.catalog, study.train, study.held)
     name = f"search-{name_of(point.values)}-{spec.generate.count}"
-    with _alone(output(shared, f"seed-{spec.seed}/search-shared")):
-        model = train_generator(spec, shared, device, "search-generator") if spec.model.checkpoint is None else None
-        tuned = None
-        if spec.match is not None:
-            tuned = fine_tuned(set_spec(study.spec, Point(0.0), own, 1), "search-tuned", model, shared, device)
-    store = output(shared, f"seed-{spec.seed}/{name}")
-    with _alone(store):
-        if tuned is not None:
-            _begin(store, spec, tuned)
-        synthetic_set(spec, name, model, shared, device)
+    model = train_generator(spec, shared, device, "search-generator")
+    if spec.match is not None:
+        tuned = fine_tuned(set_spec(study.spec, Point(0.0), own, 1), "search-tuned", model, shared, device)
+        _begin(output(shared, f"seed-{spec.seed}/{name}"), spec, tuned)
+    store = synthetic_set(spec, name, model, shared, device)
     count = point.count(study.n)
     with quiet().task("images", count) as task:
         return synthetic_images(spec, store, count, task)
@@ -124,16 +101,3 @@ def _begin(target: Store, spec: RunSpec, source: Store) -> None:
     for entry in sorted(source.list("match/"), key=lambda entry: entry.name == MARKER):
         if not target.exists(entry.name):
             target.create(entry.name, source.read(entry.name))
-
-
-@contextmanager
-def _alone(store: Store) -> Iterator[None]:
-    """Hold an output that trials share, waiting for the one that is at work there; a lock ends with its process."""
-    with ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(hold(store, "mimeo search"))
-                break
-            except OutputInUseError:
-                continue
-        yield

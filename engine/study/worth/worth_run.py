@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
-from engine.errors import ConfigError, MimeoError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.spec.studies import WorthSpec
 from engine.storage import documents, readings
 from engine.storage.store import Store
+from engine.study import trials
 from engine.study.ablation_arms import changed
 from engine.study.comparison import compare, population
 from engine.study.judge_reading import need_validation, shares
@@ -24,16 +23,13 @@ from engine.study.nested import generator_seeds
 from engine.study.population import Floats
 from engine.study.statistics import ratio_interval, spread
 from engine.study.studyresults import WorthTrial
-from engine.study.trial import Shared, train_generator
-from engine.study.tuning import one_worker
+from engine.study.trials import Trial
 from engine.study.worth import worth_trial
 from engine.training.judge_data import real_images
 from engine.training.judge_training import check as check_judge
 from engine.training.judge_training import filled
-from engine.training.setup import await_room
 
 RESULT = "results/worth.json"
-LOOK_S = 1.0
 COVERS = (
     "A value is a generator seed's, the mean of its judges, whose seeds no other "
     "generator seed has. Intervals are 95 % Student-t "
@@ -66,12 +62,7 @@ def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> 
     check_judge(spec, n, tested)
     spec = filled(spec, n)
     plan = [changed(spec, {}, seed) for seed in generator_seeds(spec.seed, section(spec).seeds)]
-    for one in plan:
-        known = documents.find(store, worth_trial.name(one.seed), WorthTrial)
-        if known is not None and known["identity"] != identity(one):
-            what = f"generator seed {one.seed} was run with other settings in {store.url}"
-            raise ConfigError("worth", what, "use another output")
-    pending = [one for one in plan if not store.exists(worth_trial.name(one.seed))]
+    pending = trials.missing(store, [_trial(one) for one in plan], "worth")
     if pending:
         _run(spec, catalog, store, reporter, pending)
     found = [documents.read(store, worth_trial.name(one.seed), WorthTrial) for one in plan]
@@ -80,54 +71,19 @@ def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> 
     return result
 
 
-def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: Sequence[RunSpec]) -> None:
-    import ray
+def _trial(spec: RunSpec) -> Trial:
+    return Trial(f"generator seed {spec.seed}", worth_trial.name(spec.seed), identity(spec), spec)
 
-    from engine.cluster.session import device
 
+def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pending: Sequence[Trial]) -> None:
     with reporter.task("judge: real images", catalog.table.num_rows) as task:
-        split = [catalog.split(name) for name in ("train", "validation", "test")]
-        read = [real_images(spec, rows, task, same_codec=rows is split[0]) for rows in split]
-    where = device(spec.resources)
-    await_room(one_worker(spec.resources), where)
-    slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
-    slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
-    board = Board.create()
-    images = ray.put(worth_trial.Images(store.url, catalog, read[0], read[1], read[2], board))
-    shared = ray.put(Shared(store.url, catalog, read[0], read[2], board=board))
-    train, run = (ray.remote(function).options(**slots) for function in (train_generator, worth_trial.run))
-    for one in pending:
-        judges = [f"{one.seed}-{number}" for number in range(spec.judge.seeds)]
-        readings.note(store, "study worth", f"generator seed {one.seed}", ["all"], judges, split[2].num_rows)
-    refs: dict[Any, RunSpec] = {}
-    for one in pending:
-        generator = None if one.model.checkpoint is not None else train.remote(one, shared, where)
-        refs[run.remote(one, generator, images, where)] = one
-    with reporter.task("worth", len(pending), "generator seeds") as task, follow(board, reporter):
-        task.update(0)
-        waiting = list(refs)
-        while waiting:
-            ready, waiting = ray.wait(waiting, timeout=LOOK_S)  # so that a signal is heard
-            if not ready:
-                continue
-            one = refs[ready[0]]
-            store.create(
-                worth_trial.name(one.seed), json.dumps(_get(ready[0]), sort_keys=True, allow_nan=False).encode()
-            )
-            task.update(len(refs) - len(waiting), seed=one.seed)
-
-
-def _get(ref: Any) -> Any:
-    """A task's result; its own MimeoError where it has raised one."""
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        return ray.get(ref)
-    except RayTaskError as error:
-        if isinstance(error.cause, MimeoError):
-            raise error.cause from None
-        raise
+        train, *others = (catalog.split(name) for name in ("train", "validation", "test"))
+        read = [real_images(spec, rows, task, same_codec=rows is train) for rows in (train, *others)]
+    for trial in pending:
+        judges = [f"{trial.work.seed}-{number}" for number in range(spec.judge.seeds)]
+        readings.note(store, "study worth", trial.key, ["all"], judges, others[-1].num_rows)
+    images = worth_trial.Images(store.url, catalog, *read)
+    trials.run(worth_trial.run, images, pending, store, spec.resources, reporter, "worth")
 
 
 def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:

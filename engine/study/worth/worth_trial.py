@@ -15,12 +15,12 @@ from engine.evaluation.evaluationresults import Copies
 from engine.evaluation.fidelity import distances
 from engine.evaluation.nearest import FeatureSpace
 from engine.images.catalog import Catalog
-from engine.spec import RunSpec, identity
+from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store
 from engine.study.judge_reading import packed
 from engine.study.nested import judge_seeds
-from engine.study.trial import Shared, quiet, reporter, synthetic_set
+from engine.study.trial import Shared, quiet, reporter, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, arms, fit
 from engine.training.measures import METRICS, measured
@@ -35,7 +35,6 @@ class Images:
     train: Arrays
     validation: Arrays
     test: Arrays
-    board: Board | None = None
 
 
 def name(seed: int) -> str:
@@ -48,11 +47,11 @@ def judged(spec: RunSpec, planned: controls.Planned) -> list[Arm]:
     return [*arms(spec.judge), *planned.arms]
 
 
-def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> dict[str, Any]:
+def run(shared: Images, spec: RunSpec, device: str, board: Board | None = None) -> dict[str, Any]:
     """The seed's result, as `WorthTrial`. Judges that are scored on validation images are others than those that read
     the test split."""
-    given = Shared(shared.url, shared.catalog, shared.train, shared.test, board=shared.board)
-    store = synthetic_set(spec, "worth", generator, given, device)
+    given = Shared(shared.url, shared.catalog, shared.train, shared.test, board=board)
+    store = synthetic_set(spec, "worth", train_generator(spec, given, device), given, device)
     planned = controls.plan(spec, store)
     data = _data(spec, store, shared)
     multiples = sorted({arm.multiple for arm in arms(spec.judge) if arm.multiple})
@@ -71,7 +70,6 @@ def run(spec: RunSpec, generator: str | None, shared: Images, device: str) -> di
             for arm in wanted
         }
     return {
-        "identity": identity(spec),
         "seed": spec.seed,
         "images": {way: len(images.labels) for way, (images, _) in ways.items()},
         "arms": judged_arms,

@@ -22,7 +22,7 @@ from engine.spec import RunSpec, spec_hash, validate
 from engine.storage import readings
 from engine.storage.store import open_store
 from engine.study import ablation_run as studies
-from engine.study.ablation_arms import changed, check, trials
+from engine.study.ablation_arms import changed, check, every_arm
 from engine.study.judge_reading import packed, unpacked
 from engine.study.population import pooled
 from engine.study.trial import generator_key
@@ -74,7 +74,7 @@ def test_an_ablation_runs_resumes_grows_and_reads_the_test_split_once(ready: Out
     catalog = catalogs.build(two, store, Quiet())
     reporter = Counting()
     begun = studies.ablation(two, catalog, store, reporter)
-    assert reporter.done == [0, 1, 2, 3, 4]  # trials alone: the judges of real images are none
+    assert reporter.done == [0, 1, 2, 3, 4, 5, 6]  # the judges of real images are trials too
     first = {entry.name: store.read(entry.name) for entry in store.list("results/ablation/")}
     final = [name for name in first if name.startswith("results/ablation/test/")]
     assert len(final) == (4 if begun["chosen"] == "lora" else 6)  # two seeds of the reference, the choice, real judges
@@ -106,7 +106,7 @@ def test_an_ablation_runs_resumes_grows_and_reads_the_test_split_once(ready: Out
     text = pages.markdown(result)
     assert all(arm in text for arm in ARMS)
     other = _spec(ready, ARMS | {"lora": {"match.rank": 3}})
-    with pytest.raises(ConfigError, match="another name"):
+    with pytest.raises(ConfigError, match="other settings"):
         studies.ablation(other, catalog, store, PlainReporter())
 
 
@@ -123,7 +123,7 @@ def test_trials_run_where_the_labels_say(ready: Output, tmp_path: Path) -> None:
 def test_the_summary_is_that_of_sums_by_hand(ready: Output) -> None:
     spec = _spec(ready, ARMS, seeds=4)
     rng = np.random.default_rng(0)
-    plan = trials(spec)
+    plan = every_arm(spec)
     right = {(t.seed, t.arm): rng.random((2, 30)) < rng.uniform(0.5, 0.9) for t in plan}
     scores = {
         key: {
@@ -180,6 +180,6 @@ def test_arms_change_what_they_say_and_nothing_else(ready: Output) -> None:
 def test_bad_arms_are_refused_in_one_line(ready: Output, changes: dict[str, Any], says: str) -> None:
     spec = _spec(ready, {"lora": {}, "bad": changes})
     with pytest.raises(ConfigError, match=says) as caught:
-        trials(spec)
+        every_arm(spec)
     assert str(caught.value).startswith("ablation.arms.bad: ")
     assert "\n" not in str(caught.value)

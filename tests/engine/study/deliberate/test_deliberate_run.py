@@ -16,10 +16,10 @@ from engine.report import ablation_page as pages
 from engine.shards.verification import verify
 from engine.spec import RunSpec, validate
 from engine.storage import readings
-from engine.storage.store import open_store
+from engine.storage.store import Store, open_store
 from engine.study.deliberate import deliberate_run as studies
 from engine.study.deliberate.anchor_choice import entropy_weights, folds
-from engine.study.deliberate.deliberate_trial import Study, _weights, name_of, run_seed, section, settings
+from engine.study.deliberate.deliberate_trial import Study, _weights, name_of, run, section, settings
 from engine.study.judge_reading import packed
 from engine.study.nested import judge_seeds
 from engine.study.trial import Shared
@@ -57,14 +57,20 @@ def _study(ready: Output, spec: RunSpec, folder: Path) -> Study:
         return Arrays(pixels, labels, np.arange(len(labels)))
 
     shared = Shared(str(folder), ready.catalog, images(labels), images(labels[:30]))
-    return Study(spec, shared, "validation", ("static", *section(spec).by))
+    return Study(spec, shared)
+
+
+def _run_seed(study: Study, store: Store) -> None:
+    for arm in ("static", *section(study.spec).by):
+        if not store.exists(name_of(0, arm)):
+            store.create(name_of(0, arm), json.dumps(run(study, (0, arm), "cpu"), sort_keys=True).encode())
 
 
 def test_arms_draw_as_many_images_from_a_common_first_round_and_resume(ready: Output, tmp_path: Path) -> None:
     spec = _spec(ready)
     study = _study(ready, spec, tmp_path)
-    run_seed(study, 0, "cpu")
     store = open_store(str(tmp_path))
+    _run_seed(study, store)
     facts = {arm: json.loads(store.read(name_of(0, arm))) for arm in ("static", "entropy", "class_error")}
     assert facts["static"]["rounds"] == []
     for arm in ("entropy", "class_error"):
@@ -79,7 +85,7 @@ def test_arms_draw_as_many_images_from_a_common_first_round_and_resume(ready: Ou
     assert all(len(own["scores"][kind]) == 2 for own in facts.values() for kind in ("synthetic", "mixed"))
     before = store.read(name_of(0, "static"))
     store.remove(name_of(0, "entropy"))
-    run_seed(study, 0, "cpu")
+    _run_seed(study, store)
     assert json.loads(store.read(name_of(0, "entropy"))) == facts["entropy"]
     assert store.read(name_of(0, "static")) == before
 
