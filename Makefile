@@ -8,7 +8,7 @@ BENCH := shard_writing planning verify_rate profile generation_overhead
 NEEDS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt
 
-.PHONY: help install quickstart test test-clusters test-slow check bench bench-all bench-gpu gpu-study
+.PHONY: help install quickstart test test-clusters test-slow check docs bench bench-all bench-gpu gpu-study
 help:
 	@echo "make install     make .venv with mimeo and what it needs (a minute or two the first time)"
 	@echo "make quickstart  the main job on embedded real digits: real images -> synthetic shards -> classifiers -> report"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-clusters  the tests on real clusters of this machine: jobs, hosts with addresses of their own, an autoscaler"
 	@echo "make test-slow   smoke runs of every benchmark, compiled generation and training, a killed search"
 	@echo "make check       lint, format and types"
+	@echo "make docs        the documentation as a site in site/"
 	@echo "make bench       the CPU benchmarks of a quarter of an hour; results go to benchmarks/results"
 	@echo "make bench-all   all CPU benchmarks, two hours and a half"
 	@echo "make gpu-study   latent against pixel generators on one GPU, 25 minutes; resumes; DATA=folder of cifar10/ and usps/"
@@ -55,6 +56,10 @@ check: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(INSTALL) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(DEV_STAMP)
 	failed=0; for name in $(BENCH); do $(BIN)/python -m benchmarks.$$name || failed=1; done; exit $$failed
