@@ -7,16 +7,16 @@ import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import spec as specs
-from engine.cluster.progress import Reporter, reporter
+from engine.cluster.progress import reporter
 from engine.diffusion.schedulers import check_kind, check_name
 from engine.errors import ConfigError, DataError
 from engine.images.catalog import listed_classes, precheck
 from engine.images.sources.overlap import check_output
+from engine.run.stages import Run
 from engine.shards.seal import sealing
 from engine.spec import RunSpec
 from engine.spec.load import at_home, change_paths, is_local
@@ -36,15 +36,6 @@ if TYPE_CHECKING:
 
 RECIPES = Path(__file__).parent / "recipes"
 Drawn = Mapping[str, RunSpec]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A validated spec, the output that it owns, and where to tell the user."""
-
-    spec: RunSpec
-    store: Store
-    reporter: Reporter
 
 
 def load_recipe(recipe: str, overrides: Sequence[str] | None) -> RunSpec:

@@ -7,7 +7,7 @@ import json
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
-from pipelines.stages import run_stages, upto
+from pipelines.verbs import run_stages, upto
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:

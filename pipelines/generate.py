@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipelines.options import Output, Recipe, Set
-from pipelines.stages import verb
+from pipelines.verbs import verb
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.cluster.terminal import Terminal
 from pipelines.options import Output, Recipe, Set, TimeLimit
-from pipelines.stages import verb
+from pipelines.verbs import verb
 
 
 def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: TimeLimit = None) -> None:

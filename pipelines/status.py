@@ -13,9 +13,9 @@ from pipelines.options import Price, Url
 def main(url: Url, price_per_hour: Price = None) -> None:
     """Say what a run has done so far, whether it is still running, what is left, and what the images have cost."""
     from engine.cluster.progress import PlainReporter
+    from engine.run.stages import Run
     from engine.shards.shard_status import status
-    from pipelines.context import Run
-    from pipelines.stages import STAGES
+    from pipelines.verbs import STAGES
 
     store = open_store(url)
     spec = read_spec(store)

@@ -7,11 +7,12 @@ import time
 
 from engine.cluster.terminal import Terminal
 from engine.errors import ConfigError
+from engine.run.stages import Run, generator
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from pipelines.context import Run, load_recipe, open_run
+from pipelines.context import load_recipe, open_run
 from pipelines.options import Output, Recipe, Set, TimeLimit
-from pipelines.stages import STAGES, generator, run_stages, upto
+from pipelines.verbs import STAGES, run_stages, upto
 
 WIDTH = 120  # of tables in files
 
@@ -42,7 +43,7 @@ def autoencoder(run: Run) -> tuple[str, str] | None:
         return None
     from engine.diffusion import checkpoint
 
-    model = checkpoint.inspect(generator(run.spec, run.store), run.spec.images.size)
+    model = checkpoint.inspect(generator(run), run.spec.images.size)
     if not any(name.startswith("vae/") for name in model.files):
         raise _no_vae(f"{model.place} has none")
     return model.place, model.digest

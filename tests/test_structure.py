@@ -12,14 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("text", "errors", "regular", "spec"),
+    ("text", "errors", "regular", "output", "spec"),
     ("storage",),
     ("cluster",),
     ("images",),
     ("diffusion",),
     ("conditions", "shards"),
     ("generation", "training"),
-    ("study", "evaluation"),
+    ("run", "study", "evaluation"),
     ("report",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

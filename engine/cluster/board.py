@@ -62,11 +62,11 @@ class BoardReporter(Reporter):
     """A reporter inside a worker: its tasks stand on the board; notes go nowhere."""
 
     def __init__(self, board: Board) -> None:
-        self._board = board
+        self.board = board
 
     def task(self, name: str, total: int, unit: str = "images") -> Task:
         """Open a counted task of `total` units."""
-        return _BoardTask(self._board, name, total, unit)
+        return _BoardTask(self.board, name, total, unit)
 
     def note(self, text: str) -> None:
         """Nothing."""

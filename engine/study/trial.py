@@ -7,17 +7,16 @@ import io
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from engine.cluster.board import Board, BoardReporter
 from engine.cluster.progress import PlainReporter, Reporter
-from engine.conditions import conditions_job as conditions
-from engine.conditions import row_pool, table
 from engine.errors import OutputInUseError
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
+from engine.output import CATALOG_DONE, MODEL, TRIALS
+from engine.run import stages
+from engine.run.stages import Run, Where
 from engine.spec import RunSpec, digest, plain
-from engine.spec.recipe import ModelSpec
 from engine.storage.claim import claim
 from engine.storage.lock import hold
 from engine.storage.store import Store, address, open_store
@@ -27,7 +26,6 @@ from engine.study.studyresults import Copied
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data
 
-MODEL_MARKER = "model/mimeo.json"
 Readings = dict[str, list[Reading]]
 
 
@@ -63,17 +61,10 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     """
     if spec.model.checkpoint is not None:
         return None
-    from engine.training.pretrain.pretrain_run import made_from
-    from engine.training.pretrain.pretrain_worker import Job, Training, training_set
-
     store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     with _alone(store):
-        if not store.exists(MODEL_MARKER):
-            captions = _captions(spec, shared, store)
-            job = Job(spec, store, made_from(spec, shared.catalog, captions), board=shared.told(spec.seed))
-            images = training_set(spec, shared.catalog.split("train"), captions, _torch_device(device))
-            Training(job, _place(device), images).run()
-    return address(store, "model")
+        stages.make(_run(spec, store, None, shared, device), stages.upto("pretrain"))
+    return address(store, MODEL)
 
 
 def run_trial(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> tuple[Readings, Copied]:
@@ -102,46 +93,31 @@ def synthetic_set(spec: RunSpec, name: str, generator: str | None, shared: Share
     What is there already is kept, so a trial that was cut short goes on; trials that share an output wait for each
     other.
     """
-    from engine.diffusion import checkpoint as checkpoints
-    from engine.generation import generation_job as generation
-    from engine.training.matching.matching_precheck import lora_of, model_of
-
-    store = output(shared, f"seed-{spec.seed}/{name}")
-    with _alone(store):
-        _fine_tune(spec, store, generator, shared, device)
-        tuned = model_of(spec, store)
-        model = _model(spec, generator) if tuned is None else spec.model.model_copy(update={"checkpoint": tuned})
-        base = checkpoints.inspect(model, spec.images.size)
-        known, lora = table.load(store, spec), lora_of(spec, store)
-        out = reporter(shared, spec.seed)
-        generation.generate(spec, store, base, known, shared.catalog, out, lora=lora, here=device)
-    return store
+    return _made("generate", spec, name, generator, shared, device)
 
 
 def fine_tuned(spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
     """All that comes before drawing: captions, features and, where the recipe has one, the fine-tune in `match/`."""
+    return _made("match", spec, name, generator, shared, device)
+
+
+def _made(last: str, spec: RunSpec, name: str, generator: str | None, shared: Shared, device: str) -> Store:
+    """The trial's own output, with a run's stages up to the last one."""
+    import torch
+
+    torch.set_num_threads(spec.resources.threads)
     store = output(shared, f"seed-{spec.seed}/{name}")
     with _alone(store):
-        _fine_tune(spec, store, generator, shared, device)
+        claim(store, spec)
+        stages.make(_run(spec, store, generator, shared, device), stages.upto(last))
     return store
 
 
-def _fine_tune(spec: RunSpec, store: Store, generator: str | None, shared: Shared, device: str) -> None:
-    import torch
-
-    from engine.diffusion import checkpoint as checkpoints
-    from engine.training.matching.matching_run import match
-
-    torch.set_num_threads(spec.resources.threads)
-    out = quiet()
-    claim(store, spec)
-    if not store.exists(catalogs.DONE):
+def _run(spec: RunSpec, store: Store, generator: str | None, shared: Shared, device: str) -> Run:
+    """A run in this process, of the study's catalog."""
+    if not store.exists(CATALOG_DONE):
         catalogs.copy(shared.catalog, open_store(shared.url), store)
-    base = checkpoints.inspect(_model(spec, generator), spec.images.size)
-    _captions(spec, shared, store)
-    conditions.features(spec, shared.catalog, base.path, store, out, run=row_pool.here)
-    if spec.match is not None:
-        match(spec, store, base, shared.catalog, out, here=device)
+    return Run(spec, store, reporter(shared, spec.seed), Where(device), generator)
 
 
 def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Reading]:
@@ -170,15 +146,6 @@ def _data(shared: Shared, synthetic: Arrays | None) -> Data:
     return Data(shared.train, shared.held, synthetic, n, classes, validation=shared.validation)
 
 
-def _captions(spec: RunSpec, shared: Shared, store: Store) -> table.Captions:
-    conditions.caption(spec, shared.catalog, store, quiet(), run=row_pool.here)
-    return table.load_captions(store)
-
-
-def _model(spec: RunSpec, generator: str | None) -> ModelSpec:
-    return spec.model if generator is None else spec.model.model_copy(update={"checkpoint": generator})
-
-
 @contextmanager
 def _alone(store: Store) -> Iterator[None]:
     """Hold an output that trials share, waiting for the one that is at work there; a lock ends with its process."""
@@ -194,7 +161,7 @@ def _alone(store: Store) -> Iterator[None]:
 
 def output(shared: Shared, name: str) -> Store:
     """The output of a trial, or of what trials share."""
-    return open_store(f"{shared.url}/trials/{name}")
+    return open_store(f"{shared.url}/{TRIALS}/{name}")
 
 
 def reporter(shared: Shared, seed: int) -> Reporter:
@@ -206,15 +173,3 @@ def reporter(shared: Shared, seed: int) -> Reporter:
 def quiet() -> Reporter:
     """A reporter that nobody reads."""
     return PlainReporter(io.StringIO())
-
-
-def _torch_device(device: str) -> Any:
-    import torch
-
-    return torch.device(device)
-
-
-def _place(device: str) -> Any:
-    from engine.training.setup import Place
-
-    return Place(0, 1, _torch_device(device))

@@ -42,11 +42,12 @@ from engine.diffusion import checkpoint
 from engine.images import catalog
 from engine.spec.recipe import ResourcesSpec
 from engine.training.matching.matching_run import match
-from pipelines.stages import generator, verb
+from engine.run.stages import generator
+from pipelines.verbs import verb
 
 with session(ResourcesSpec(device="cpu"), num_cpus=3):
     run = verb("features", "recipe.yaml", None, sys.argv[1])
-    model = checkpoint.inspect(generator(run.spec, run.store), 8)
+    model = checkpoint.inspect(generator(run), 8)
     stopped = match(run.spec, run.store, model, catalog.load(run.store), run.reporter, time_limit=0.0)
     assert not stopped.done, stopped
     assert list(run.store.list("checkpoints/match-")), "no checkpoint"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import pyarrow as pa
+import torch
 
-from engine.cluster.board import Board, follow
+from engine.cluster.board import Board, BoardReporter, follow
 from engine.cluster.progress import Reporter
 from engine.conditions import cuts
 from engine.conditions.prompts import fill
@@ -25,7 +26,7 @@ from engine.spec.training import ViewsSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import setup, training_state
-from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Job, train
+from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Job, Training, train, training_set
 from engine.training.pretrain.publish_model import MARKER
 from engine.training.trainingresults import Marker
 
@@ -42,10 +43,18 @@ class Pretrained:
 
 
 def pretrain(
-    spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, time_limit: float | None = None
+    spec: RunSpec,
+    catalog: Catalog,
+    store: Store,
+    reporter: Reporter,
+    *,
+    time_limit: float | None = None,
+    here: str | None = None,
 ) -> Pretrained:
     """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one
     Ray Train run; write `model/`.
+
+    `here` names a device on which this process does it all by itself.
 
     Call it inside a Ray session, with the captions stored. Does nothing when `model/` is whole; otherwise goes on from
     the newest whole checkpoint. `time_limit` (seconds) ends it cleanly, with a checkpoint. Raises ConfigError for sizes
@@ -62,10 +71,16 @@ def pretrain(
     _check(spec, rows, captions)
     cuts.tell(cuts.check(readers(spec, captions), spec, captions), "pretrain", reporter.note)
     deadline = None if time_limit is None else time.time() + time_limit
-    board = Board.create()
-    config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
-    with follow(board, reporter):
-        out = setup.run(train, config, name=f"pretrain-{digest(inputs)[:16]}", resources=spec.resources)
+    job = Job(spec, store, inputs, deadline)
+    if here is None:
+        board = Board.create()
+        config = {"job": replace(job, board=board), "rows": rows, "captions": captions}
+        with follow(board, reporter):
+            out = setup.run(train, config, name=f"pretrain-{digest(inputs)[:16]}", resources=spec.resources)
+    else:
+        place = setup.Place(0, 1, torch.device(here))
+        job = replace(job, board=reporter.board if isinstance(reporter, BoardReporter) else None)
+        out = Training(job, place, training_set(spec, rows, captions, place.device)).run()
     if out["done"]:
         training_state.remove_all(store, CHECKPOINTS)
     return Pretrained(out["done"], out["message"])
