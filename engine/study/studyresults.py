@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 Interval = list[float | None]
+
+
+class Spread(TypedDict):
+    """A result's repeats: mean, standard deviation (None for one), Student-t interval."""
+
+    mean: float
+    sd: float | None
+    interval: Interval
 
 
 class Compared(TypedDict):
@@ -33,6 +41,23 @@ class Copied(TypedDict):
     auc: float
 
 
+class StudyArm(TypedDict):
+    """An arm of a study over its generator seeds; `population`: the interval over seeds and images."""
+
+    values: list[float]
+    mean: float
+    sd: float | None
+    interval: Interval
+    population: Interval
+
+
+class StudyGroup(TypedDict):
+    """All arms of a study on one training set."""
+
+    arms: dict[str, StudyArm]
+    comparisons: list[Compared]
+
+
 class ArmTrial(TypedDict):
     """One arm and generator seed, by training set: accuracies, a judge each, and which of the `images` were right
     (`reading.packed`)."""
@@ -47,20 +72,6 @@ class AblationTrial(ArmTrial):
 
     identity: dict[str, object]
     copies: NotRequired[Copied]
-
-
-class WorthTrial(TypedDict):
-    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
-    copies."""
-
-    identity: dict[str, object]
-    seed: int
-    images: dict[str, int]
-    arms: dict[str, dict[str, dict[str, list[Any]]]]
-    kinds: dict[str, dict[str, Any]]
-    left_out: dict[str, str]
-    fidelity: dict[str, dict[str, Any]]
-    copies: dict[str, Any]
 
 
 class RealJudges(TypedDict):
@@ -112,6 +123,13 @@ class SearchOutcome(TypedDict):
 
     accuracy: float
     right: str
+
+
+class JudgeReading(SearchOutcome):
+    """`engine.study.judge_reading.Reading` as JSON: the outcome, and how many images it was trained on."""
+
+    real_images: int
+    synthetic_images: int
 
 
 class SearchChoice(TypedDict):

@@ -20,15 +20,15 @@ FAULT = "fault"
 SCORE = "score"
 
 Report = Callable[[float], None]
-Function = Callable[[dict[str, Any], Report, Any], None]
-Ended = Callable[[dict[str, Any], dict[str, Any]], None]
+Function = Callable[[Mapping[str, Any], Report, Any], None]
+Ended = Callable[[Mapping[str, Any], Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Trial:
     """How one trial ended: its settings, its last score, and the one-line error that ended it, if one did."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     score: float | None
     error: MimeoError | None
 
@@ -50,7 +50,7 @@ def one_worker(resources: ResourcesSpec) -> ResourcesSpec:
 
 
 def every(
-    function: Function, name: str, keys: Sequence[Any], parameters: dict[str, Any], reporter: Reporter, title: str
+    function: Function, name: str, keys: Sequence[Any], parameters: Mapping[str, Any], reporter: Reporter, title: str
 ) -> None:
     """Run one trial for each key, as setting `name`, with progress; raises the first fault, as each one is needed.
 
@@ -119,7 +119,7 @@ def run(
         return [_ended(result) for result in beside(tuner.fit)]
 
 
-def _trial(config: dict[str, Any], function: Function, parameters: Any) -> None:
+def _trial(config: Mapping[str, Any], function: Function, parameters: Any) -> None:
     """What Tune runs in a process of its own; an error travels as a value."""
     from ray import tune
 
@@ -142,7 +142,7 @@ def _watch(tell: Callable[[], None], ended: Ended) -> Any:
         def __init__(self, tell: Callable[[], None], ended: Ended) -> None:
             self.tell, self.ended = tell, ended
 
-        def __getstate__(self) -> dict[str, Any]:
+        def __getstate__(self) -> dict[str, object]:
             return {}
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

@@ -4,20 +4,22 @@ generator seed."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import choice, tuning
-from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, loop, name_of, section, settings
+from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Config, Study, loop, name_of, section, settings
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.nested import generator_seeds
+from engine.study.publishedresults import DeliberateResult
 from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared
 
@@ -33,7 +35,7 @@ def check(spec: RunSpec) -> None:
     need_validation(spec.split.validation, "deliberate generation")
 
 
-def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> DeliberateResult:
     """Run every arm and seed that has no accuracies yet, choose, read the test split once; writes and returns
     results/deliberate.json.
 
@@ -43,7 +45,8 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
     need_validation(held, "deliberate generation")
     asked = section(spec)
     found = _measured(spec, catalog, store, reporter, [STATIC, *asked.by], VALIDATION)
-    result = summary(spec, found) | {"validation_images": held, "test": None}
+    result = summary(spec, found)
+    result |= {"validation_images": held, "test": None}
     if images:
 
         def measure(arms: Sequence[str]) -> choice.Found:
@@ -57,7 +60,7 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
     return result
 
 
-def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> dict[str, Any]:
+def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> DeliberateResult:
     """Accuracies on validation images, intervals, comparisons with the static plan and the choice, from each (seed,
     arm)'s facts."""
     asked = section(spec)
@@ -119,16 +122,24 @@ def _run(
         held, validation = scored(spec, catalog, split, task)
     shared = Shared(store.url, withheld(catalog), train, held, validation)
     study, board = ray.put(Study(spec, shared, split, tuple(arms))), Board.create()
-    parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
+    parameters: Parameters = {"study": [study], "board": board, "resources": tuning.one_worker(spec.resources)}
     with follow(board, reporter):
         title = "deliberate" if split == VALIDATION else "deliberate: test"
         tuning.every(trial, "seed", pending, parameters, reporter, title)
 
 
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
+class Parameters(TypedDict):
+    """What all trials are given; `study` holds a reference to a `Study`."""
+
+    study: list[Any]
+    board: Board
+    resources: ResourcesSpec
+
+
+def trial(config: Mapping[str, Any], report: tuning.Report, parameters: Parameters) -> None:
     """The driver function of one seed: a Ray Train run of one worker."""
     from engine.training import setup
 
-    given = {"study": parameters["study"][0], "seed": config["seed"], "board": parameters["board"]}
+    given: Config = {"study": parameters["study"][0], "seed": config["seed"], "board": parameters["board"]}
     setup.run(loop, given, name=f"deliberate-{config['seed']}", resources=parameters["resources"])
     report(1.0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -18,15 +18,17 @@ from engine.storage.store import Store, open_store
 from engine.study.ablation_arms import changed
 from engine.study.choice import told
 from engine.study.deliberate.anchor_choice import anchors, class_error_weights, entropy_weights, folds, halves, parts
-from engine.study.judge_reading import VALIDATION, read
+from engine.study.judge_reading import VALIDATION, Reading, read
 from engine.study.nested import judge_seeds
+from engine.study.studyresults import ArmTrial, DeliberateTrial, Round
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data
+from engine.training.trainingresults import ArmKind
 
 RESULTS = "results/deliberate"
 STATIC = "static"
-SETS = ("synthetic", "mixed")
+SETS: tuple[ArmKind, ...] = ("synthetic", "mixed")
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,16 @@ def name_of(seed: int, arm: str, split: str = VALIDATION) -> str:
     return f"{RESULTS}/{split}/seed-{seed}-{arm}.json"
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one trial: `study` (a reference), `seed`, `board`; publishes each arm's accuracies."""
+class Config(TypedDict):
+    """What the worker is sent; `study` is a reference to a `Study`."""
+
+    study: Any
+    seed: int
+    board: Board
+
+
+def loop(config: Config) -> None:
+    """The Ray Train worker of one trial; publishes each arm's accuracies."""
     import ray
     import torch
 
@@ -78,11 +88,15 @@ def run_seed(study: Study, seed: int, device: str, board: Board | None = None) -
         if not store.exists(name):
             spec = changed(study.spec, {}, seed)
             drawn, history = _drawn(study, spec, arm, device)
-            facts = {"settings": settings(study.spec), **_scores(study, spec, drawn, device), "rounds": history}
+            facts: DeliberateTrial = {
+                "settings": settings(study.spec),
+                **_scores(study, spec, drawn, device),
+                "rounds": history,
+            }
             store.create(name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
 
 
-def settings(spec: RunSpec) -> dict[str, Any]:
+def settings(spec: RunSpec) -> dict[str, object]:
     """What decides the accuracies: results of other settings are refused."""
     from engine.spec import identity
 
@@ -95,7 +109,7 @@ def settings(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[dict[str, Any]]]:
+def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[Round]]:
     """An arm's images, as many as any other's, and what each round chose."""
     generator = train_generator(spec, study.shared, device) if spec.model.checkpoint is None else None
     static = synthetic_set(spec, STATIC, generator, study.shared, device)
@@ -103,7 +117,8 @@ def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, 
     if arm == STATIC:
         return whole, []
     sizes = parts(spec.generate.count, study.asked.rounds)
-    so_far, history = [whole.below(sizes[0])], []
+    so_far = [whole.below(sizes[0])]
+    history: list[Round] = []
     for number, size in enumerate(sizes[1:], start=1):
         weights = _weights(study, spec, arm, _joined(so_far), device)
         rng = np.random.default_rng([spec.seed, number, study.asked.by.index(arm)])
@@ -195,14 +210,14 @@ def _joined(sets: list[Arrays]) -> Arrays:
     return Arrays(pixels, labels, np.arange(len(labels), dtype=np.int64))
 
 
-def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> dict[str, Any]:
+def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> ArmTrial:
     """What judges read on the images of the split: trained on the drawn images alone, and on real ones too."""
     from engine.training.judge_tuning import tuned
 
     shared = study.shared
     n, classes = len(drawn.labels), len(shared.catalog.class_names)
     data = Data(shared.train, shared.held, drawn, n, classes, validation=shared.validation)
-    found = {}
+    found: dict[str, list[Reading]] = {}
     for arm in (Arm(kind, 1) for kind in SETS):
         own = tuned(arm, spec.seed, spec.judge, data, device)
         found[arm.kind] = [read(arm, seed, own, data, device) for seed in judge_seeds(spec.seed, own.seeds)]

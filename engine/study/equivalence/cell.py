@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from engine.images.catalog import Catalog, restrict
 from engine.spec import RunSpec
 from engine.storage.store import open_store
 from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
+from engine.study.studyresults import EquivalenceCell
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, judge_one
@@ -43,9 +44,16 @@ class Study:
         return Arrays(self.pool.pixels[rows], self.pool.labels[rows], np.arange(len(rows), dtype=np.int64))
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one trial: `study` (a reference), `cell`, `board`; publishes accuracies on the test
-    split."""
+class Config(TypedDict):
+    """What the worker is sent; `study` is a reference to a `Study`."""
+
+    study: Any
+    cell: Cell
+    board: Board
+
+
+def loop(config: Config) -> None:
+    """The Ray Train worker of one trial; publishes accuracies on the test split."""
     import ray
     import torch
 
@@ -57,16 +65,16 @@ def loop(config: dict[str, Any]) -> None:
     if here.rank == 0 and not store.exists(cell.name):
         torch.set_num_threads(1)
         accuracies = run_cell(study, cell, str(here.device), board)
-        facts = {"settings": settings(study.spec, cell), "accuracies": accuracies}
+        facts: EquivalenceCell = {"settings": settings(study.spec, cell), "accuracies": accuracies}
         store.create(cell.name, json.dumps(facts, sort_keys=True, allow_nan=False).encode())
 
 
-def settings(spec: RunSpec, cell: Cell) -> dict[str, Any]:
+def settings(spec: RunSpec, cell: Cell) -> dict[str, object]:
     """What decides a cell's accuracies besides the images: results of other settings are refused."""
     from engine.spec import identity
 
     asked = section(spec)
-    common = {
+    common: dict[str, object] = {
         "judge": spec.judge.model_dump(mode="json"),
         "judge_seeds": asked.judge_seeds,
         "seed": spec.seed,

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study import tuning
-from engine.study.equivalence.cell import Study, loop, settings
+from engine.study.equivalence.cell import Config, Study, loop, settings
 from engine.study.equivalence.equivalence_plan import Cell, cells, check_sizes, section
+from engine.study.publishedresults import EquivalenceStudy
 from engine.study.studyresults import EquivalenceCell
 
 RESULT = "results/equivalence.json"
 
 
-def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> EquivalenceStudy:
     """Measure what is missing, fit, and write and return results/equivalence.json. Call it inside a Ray session."""
     from engine.study.equivalence.equivalence_advice import advice
     from engine.study.equivalence.result import Analysis, Measured
@@ -28,17 +31,18 @@ def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporte
     asked = section(spec)
     cells_by_key = measure(spec, catalog, store, reporter)
     analysis = Analysis(Measured.of(cells_by_key, asked.generator_seeds), asked.resamples, spec.seed)
-    result: dict[str, Any] = {
+    found = analysis.to_json()
+    result: EquivalenceStudy = {
         "name": spec.name,
         "generator": "closed-set" if spec.model.checkpoint is None else "open-set",
         "synthetic": asked.synthetic,
         "classes": len(catalog.class_names),
         "test_images": catalog.split("test").num_rows,
-        **analysis.to_json(),
+        **found,
         "cells": cells_by_key,
         "recipe": identity(spec),
+        "advice": advice(found),
     }
-    result["advice"] = advice(result)
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
@@ -75,17 +79,27 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         images = real_images(spec, train, task, same_codec=True), real_images(spec, test, task, same_codec=False)
     study, board = ray.put(Study(spec, store.url, catalog, *images)), Board.create()
     by_key = {cell.key: cell for cell in pending}
-    parameters = {"study": [study], "board": board, "cells": by_key, "resources": tuning.one_worker(spec.resources)}
+    resources = tuning.one_worker(spec.resources)
+    parameters: Parameters = {"study": [study], "board": board, "cells": by_key, "resources": resources}
     with follow(board, reporter):
         tuning.every(trial, "cell", list(by_key), parameters, reporter, "equivalence")
 
 
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any]) -> None:
+class Parameters(TypedDict):
+    """What all trials are given; `study` holds a reference to a `Study`, `cells` are by their keys."""
+
+    study: list[Any]
+    board: Board
+    cells: dict[str, Cell]
+    resources: ResourcesSpec
+
+
+def trial(config: Mapping[str, Any], report: tuning.Report, parameters: Parameters) -> None:
     """The driver function of one cell: a Ray Train run of one worker."""
     from engine.training import setup
 
     cell = parameters["cells"][config["cell"]]
-    given = {"study": parameters["study"][0], "cell": cell, "board": parameters["board"]}
+    given: Config = {"study": parameters["study"][0], "cell": cell, "board": parameters["board"]}
     setup.run(loop, given, name=f"equivalence-{cell.key}", resources=parameters["resources"])
     report(1.0)
 

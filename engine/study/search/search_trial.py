@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.cluster.board import Board
 from engine.errors import OutputInUseError
@@ -50,8 +50,17 @@ class Study:
         return len(self.train.labels)
 
 
-def loop(config: dict[str, Any]) -> None:
-    """The Ray Train worker of one stretch of a trial: `study` (a reference), `work`, `seeds`, `board`."""
+class Config(TypedDict):
+    """What the worker is sent; `study` is a reference to a `Study`."""
+
+    study: Any
+    work: Work
+    seeds: Seeds
+    board: Board
+
+
+def loop(config: Config) -> None:
+    """The Ray Train worker of one stretch of a trial."""
     import ray
     import torch
 

@@ -12,6 +12,7 @@ import numpy as np
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, MimeoError
+from engine.evaluation.evaluationresults import SpaceCopies
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.spec.studies import WorthSpec
@@ -22,11 +23,12 @@ from engine.study.comparison import compare, population
 from engine.study.judge_reading import need_validation, shares
 from engine.study.nested import generator_seeds
 from engine.study.population import Floats
+from engine.study.publishedresults import MeanValues, WorthArm, WorthCopies, WorthResult, WorthSpace
 from engine.study.statistics import ratio_interval, spread
-from engine.study.studyresults import WorthTrial
 from engine.study.trial import Shared, train_generator
 from engine.study.tuning import one_worker
 from engine.study.worth import worth_trial
+from engine.study.worth.worth_trial import WorthKind, WorthTrial
 from engine.training.judge_data import real_images
 from engine.training.judge_training import check as check_judge
 from engine.training.judge_training import filled
@@ -55,7 +57,7 @@ def check(spec: RunSpec) -> None:
     need_validation(float(spec.split.validation), "a study of worth")
 
 
-def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> WorthResult:
     """Run every generator seed that has no result yet; writes and returns results/worth.json. Call it inside a Ray
     session.
 
@@ -75,7 +77,8 @@ def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> 
     if pending:
         _run(spec, catalog, store, reporter, pending)
     found = [documents.read(store, worth_trial.name(one.seed), WorthTrial) for one in plan]
-    result = summary(spec, found) | {"training_images": n}
+    result = summary(spec, found)
+    result["training_images"] = n
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
@@ -90,7 +93,7 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
         read = [real_images(spec, rows, task, same_codec=rows is split[0]) for rows in split]
     where = device(spec.resources)
     await_room(one_worker(spec.resources), where)
-    slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
+    slots: dict[str, object] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
     slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
     board = Board.create()
     images = ray.put(worth_trial.Images(store.url, catalog, read[0], read[1], read[2], board))
@@ -130,7 +133,7 @@ def _get(ref: Any) -> Any:
         raise
 
 
-def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
+def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> WorthResult:
     """Every arm over the generator seeds, the reference, comparisons with it, and the copy shares; `found` a seed
     each."""
     metric, kinds = spec.judge.metric, dict(sorted(found[0]["kinds"].items(), key=_order))
@@ -155,7 +158,10 @@ def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
         "comparisons": [one.to_json() for one in compared],
         "copies": _copies(found),
         "fidelity": {
-            key: {name: [one["fidelity"][key][name] for one in found] for name in ("kid", "frechet")}
+            key: {
+                "kid": [one["fidelity"][key]["kid"] for one in found],
+                "frechet": [one["fidelity"][key]["frechet"] for one in found],
+            }
             for key in found[0]["fidelity"]
         },
         "left_out": found[0]["left_out"],
@@ -165,7 +171,7 @@ def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
     }
 
 
-def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
+def _order(item: tuple[str, WorthKind]) -> tuple[int, int]:
     kinds = ("real", "duplicated", "photocopy", "reconstructed", "augmented", "synthetic", "mixed")
     return kinds.index(item[1]["kind"]), item[1]["multiple"]
 
@@ -189,7 +195,7 @@ def _arm(
     metric: str,
     test: Mapping[str, list[float]],
     right: Mapping[str, Floats] | None,
-) -> dict[str, Any]:
+) -> WorthArm:
     own, real = test[arm], test.get("real")
     others = {
         name: values[arm]
@@ -207,20 +213,27 @@ def _arm(
     }
 
 
-def _copies(found: Sequence[WorthTrial]) -> dict[str, Any]:
+def _copies(found: Sequence[WorthTrial]) -> dict[str, WorthCopies]:
     """By multiple: copy share and membership AUC a generator seed in both spaces, with means, and how many sets are
     called copies."""
-    out: dict[str, Any] = {}
+    out: dict[str, WorthCopies] = {}
     for multiple in found[0]["copies"]["sets"]:
         sets = [one["copies"]["sets"][multiple] for one in found]
         out[multiple] = {
-            space: {
-                key: {
-                    "values": [own[space][key] for own in sets],
-                    "mean": float(np.mean([own[space][key] for own in sets])),
-                }
-                for key in ("share", "auc", "median")
-            }
-            for space in ("pixels", "features")
-        } | {"called_copies": sum(own["verdict"] == "copies" for own in sets)}
+            "pixels": _space([own["pixels"] for own in sets]),
+            "features": _space([own["features"] for own in sets]),
+            "called_copies": sum(own["verdict"] == "copies" for own in sets),
+        }
     return out
+
+
+def _space(found: Sequence[SpaceCopies]) -> WorthSpace:
+    return {
+        "share": _mean([own["share"] for own in found]),
+        "auc": _mean([own["auc"] for own in found]),
+        "median": _mean([own["median"] for own in found]),
+    }
+
+
+def _mean(values: list[float]) -> MeanValues:
+    return {"values": values, "mean": float(np.mean(values))}

@@ -25,7 +25,7 @@ from engine.spec.training import ViewsSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import setup, training_state
-from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Job, train
+from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Config, Job, train
 from engine.training.pretrain.publish_model import MARKER
 from engine.training.trainingresults import Marker
 
@@ -63,7 +63,7 @@ def pretrain(
     cuts.tell(cuts.check(readers(spec, captions), spec, captions), "pretrain", reporter.note)
     deadline = None if time_limit is None else time.time() + time_limit
     board = Board.create()
-    config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
+    config: Config = {"job": Job(spec, store, inputs, deadline, board), "rows": rows, "captions": captions}
     with follow(board, reporter):
         out = setup.run(train, config, name=f"pretrain-{digest(inputs)[:16]}", resources=spec.resources)
     if out["done"]:
