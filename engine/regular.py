@@ -11,6 +11,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
+Json = dict[str, Any]  # a JSON object whose keys another program, a model or a user chooses
+
 
 class NotRegularError(OSError):
     """A pipe, device or folder in the place of a file."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
+
+if TYPE_CHECKING:
+    from engine.study.studyresults import EquivalenceResult
 
 Against = Annotated[
     list[str] | None,
@@ -53,7 +56,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
     console.print(json.dumps(facts), soft_wrap=True, highlight=False)
 
 
-def _finished(url: str) -> dict[str, Any]:
+def _finished(url: str) -> EquivalenceResult:
     """The result of another study."""
     from engine.errors import ConfigError
     from engine.storage import documents
@@ -64,7 +67,7 @@ def _finished(url: str) -> dict[str, Any]:
     found = documents.find(open_store(url), RESULT, EquivalenceResult)
     if found is None:
         raise ConfigError("--against", f"{url} holds no finished equivalence study", "give the output of one")
-    return dict(found)
+    return found
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from engine.errors import MimeoError
 from engine.evaluation import controls
 from engine.evaluation.controls import Planned
 from engine.evaluation.copies import COVERS, copy_share, measure, pairs, verdict
-from engine.evaluation.evaluationresults import Copies
+from engine.evaluation.evaluationresults import AuditedCopies, Copies, HeldOutSplit, Photocopy, SetCopies
 from engine.evaluation.nearest import FeatureSpace, PixelSpace, is_grey
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
@@ -103,7 +103,7 @@ def _remotely(spec: RunSpec, function: Any, *arguments: Any) -> Any:
 
     where = device(spec.resources)
     await_room(spec.resources.model_copy(update={"train_workers": 1, "train_workers_min": None}), where)
-    slots: dict[str, Any] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
+    slots: dict[str, object] = {"num_gpus": 1, "num_cpus": 1} if where == "cuda" else {"num_cpus": 1}
     slots |= {"label_selector": dict(spec.resources.labels)} if spec.resources.labels else {}
     task = ray.remote(function).options(**slots)
     large = [ray.put(one) if isinstance(one, Data | Arrays) else one for one in arguments]
@@ -119,11 +119,11 @@ def audited(
     spec: RunSpec,
     data: Data,
     held: Arrays,
-    split: str,
+    split: HeldOutSplit,
     multiples: list[int],
     wanted: tuple[Arm, ...],
     device: str,
-) -> dict[str, Any]:
+) -> AuditedCopies:
     """All that `Copies` says but its seconds: distances in both spaces, the photocopies' noise, the strong
     augmentation."""
     import torch
@@ -138,11 +138,15 @@ def audited(
         measure(space, synthetic.pixels, data.train.pixels, held.pixels, edges, device)
         for space in (pixels, FeatureSpace(model, device))
     ]
-    sets = {}
+    sets: dict[str, SetCopies] = {}
     for number, (multiple, images) in enumerate(zip(multiples, edges, strict=True)):
         shares = [copy_share(one.made.distance[:images], one.held_out) for one in spaces]
-        sets[str(multiple)] = {one.space: one.prefix(number, images) for one in spaces} | {"verdict": verdict(shares)}
-    photocopy = None
+        sets[str(multiple)] = {
+            "pixels": spaces[0].prefix(number, images),
+            "features": spaces[1].prefix(number, images),
+            "verdict": verdict(shares),
+        }
+    photocopy: Photocopy | None = None
     if "photocopy" in kinds:
         target = float(np.median(spaces[0].made.distance))
         noise, distances = controls.noise_of(target, pixels, data.train, controls.seed_of(spec), device)
@@ -154,7 +158,10 @@ def audited(
         "held_out": {"split": split, "images": len(held.labels)},
         "training": data.n,
         "features": FEATURES,
-        "held_out_median": {one.space: float(np.median(one.held_out)) for one in spaces},
+        "held_out_median": {
+            "pixels": float(np.median(spaces[0].held_out)),
+            "features": float(np.median(spaces[1].held_out)),
+        },
         "sets": sets,
         "pairs": shown,
         "photocopy": photocopy,

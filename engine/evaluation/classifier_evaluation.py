@@ -16,9 +16,25 @@ from engine.evaluation import ood
 from engine.evaluation.classifiers import Named
 from engine.evaluation.corruptions import STYLE
 from engine.evaluation.evaluation_precheck import asked_of
-from engine.evaluation.evaluationresults import PIECES, Evaluated
+from engine.evaluation.evaluationresults import (
+    PIECES,
+    ArmGroup,
+    ArmValues,
+    AucFound,
+    Corruptions,
+    Counts,
+    Evaluated,
+    EvaluatedSet,
+    Gap,
+    GapFound,
+    GapPair,
+    Overlap,
+    PairFound,
+    Separation,
+    SetCounts,
+)
 from engine.evaluation.gap import Auc
-from engine.evaluation.units import FOLDER, PAIRS, Unit, loop, units
+from engine.evaluation.units import FOLDER, PAIRS, Config, Unit, loop, units
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
@@ -66,15 +82,15 @@ def settings(spec: RunSpec, listed: Sequence[Named]) -> str:
     return digest({"evaluate": asked, "classifiers": [[named.name, named.saved] for named in listed]})
 
 
-def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
+def finished(spec: RunSpec, store: Store) -> Evaluated | None:
     """The published result, where it is that of these settings and classifiers."""
     if not store.exists(RESULT):
         return None
     found = documents.read(store, RESULT, Evaluated)
-    return dict(found) if found["settings"] == settings(spec, sources.listed(spec, store)) else None
+    return found if found["settings"] == settings(spec, sources.listed(spec, store)) else None
 
 
-def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> dict[str, Any]:
+def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> Evaluated:
     """Train the judges that are needed, make every piece that is not there yet, and publish `results/evaluate.json`.
 
     Call inside a Ray session. Raises ConfigError or DataError for sets that cannot be evaluated on.
@@ -94,10 +110,17 @@ def evaluate(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) 
     if pending:
         _note(store, catalog, listed, pending)
         board = Board.create()
-        config = {"units": pending, "classifiers": listed, "spec": spec, "catalog": catalog}
+        config: Config = {
+            "units": pending,
+            "classifiers": listed,
+            "spec": spec,
+            "catalog": catalog,
+            "store": store,
+            "board": board,
+        }
         with follow(board, progress):
             resources = judge_training.workers(spec.resources, len(pending))
-            run(loop, {**config, "store": store, "board": board}, name="evaluate", resources=resources)
+            run(loop, config, name="evaluate", resources=resources)
     found = {(unit.kind, unit.name): documents.read(store, unit.path, PIECES[unit.kind]) for unit in pieces}
     result = assemble(spec, listed, catalog.class_names, found)
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())  # sets and arms in their order
@@ -123,10 +146,10 @@ def _tidy(store: Store, pieces: Sequence[Unit]) -> None:
 
 def assemble(
     spec: RunSpec, listed: Sequence[Named], class_names: Sequence[str], found: Mapping[tuple[str, str], Any]
-) -> dict[str, Any]:
+) -> Evaluated:
     """One result of all pieces, `found` by (kind, name)."""
     asked = asked_of(spec)
-    result: dict[str, Any] = {
+    result: Evaluated = {
         "settings": settings(spec, listed),
         "classifiers": "saved" if any(named.saved for named in listed) else "judges",
         "seeds": {arm: [named.seed for named in own] for arm, own in _by_arm(listed).items()},
@@ -154,12 +177,12 @@ def _by_arm(listed: Sequence[Named]) -> dict[str, list[Named]]:
     return dict(sorted(arms.items(), key=lambda item: order[item[0]]))
 
 
-def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> dict[str, Any]:
+def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> ArmGroup:
     """Each arm's mean, sd and interval over seeds, and the paired comparisons with the real arm; `values` by
     classifier."""
     arms = _by_arm(listed)
     own = {arm: [values[named.name] for named in names] for arm, names in arms.items()}
-    told = {arm: {"values": numbers, **spread(numbers, LEVEL)} for arm, numbers in own.items()}
+    told = {arm: _values(numbers) for arm, numbers in own.items()}
     seeds = {arm: [named.seed for named in names] for arm, names in arms.items()}
     paired = {arm: numbers for arm, numbers in own.items() if seeds[arm] == seeds.get(REFERENCE)}
     synthetic = [arm for arm in paired if not NO_GENERATOR.match(arm)]
@@ -169,23 +192,30 @@ def arms_of(values: Mapping[str, float], listed: Sequence[Named]) -> dict[str, A
     return {"arms": told, "comparisons": comparisons}
 
 
-def _set(piece: dict[str, Any], listed: Sequence[Named], class_names: Sequence[str]) -> dict[str, Any]:
+def _values(numbers: list[float]) -> ArmValues:
+    told = spread(numbers, LEVEL)
+    return {"values": numbers, "mean": told["mean"], "sd": told["sd"], "interval": told["interval"]}
+
+
+def _set(piece: SetCounts, listed: Sequence[Named], class_names: Sequence[str]) -> EvaluatedSet:
     images = int(sum(piece["images"]))
     told = arms_of({name: sum(right) / images for name, right in piece["right"].items()}, listed)
     for entry in told["arms"].values():
         entry["test_error"] = binomial_error(entry["mean"], images)
-    kept = ("restricted", "left_out", "bad", "trained_on")
     return {
         **told,
         "images": images,
         "per_class": piece["images"],
         "classes": [class_names[k] for k in piece["classes"]],
-        **{key: piece[key] for key in kept},
+        "restricted": piece["restricted"],
+        "left_out": piece["left_out"],
+        "bad": piece["bad"],
+        "trained_on": piece["trained_on"],
     }
 
 
-def _corruptions(kinds: Mapping[str, Any], listed: Sequence[Named]) -> dict[str, Any]:
-    def accuracy(told: dict[str, Any], name: str) -> float:
+def _corruptions(kinds: Mapping[str, Mapping[str, Counts]], listed: Sequence[Named]) -> Corruptions:
+    def accuracy(told: Counts, name: str) -> float:
         return float(sum(told["right"][name]) / sum(told["images"]))
 
     names = [named.name for named in listed]
@@ -213,7 +243,7 @@ def _corruptions(kinds: Mapping[str, Any], listed: Sequence[Named]) -> dict[str,
     }
 
 
-def _gap(pieces: Sequence[dict[str, Any]], asked: EvaluateSpec) -> dict[str, Any]:
+def _gap(pieces: Sequence[GapFound], asked: EvaluateSpec) -> Gap:
     assert asked.gap is not None
     return {
         "covers": COVERS_GAP,
@@ -225,19 +255,29 @@ def _gap(pieces: Sequence[dict[str, Any]], asked: EvaluateSpec) -> dict[str, Any
     }
 
 
-def _pair(own: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _pair(own: Sequence[PairFound]) -> GapPair:
     """Means over classifiers; the AUC's error is the mean of theirs, as they all look at the same images."""
-    told: dict[str, Any] = {}
-    for what in ("features", "pixels"):
-        values = [piece[what]["value"] for piece in own]
-        auc = Auc(float(np.mean(values)), float(np.mean([piece[what]["error"] for piece in own])))
-        told[what] = {"values": values, "auc": auc.value, "error": auc.error, "interval": auc.interval.as_list()}
-    classes = [
-        {key: _mean([piece["classes"][k][key] for piece in own]) for key in ("cka", "angle", "shift")}
-        for k in range(len(own[0]["classes"]))
-    ]
-    overall = {key: _mean([one[key] for one in classes]) for key in ("cka", "angle", "shift")}
-    return {**told, "classes": classes, "mean": overall}
+    classes = [_overlap([piece["classes"][k] for piece in own]) for k in range(len(own[0]["classes"]))]
+    return {
+        "features": _separation([piece["features"] for piece in own]),
+        "pixels": _separation([piece["pixels"] for piece in own]),
+        "classes": classes,
+        "mean": _overlap(classes),
+    }
+
+
+def _separation(found: Sequence[AucFound]) -> Separation:
+    values = [one["value"] for one in found]
+    auc = Auc(float(np.mean(values)), float(np.mean([one["error"] for one in found])))
+    return {"values": values, "auc": auc.value, "error": auc.error, "interval": auc.interval.as_list()}
+
+
+def _overlap(found: Sequence[Overlap]) -> Overlap:
+    return {
+        "cka": _mean([one["cka"] for one in found]),
+        "angle": _mean([one["angle"] for one in found]),
+        "shift": _mean([one["shift"] for one in found]),
+    }
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import NotRequired
 
 import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import TypedDict
 
 from engine.evaluation.run_summary import bracket
 from engine.storage.store import Store
 from engine.study.comparison import compare
 from engine.study.statistics import binomial_error, ratio_interval, spread
+from engine.study.studyresults import Compared, Interval, Spread
 from engine.training.classifier.classifier_arms import arms, reference
 from engine.training.classifier.classifier_run import Plan, results
+from engine.training.trainingresults import ClassifierResult
 
 RESULT = "results/train.json"
 LEVEL = 0.95
-MEASURES = ("top1", "top5", "nll", "ece")
 COVERS = (
     "Intervals are 95 % Student-t intervals over the classifier's seeds (weights, order, "
     "augmentation, subset), differences are "
@@ -30,7 +32,54 @@ COVERS = (
 )
 
 
-def summary(planned: Plan, store: Store) -> dict[str, Any]:
+class MeasuredValues(Spread):
+    """One measure of an arm over its seeds."""
+
+    values: list[float]
+
+
+class ArmMeasures(TypedDict):
+    """What an arm's classifiers have on the test split; no `top5` with five classes or fewer."""
+
+    top1: MeasuredValues
+    top5: NotRequired[MeasuredValues]
+    nll: MeasuredValues
+    ece: MeasuredValues
+
+
+class ClassifierArm(ArmMeasures):
+    """An arm of `results/train.json`; `drawn`: the different images it could draw, by source."""
+
+    classifiers: list[str]
+    images: dict[str, int]
+    drawn: list[int]
+    test_error: float
+    ratio: float | None
+    ratio_interval: Interval
+    correct_per_class: list[float]
+    per_class: list[float | None]
+    seconds: float
+
+
+class TrainResult(TypedDict):
+    """`results/train.json`."""
+
+    arms: dict[str, ClassifierArm]
+    differences: list[Compared]
+    reference: str
+    class_names: list[str]
+    n_train: int
+    n_test: int
+    test_per_class: list[int]
+    steps: int
+    parameters: int
+    seeds: int
+    level: float
+    covers: str
+    recipe: dict[str, object]
+
+
+def summary(planned: Plan, store: Store) -> TrainResult:
     """Gather a finished training into `results/train.json`, and return it."""
     found = results(planned, store)
     labels = planned.catalog.split("test")["label"].to_numpy()
@@ -41,7 +90,7 @@ def summary(planned: Plan, store: Store) -> dict[str, Any]:
     if chosen in synthetic:
         synthetic = list(by_arm)
     tops = {key: _tops(own) for key, own in by_arm.items()}
-    result = {
+    result: TrainResult = {
         "arms": {key: _arm(own, by_arm[chosen], totals, key == chosen) for key, own in by_arm.items()},
         "differences": [c.to_json() for c in compare(tops, chosen, one_generator=synthetic)],
         "reference": chosen,
@@ -60,26 +109,29 @@ def summary(planned: Plan, store: Store) -> dict[str, Any]:
     return result
 
 
-def _tops(found: Sequence[dict[str, Any]]) -> list[float]:
+def _tops(found: Sequence[ClassifierResult]) -> list[float]:
     return [r["test"]["top1"] for r in found]
 
 
 def _arm(
-    own: Sequence[dict[str, Any]], real: Sequence[dict[str, Any]], totals: Sequence[int], is_reference: bool
-) -> dict[str, Any]:
+    own: Sequence[ClassifierResult], real: Sequence[ClassifierResult], totals: Sequence[int], is_reference: bool
+) -> ClassifierArm:
     tests = [r["test"] for r in own]
     n, correct = tests[0]["images"], np.mean([t["correct"] for t in tests], axis=0)
-    means = {name: [t[name] for t in tests] for name in MEASURES if tests[0][name] is not None}
+    measures: ArmMeasures = {
+        "top1": _values(_tops(own)),
+        "nll": _values([t["nll"] for t in tests], bounded=False),
+        "ece": _values([t["ece"] for t in tests]),
+    }
+    if tests[0]["top5"] is not None:
+        measures["top5"] = _values([t["top5"] for t in tests if t["top5"] is not None])
     compared = not is_reference and sum(_tops(real)) > 0
     return {
         "classifiers": [r["classifier"] for r in own],
         "images": own[0]["images"],
         "drawn": own[0]["drawn"],
-        **{
-            name: {"values": list(values), **spread(values, LEVEL, bounded=name != "nll")}
-            for name, values in means.items()
-        },
-        "test_error": binomial_error(float(np.mean(means["top1"])), n),
+        **measures,
+        "test_error": binomial_error(float(np.mean(_tops(own))), n),
         "ratio": float(np.mean(_tops(own)) / np.mean(_tops(real))) if compared else None,
         "ratio_interval": ratio_interval(_tops(own), _tops(real), LEVEL).as_list() if compared else [None, None],
         "correct_per_class": correct.tolist(),
@@ -88,7 +140,11 @@ def _arm(
     }
 
 
-def table(result: dict[str, Any]) -> Table:
+def _values(values: list[float], *, bounded: bool = True) -> MeasuredValues:
+    return {"values": values, **spread(values, LEVEL, bounded=bounded)}
+
+
+def table(result: TrainResult) -> Table:
     """The summary for a terminal: arm, images it could draw, top-1, top-5, calibration, difference to the reference."""
     out = Table(
         title=(

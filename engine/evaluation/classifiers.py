@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -136,12 +136,22 @@ def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wan
     multiple = max(arm.multiple for arm, _ in jobs)
     data = judge_training.images(spec, catalog, store, progress, multiple)
     board = Board.create()
-    config = {"jobs": jobs, "data": ray.put(data), "spec": own, "store": store, "board": board}
+    config: Config = {"jobs": jobs, "data": ray.put(data), "spec": own, "store": store, "board": board}
     with follow(board, progress):
         run(loop, config, name="evaluate", resources=judge_training.workers(spec.resources, len(jobs)))
 
 
-def loop(config: dict[str, Any]) -> None:
+class Config(TypedDict):
+    """What the workers are sent; `data` is a reference to `judge_training.Data`."""
+
+    jobs: list[tuple[Arm, int]]
+    data: Any
+    spec: JudgeSpec
+    store: Store
+    board: Board
+
+
+def loop(config: Config) -> None:
     """The worker: trains its share of the judges and publishes each one's weights."""
     import ray
     import torch

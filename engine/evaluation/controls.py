@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from engine.diffusion import hub
 from engine.errors import MimeoError
+from engine.evaluation.evaluationresults import Against, Augmentation, ControlFinding, JudgedArm, Measure
 from engine.evaluation.nearest import Floats, Pixels, Space, cross, is_grey, sample
 from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
@@ -139,7 +140,7 @@ def noise_of(
 
 def strongest(
     data: Data, validation: Arrays | None, spec: JudgeSpec, device: torch.device | str = "cpu"
-) -> dict[str, Any]:
+) -> Augmentation:
     """Which strong augmentation is the control: the best of a judge each on validation images, else RandAugment and
     CutMix."""
     from engine.training import judge_model
@@ -152,7 +153,8 @@ def strongest(
         model, _ = judge_model.train([data.train.part()], spec, data.classes, spec.seeds, device, strong=kind)
         logits = judge_model.logits(model, validation.part().pixels, device)
         right = float((logits.argmax(1) == validation.labels).mean())
-        scores[kind] = float({"accuracy": right, **measured(logits, validation.labels)}[spec.metric] or 0.0)
+        found = right if spec.metric == "accuracy" else measured(logits, validation.labels)[spec.metric]
+        scores[kind] = float(found or 0.0)
     return {"kind": max(scores, key=lambda kind: scores[kind]), "chosen_on": "validation", "scores": scores}
 
 
@@ -161,7 +163,7 @@ def seed_of(spec: RunSpec) -> int:
     return derive(spec.seed, "photocopies")
 
 
-def against(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def against(told: Mapping[str, JudgedArm]) -> dict[str, Against]:
     """For each arm with synthetic images the best control, and control minus arm, paired by judge seed.
 
     `told`: arms with `kind`, `values` a seed, and `mean`. Intervals hold for all controls at once (Bonferroni).
@@ -173,7 +175,7 @@ def against(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
         return {}
     level = 1 - (1 - LEVEL) / len(own)
     best = max(own, key=lambda key: float(told[key]["mean"]))
-    out = {}
+    out: dict[str, Against] = {}
     for key, arm in told.items():
         if arm["kind"] not in ("synthetic", "mixed"):
             continue
@@ -189,15 +191,15 @@ def against(told: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     return out
 
 
-def _finding(low: float | None, high: float | None) -> str:
+def _finding(low: float | None, high: float | None) -> ControlFinding:
     if low is not None and low > 0:
         return "better"
     return "worse" if high is not None and high < 0 else "not told apart"
 
 
-def measures(outcomes: Sequence[Outcome], level: float) -> dict[str, Any]:
+def measures(outcomes: Sequence[Outcome], level: float) -> dict[str, Measure]:
     """Each metric of an arm's outcomes with mean, sd and interval; those that are not known are left out."""
-    out = {}
+    out: dict[str, Measure] = {}
     for metric in METRICS:
         values = [getattr(outcome, metric) for outcome in outcomes]
         if all(value is not None for value in values):

@@ -6,11 +6,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import stats
 
+from engine.evaluation.evaluationresults import CopyShare, MembershipAuc, Pair, SpaceCopies, Verdict
 from engine.evaluation.gap import delong
 from engine.evaluation.nearest import Crossed, Floats, Pixels, Space, cross, sample
 
@@ -63,7 +64,7 @@ class Share:
         """Whether it is more than real images show, at 1 %."""
         return self.p < ALPHA
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> CopyShare:
         """Plain data."""
         return {
             "images": self.images,
@@ -107,7 +108,7 @@ def copy_share(distances: Floats, held_out: Floats, seed: int = 0) -> Share:
     )
 
 
-def verdict(shares: Sequence[Share]) -> str:
+def verdict(shares: Sequence[Share]) -> Verdict:
     """`copies` where in any space more images lie near training images than of real ones, else `not told from real
     images`."""
     return "copies" if any(share.called for share in shares) else "not told from real images"
@@ -124,7 +125,7 @@ class Measured:
     members: Floats
     non_members: Floats
 
-    def prefix(self, number: int, images: int) -> dict[str, Any]:
+    def prefix(self, number: int, images: int) -> SpaceCopies:
         """What the first `images` synthetic ones, the `number`-th edge, are in this space."""
         return {
             **copy_share(self.made.distance[:images], self.held_out).to_json(),
@@ -133,7 +134,7 @@ class Measured:
         }
 
 
-def membership(members: Floats, non_members: Floats) -> dict[str, Any]:
+def membership(members: Floats, non_members: Floats) -> MembershipAuc:
     """AUC of minus the distance to the nearest synthetic image, members against non-members, with DeLong's 95 %
     interval."""
     scores = -np.concatenate([members, non_members])
@@ -158,7 +159,7 @@ def measure(
     return Measured(space.name, cross(space, held, train, device=device).distance, made, made.back, strangers.back)
 
 
-def pairs(made: Crossed) -> list[dict[str, Any]]:
+def pairs(made: Crossed) -> list[Pair]:
     """The nearest pairs, each training image once, and those in the middle: rows of the synthetic and training
     images."""
     order = np.argsort(made.distance, kind="stable")
@@ -169,7 +170,8 @@ def pairs(made: Crossed) -> list[dict[str, Any]]:
             seen.add(int(made.index[row]))
             nearest.append(int(row))
     middle = order[max(0, (len(order) - PAIRS) // 2) :][:PAIRS].tolist()
-    told = [("nearest", row) for row in nearest] + [("middle", row) for row in middle]
+    told: list[tuple[Literal["nearest", "middle"], int]] = [("nearest", row) for row in nearest]
+    told += [("middle", row) for row in middle]
     return [
         {"which": which, "synthetic": row, "training": int(made.index[row]), "distance": float(made.distance[row])}
         for which, row in told

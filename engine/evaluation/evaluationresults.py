@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from engine.study.studyresults import Compared, Interval
+from engine.training.trainingresults import ArmKind
 
-ArmKind = Literal["real", "synthetic", "mixed", "duplicated", "photocopy", "reconstructed", "augmented"]
+Verdict = Literal["copies", "not told from real images"]
+ControlFinding = Literal["better", "worse", "not told apart"]
+HeldOutSplit = Literal["validation", "test"]
+PairName = Literal["synthetic", "real", "held_out"]
 
 
 class CopyShare(TypedDict):
@@ -38,7 +43,7 @@ class SetCopies(TypedDict):
 
     pixels: SpaceCopies
     features: SpaceCopies
-    verdict: Literal["copies", "not told from real images"]
+    verdict: Verdict
 
 
 class Pair(TypedDict):
@@ -53,7 +58,7 @@ class Pair(TypedDict):
 class HeldOut(TypedDict):
     """The real images that say how near images lie that nobody copied."""
 
-    split: Literal["validation", "test"]
+    split: HeldOutSplit
     images: int
 
 
@@ -75,18 +80,28 @@ class Augmentation(TypedDict):
     scores: dict[str, float]
 
 
-class Copies(TypedDict):
-    """`results/copies.json`; `sets` by multiple of the training images."""
+class AuditedSets(TypedDict):
+    """What an audit finds but for the pairs; `sets` by multiple of the training images."""
 
     held_out: HeldOut
     training: int
     features: str
     held_out_median: dict[Literal["pixels", "features"], float]
     sets: dict[str, SetCopies]
-    pairs: list[Pair]
     photocopy: Photocopy | None
     augmentation: Augmentation | None
     covers: str
+
+
+class AuditedCopies(AuditedSets):
+    """All that an audit finds."""
+
+    pairs: list[Pair]
+
+
+class Copies(AuditedCopies):
+    """`results/copies.json`."""
+
     seconds: float
 
 
@@ -97,7 +112,7 @@ class Against(TypedDict):
     mean: float
     difference: float
     interval: Interval
-    finding: Literal["better", "worse", "not told apart"]
+    finding: ControlFinding
 
 
 class Measure(TypedDict):
@@ -180,6 +195,13 @@ class Summary(TypedDict):
     left_out: NotRequired[dict[str, str]]
 
 
+class MembershipAuc(TypedDict):
+    """How well the distance to the nearest synthetic image tells training images from others."""
+
+    auc: float
+    auc_interval: Interval
+
+
 class ArmSummary(TypedDict):
     """`ARM_accuracy` and the like of `results/summary.json`, without the arm's name."""
 
@@ -199,12 +221,12 @@ class ArmSummary(TypedDict):
     copy_share_null: NotRequired[float]
     copy_share_features: NotRequired[float]
     membership_auc: NotRequired[float]
-    copies: NotRequired[Literal["copies", "not told from real images"]]
+    copies: NotRequired[Verdict]
     best_control: NotRequired[str]
     best_control_mean: NotRequired[float]
     control_difference: NotRequired[float]
     control_difference_interval: NotRequired[Interval]
-    control_finding: NotRequired[Literal["better", "worse", "not told apart"]]
+    control_finding: NotRequired[ControlFinding]
 
 
 class ArmValues(TypedDict):
@@ -284,7 +306,7 @@ class Gap(TypedDict):
     folds: int
     dimensions: int
     classifiers: int
-    pairs: dict[Literal["synthetic", "real", "held_out"], GapPair]
+    pairs: dict[PairName, GapPair]
 
 
 class Evaluated(TypedDict):
@@ -319,11 +341,18 @@ class SetCounts(Counts):
     digest: NotRequired[str]
 
 
+class AucFound(TypedDict):
+    """An area under the ROC curve."""
+
+    value: float
+    error: float
+
+
 class PairFound(TypedDict):
     """Two sets beside each other, for one classifier."""
 
-    features: dict[Literal["value", "error"], float]
-    pixels: dict[Literal["value", "error"], float]
+    features: AucFound
+    pixels: AucFound
     classes: list[Overlap]
 
 
@@ -331,7 +360,7 @@ class GapFound(TypedDict):
     """A piece about one classifier's gap."""
 
     images: int
-    pairs: dict[Literal["synthetic", "real", "held_out"], PairFound]
+    pairs: dict[PairName, PairFound]
 
 
-PIECES: dict[str, Any] = {"set": SetCounts, "corruption": dict[str, Counts], "gap": GapFound}
+PIECES: Mapping[str, Any] = {"set": SetCounts, "corruption": dict[str, Counts], "gap": GapFound}

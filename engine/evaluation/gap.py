@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg, stats
 
+from engine.evaluation.evaluationresults import Overlap
 from engine.study.statistics import Interval
 
 Floats = NDArray[np.float64]
@@ -152,22 +153,22 @@ def mean_shift(real: Floats, other: Floats) -> float:
     return float(np.linalg.norm(real.mean(0) - other.mean(0))) / spread if spread > 0 else math.nan
 
 
-def overlap(real: Floats, other: Floats, labels: Ints, classes: int, dimensions: int) -> list[dict[str, float | None]]:
+def overlap(real: Floats, other: Floats, labels: Ints, classes: int, dimensions: int) -> list[Overlap]:
     """CKA, mean principal angle and mean shift of each class; `real` and `other` (N, D) have the same `labels` (N,).
 
     None where a class does not vary.
     """
-    out = []
+    out: list[Overlap] = []
     for label in range(classes):
         a, b = real[labels == label], other[labels == label]
         found = angles(a, b, dimensions)
-        values = {
-            "cka": covariance_cka(a, b),
-            "angle": float(found.mean()) if len(found) else math.nan,
-            "shift": mean_shift(a, b),
-        }
-        out.append({name: None if math.isnan(value) else value for name, value in values.items()})
+        angle = float(found.mean()) if len(found) else math.nan
+        out.append({"cka": _known(covariance_cka(a, b)), "angle": _known(angle), "shift": _known(mean_shift(a, b))})
     return out
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def balanced(labels: Sequence[Ints], classes: int, most: int, seeds: Sequence[int | None]) -> list[Ints]:

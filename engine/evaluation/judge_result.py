@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import cast
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.evaluation import controls
 from engine.evaluation.audit import Audit
-from engine.evaluation.evaluationresults import Copies
+from engine.evaluation.evaluationresults import Copies, JudgedArm
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.store import Store
@@ -20,6 +21,7 @@ from engine.study.statistics import binomial_error, ratio_interval, spread
 from engine.training import judge_training as training
 from engine.training.judge_data import codec, resolution
 from engine.training.judge_training import Arm, Outcome
+from engine.training.trainingresults import Codec
 
 RESULT = "results/judge.json"
 LEVEL = 0.95
@@ -34,7 +36,34 @@ COVERS = (
 )
 
 
-def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> dict[str, Any]:
+class ArmResult(JudgedArm):
+    """An arm as it is written; who reads it back does without `validation`, its metric on validation images."""
+
+    validation: list[float] | None
+
+
+class JudgeResult(TypedDict):
+    """`results/judge.json` as it is written; `evaluationresults.Judged` is what is read back."""
+
+    arms: dict[str, ArmResult]
+    metric: str
+    copies: Copies | None
+    left_out: dict[str, str]
+    class_names: list[str]
+    n_train: int
+    n_test: int
+    test_per_class: list[int]
+    seeds: list[int]
+    level: float
+    covers: str
+    codec: Codec
+    resolution: int
+    parameters: int
+    recipe: dict[str, object]
+    seconds: float
+
+
+def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> JudgeResult:
     """Train the judges of every arm and seed that are not there yet and publish `results/judge.json`, which is
     returned.
 
@@ -49,7 +78,7 @@ def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> 
     copies = audited.copies()
     labels = catalog.split("test")["label"].to_numpy()
     test_per_class = np.bincount(labels, minlength=len(catalog.class_names)).tolist()
-    result = {
+    result: JudgeResult = {
         "arms": _with_copies(
             compare(outcomes, (*training.arms(spec.judge), *planned.arms), test_per_class, spec.judge.metric), copies
         ),
@@ -75,7 +104,7 @@ def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> 
 
 def compare(
     outcomes: Sequence[Outcome], arms: Sequence[Arm], test_per_class: Sequence[int], metric: str = "accuracy"
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, ArmResult]:
     """Each arm's statistics by its key, in the order of `arms`; `ratio` and its interval are None without a real arm.
 
     Arms with synthetic images have `control` where there is one: the best control against them.
@@ -87,7 +116,7 @@ def compare(
     return {key: arm | ({"control": beside[key]} if key in beside else {}) for key, arm in told.items()}
 
 
-def _with_copies(arms: dict[str, dict[str, Any]], copies: Copies | None) -> dict[str, dict[str, Any]]:
+def _with_copies(arms: Mapping[str, ArmResult], copies: Copies | None) -> dict[str, ArmResult]:
     """The arms, those with synthetic images with their part of the audit."""
     sets = copies["sets"] if copies is not None else {}
     with_synthetic = {key for key, arm in arms.items() if arm["kind"] in ("synthetic", "mixed")}
@@ -100,9 +129,10 @@ def _with_copies(arms: dict[str, dict[str, Any]], copies: Copies | None) -> dict
 
 def _arm(
     arm: Arm, outcomes: Sequence[Outcome], real: Sequence[float], test_per_class: Sequence[int], metric: str
-) -> dict[str, Any]:
+) -> ArmResult:
     values, accuracies = ([outcome.value(name) for outcome in outcomes] for name in (metric, "accuracy"))
-    mean = float(np.mean(values))
+    told, mean = spread(values, LEVEL), float(np.mean(values))
+    held = [outcome.validation for outcome in outcomes if outcome.validation is not None]
     compared = arm.kind != "real" and bool(real) and sum(real) > 0
     return {
         "kind": arm.kind,
@@ -111,8 +141,10 @@ def _arm(
         "synthetic_images": outcomes[0].synthetic_images,
         "accuracies": accuracies,
         "values": values,
-        "validation": None if None in (held := [outcome.validation for outcome in outcomes]) else held,
-        **spread(values, LEVEL),
+        "validation": held if len(held) == len(outcomes) else None,
+        "mean": told["mean"],
+        "sd": told["sd"],
+        "interval": told["interval"],
         "measures": controls.measures(outcomes, LEVEL),
         "test_error": binomial_error(float(np.mean(accuracies)), sum(test_per_class)),
         "ratio": mean / float(np.mean(real)) if compared else None,
@@ -130,10 +162,11 @@ def _per_class(outcomes: Sequence[Outcome], test_per_class: Sequence[int]) -> li
     return [float(c) / n if n else None for c, n in zip(correct, test_per_class, strict=True)]
 
 
-def _confusions(outcomes: Sequence[Outcome]) -> list[list[float]]:
+def _confusions(outcomes: Sequence[Outcome]) -> list[tuple[int, int, float]]:
     """The commonest mistakes as [true, predicted, mean count a judge], largest first."""
     total: Counter[tuple[int, int]] = Counter()
     for outcome in outcomes:
         total.update({(true, predicted): count for true, predicted, count in outcome.confusions})
     ordered = sorted(total.items(), key=lambda item: (-item[1], item[0]))[:TOP_CONFUSIONS]
-    return [[true, predicted, count / len(outcomes)] for (true, predicted), count in ordered]
+    listed = [[true, predicted, count / len(outcomes)] for (true, predicted), count in ordered]
+    return cast(list[tuple[int, int, float]], listed)  # lists, as in JSON

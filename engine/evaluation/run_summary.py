@@ -11,20 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.evaluation.controls import WORDS as CONTROLS
-from engine.evaluation.evaluationresults import ArmSummary, Judged, Summary
+from engine.evaluation.evaluationresults import ArmSize, ArmSummary, Judged, JudgedArm, Summary
 from engine.evaluation.judge_result import RESULT as JUDGE
 from engine.images import catalog
+from engine.regular import Json
 from engine.shards import cost, manifest
 from engine.spec import RunSpec, spec_hash
 from engine.storage import documents
 from engine.storage.store import Store
+from engine.study.studyresults import Spread
 from engine.training.measures import WORDS as METRIC_WORDS
 
 SUMMARY = "results/summary.json"
 SECONDS = "results/seconds.json"
 
 
-def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
+def summary(spec: RunSpec, store: Store) -> Json:
     """Gather a judged run into `results/summary.json`, and return it.
 
     For each arm A of `results/judge.json`: `A_accuracy`, `A_accuracy_interval`, `A_test_error` and, but for real,
@@ -35,7 +37,7 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     """
     judged = documents.read(store, JUDGE, Judged)
     sealed = manifest.load(store)
-    result: dict[str, Any] = {
+    result: Json = {
         "name": spec.name,
         "spec_hash": spec_hash(spec),
         "synthetic_images": sealed.seal.samples,
@@ -52,9 +54,9 @@ def summary(spec: RunSpec, store: Store) -> dict[str, Any]:
     return result
 
 
-def flattened(judged: Mapping[str, Any]) -> dict[str, Any]:
+def flattened(judged: Judged) -> Json:
     """What a summary says of `results/judge.json`, whose content `judged` is."""
-    result = {
+    result: Json = {
         "arms": {key: _size(arm) for key, arm in judged["arms"].items()},
         "n_train": judged["n_train"],
         "n_test": judged["n_test"],
@@ -69,7 +71,7 @@ def flattened(judged: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def read(store: Store) -> dict[str, Any] | None:
+def read(store: Store) -> Json | None:
     """The summary of a judged run; None where it was not judged, DataError where the file is not what `summary`
     wrote."""
     fix = "remove it, then run mimeo report"
@@ -83,13 +85,18 @@ def read(store: Store) -> dict[str, Any] | None:
     return flat
 
 
-def _size(arm: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: arm[name] for name in ("kind", "multiple", "real_images", "synthetic_images")}
+def _size(arm: JudgedArm) -> ArmSize:
+    return {
+        "kind": arm["kind"],
+        "multiple": arm["multiple"],
+        "real_images": arm["real_images"],
+        "synthetic_images": arm["synthetic_images"],
+    }
 
 
-def _flat(key: str, arm: Mapping[str, Any]) -> dict[str, Any]:
-    measures = arm.get("measures") or {"accuracy": {"mean": arm["mean"], "interval": arm["interval"]}}
-    flat: dict[str, Any] = {f"{key}_test_error": arm["test_error"]}
+def _flat(key: str, arm: JudgedArm) -> Json:
+    measures: Mapping[str, Spread] = arm.get("measures") or {"accuracy": arm}
+    flat: Json = {f"{key}_test_error": arm["test_error"]}
     for metric, own in measures.items():
         flat |= {f"{key}_{metric}": own["mean"], f"{key}_{metric}_interval": own["interval"]}
     if arm["kind"] != "real":
@@ -151,7 +158,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
-def table(summary: dict[str, Any]) -> Table:
+def table(summary: Json) -> Table:
     """The summary for a terminal: each arm's metric in per cent and ratio to real with intervals, copy share and best
     control."""
     seeds, n_test, metric = summary["judge_seeds"], summary["n_test"], summary.get("metric", "accuracy")
@@ -178,7 +185,7 @@ def table(summary: dict[str, Any]) -> Table:
     return out
 
 
-def _caption(summary: dict[str, Any]) -> str:
+def _caption(summary: Json) -> str:
     text = f"1x is {summary['n_train']:,} images; " if "n_train" in summary else ""
     text += f"{percent(summary['level'], 0)} intervals over judge seeds, one generator seed; ratios are paired by seed"
     if summary.get("left_out"):

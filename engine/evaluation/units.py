@@ -6,15 +6,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from engine.cluster.board import Board
 from engine.cluster.progress import Task
 from engine.errors import DataError
 from engine.evaluation import gap, ood
 from engine.evaluation.classifiers import Named, load
 from engine.evaluation.corruptions import corrupt
+from engine.evaluation.evaluationresults import Counts, GapFound, PairName, SetCounts
 from engine.evaluation.ood import Classifier, Ints, Pixels
 from engine.images.catalog import Catalog
 from engine.images.image_reader import Reader
@@ -52,7 +54,7 @@ def units(asked: EvaluateSpec, classifiers: Sequence[Named]) -> list[Unit]:
     images."""
     names = [named.name for named in classifiers]
 
-    def unit(kind: str, name: str, settings: Any) -> Unit:
+    def unit(kind: str, name: str, settings: object) -> Unit:
         return Unit(kind, name, digest({"settings": settings, "classifiers": names})[:12])
 
     found = [unit("set", OWN, None)]
@@ -84,7 +86,7 @@ class Work:
         return max(classifier.size for classifier in self.classifiers.values())
 
 
-def make(unit: Unit, work: Work) -> dict[str, Any]:
+def make(unit: Unit, work: Work) -> SetCounts | dict[str, Counts] | GapFound:
     """The result of a unit as plain data."""
     if unit.kind == "set":
         return _own(work) if unit.name == OWN else _other(unit.name, work)
@@ -105,7 +107,7 @@ class _Count:
             found = ood.right(classifier, pixels, labels, among)
             self.right[name] += np.bincount(labels[found], minlength=self._classes)
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> Counts:
         return {"images": self.images.tolist(), "right": {name: n.tolist() for name, n in self.right.items()}}
 
 
@@ -116,15 +118,24 @@ def _test_images(work: Work) -> Iterator[tuple[Pixels, Ints]]:
         yield ood.sized(reader.pixels(part), work.side), np.asarray(part["label"].to_numpy(), np.int64)
 
 
-def _own(work: Work) -> dict[str, Any]:
+def _own(work: Work) -> SetCounts:
     count = _Count(work)
     for pixels, labels in _test_images(work):
         count.add(pixels, labels)
     every = list(range(len(work.catalog.class_names)))
-    return {**count.told(), "classes": every, "restricted": False, "left_out": {}, "bad": 0, "trained_on": 0}
+    told = count.told()
+    return {
+        "images": told["images"],
+        "right": told["right"],
+        "classes": every,
+        "restricted": False,
+        "left_out": {},
+        "bad": 0,
+        "trained_on": 0,
+    }
 
 
-def _other(name: str, work: Work) -> dict[str, Any]:
+def _other(name: str, work: Work) -> SetCounts:
     asked, names = work.asked.sets[name], work.catalog.class_names
     other = ood.open_set(name, asked, work.spec, names)
     among = other.present if asked.restrict and len(other.present) < len(names) else None
@@ -132,8 +143,10 @@ def _other(name: str, work: Work) -> dict[str, Any]:
     count, read = _Count(work), ood.Read()
     for pixels, labels in ood.stream(other, known, read):
         count.add(ood.sized(pixels, work.side), labels, among)
+    told = count.told()
     return {
-        **count.told(),
+        "images": told["images"],
+        "right": told["right"],
         "classes": other.present.tolist(),
         "restricted": among is not None,
         "left_out": other.left_out,
@@ -143,7 +156,7 @@ def _other(name: str, work: Work) -> dict[str, Any]:
     }
 
 
-def _corruption(kind: str, work: Work) -> dict[str, Any]:
+def _corruption(kind: str, work: Work) -> dict[str, Counts]:
     assert work.asked.corruptions is not None
     severities = work.asked.corruptions.severities
     counts, first = {severity: _Count(work) for severity in severities}, 0
@@ -154,7 +167,7 @@ def _corruption(kind: str, work: Work) -> dict[str, Any]:
     return {str(severity): count.told() for severity, count in counts.items()}
 
 
-def _gap(name: str, work: Work) -> dict[str, Any]:
+def _gap(name: str, work: Work) -> GapFound:
     """Pairs: training images beside synthetic ones, training images beside held-out ones, held-out beside synthetic
     ones."""
     assert work.asked.gap is not None
@@ -163,24 +176,27 @@ def _gap(name: str, work: Work) -> dict[str, Any]:
     features = {key: classifier.features(one.pixels).astype(np.float64) for key, one in sets.items()}
     labels, n = sets["train"].labels, len(sets["train"].labels)
     cnn = gap.network(asked.steps, work.spec.judge.width, work.seeds[name], work.device)
-    out: dict[str, Any] = {"images": n, "pairs": {}}
+    out: GapFound = {"images": n, "pairs": {}}
     for pair, (a, b) in PAIRS.items():
         origin, both = np.repeat(np.array([0, 1]), n), np.concatenate([labels, labels])
         stacked = np.concatenate([features[a], features[b]])
         pixels = np.concatenate([sets[a].pixels, sets[b].pixels])
         groups = np.unique([*keys[a], *keys[b]], return_inverse=True)[1]
-        aucs = {
-            "features": gap.cross_validated(stacked, origin, both, groups, gap.logistic, folds=asked.folds),
-            "pixels": gap.cross_validated(pixels, origin, both, groups, cnn, folds=asked.folds),
-        }
+        seen = gap.cross_validated(stacked, origin, both, groups, gap.logistic, folds=asked.folds)
+        drawn = gap.cross_validated(pixels, origin, both, groups, cnn, folds=asked.folds)
         out["pairs"][pair] = {
-            **{key: {"value": auc.value, "error": auc.error} for key, auc in aucs.items()},
+            "features": {"value": seen.value, "error": seen.error},
+            "pixels": {"value": drawn.value, "error": drawn.error},
             "classes": gap.overlap(features[a], features[b], labels, classes, asked.dimensions),
         }
     return out
 
 
-PAIRS = {"synthetic": ("train", "synthetic"), "real": ("train", "held_out"), "held_out": ("held_out", "synthetic")}
+PAIRS: dict[PairName, tuple[str, str]] = {
+    "synthetic": ("train", "synthetic"),
+    "real": ("train", "held_out"),
+    "held_out": ("held_out", "synthetic"),
+}
 
 
 class _Silent(Task):
@@ -230,7 +246,18 @@ def _anchors(store: Store, indices: list[int]) -> list[str]:
     return [found[index] for index in indices]
 
 
-def loop(config: dict[str, Any]) -> None:
+class Config(TypedDict):
+    """What the workers are sent."""
+
+    units: Sequence[Unit]
+    classifiers: Sequence[Named]
+    spec: RunSpec
+    catalog: Catalog
+    store: Store
+    board: Board
+
+
+def loop(config: Config) -> None:
     """The worker: makes and publishes its share of the units."""
     import torch
 
@@ -238,9 +265,10 @@ def loop(config: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     own = config["units"][here.rank :: here.world_size]
     spec, catalog, store, board = config["spec"], config["catalog"], config["store"], config["board"]
-    named: list[Named] = config["classifiers"]
+    named = config["classifiers"]
     opened = {one.name: load(one, spec, store, catalog.class_names, here.device) for one in named}
     seeds = {one.name: one.seed for one in named}
+    assert spec.evaluate is not None
     work = Work(spec, spec.evaluate, catalog, store, opened, seeds, here.device)
     name = "evaluate" if here.world_size == 1 else f"evaluate: worker {here.rank + 1}"
     for k, unit in enumerate(own):

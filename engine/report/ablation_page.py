@@ -3,15 +3,19 @@ was found, and how many seeds would settle the rest."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from rich import box
 from rich.table import Table
 
+from engine.study.publishedresults import AblationResult, DeliberateResult
+from engine.study.studyresults import Compared, Copied, StudyArm, StudyGroup
+
+Result = AblationResult | DeliberateResult
 MANY = "more than 16,384"
 
 
-def rows(found: dict[str, Any]) -> list[list[str]]:
+def rows(found: StudyGroup) -> list[list[str]]:
     """A row an arm of one training set, as text under HEAD."""
     compared = {entry["arm"]: entry for entry in found["comparisons"]}
     return [_row(arm, own, compared.get(arm)) for arm, own in found["arms"].items()]
@@ -31,12 +35,12 @@ HEAD = [
 ]
 
 
-def table(result: dict[str, Any], kind: str) -> Table:
+def table(result: Result, kind: str) -> Table:
     """The most of it, in 80 columns for a terminal; intervals are those over seeds and images."""
     out = Table(title=_title(result, kind), box=box.SIMPLE, title_justify="left", caption=_real(result), padding=(0, 1))
     for name in ("arm", "acc. %", "diff.", "95 % interval", "p", "found"):
         out.add_column(name, justify="left" if name in ("arm", "found") else "right", no_wrap=True)
-    copies = result.get("copies", {})
+    copies = _copied(result)
     if copies:
         out.add_column("copies %", justify="right", no_wrap=True)
     for arm, accuracy, _, _, difference, _, interval, p, finding, _ in rows(result["training_sets"][kind]):
@@ -46,7 +50,7 @@ def table(result: dict[str, Any], kind: str) -> Table:
     return out
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def lines(result: Result) -> list[str]:
     """The choice, and what the one reading of the test split says of it, a sentence each."""
     test, reference = result["test"], result["reference"]
     found = [f"best on {result['validation_images']:,} validation images: {result['chosen']}"]
@@ -69,13 +73,13 @@ def lines(result: dict[str, Any]) -> list[str]:
     return found
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: Result) -> str:
     """The same as a page."""
     parts = [f"# {'Deliberate generation' if 'rounds' in result else 'Ablation'}: {result['name']}\n"]
     parts += [_section(f"## {_title(result, kind)}", found) for kind, found in result["training_sets"].items()]
     parts += ["\n".join(f"- {line}" for line in lines(result)) + "\n"]
-    if result.get("copies"):
-        parts += [_copies(result["copies"])]
+    if copies := _copied(result):
+        parts += [_copies(copies)]
     if result["test"] is not None:
         sets = result["test"]["training_sets"].items()
         parts += [_section(f"## Test split, trained on {kind.replace('_', ' ')}", found) for kind, found in sets]
@@ -86,31 +90,35 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*parts, _real(result) + "\n", effect, result["covers"] + "\n"])
 
 
-def _copies(copies: dict[str, dict[str, float]]) -> str:
+def _copied(result: Result) -> Mapping[str, Copied]:
+    return {} if "rounds" in result else result.get("copies", {})
+
+
+def _copies(copies: Mapping[str, Copied]) -> str:
     lines = [f"| {arm} | {100 * own['share']:.1f} | {own['auc']:.2f} |" for arm, own in copies.items()]
     return "\n".join(["| arm | copy share % (pixels) | membership AUC |", "| --- | --- | --- |", *lines]) + "\n"
 
 
-def _section(title: str, found: dict[str, Any]) -> str:
+def _section(title: str, found: StudyGroup) -> str:
     grid = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(found)]]
     return f"{title}\n\n" + "\n".join(grid) + "\n"
 
 
-def _title(result: dict[str, Any], kind: str) -> str:
+def _title(result: Result, kind: str) -> str:
     return (
         f"validation images, trained on {kind.replace('_', ' ')}: {len(result['seeds'])} "
         f"generator seeds, against {result['reference']}"
     )
 
 
-def _real(result: dict[str, Any]) -> str:
+def _real(result: Result) -> str:
     if "real" not in result:
         return f"{result['images']:,} synthetic images in every arm, {result['rounds']} rounds"
     real = result["real"]
     return f"real images alone: {100 * real['mean']:.1f} % {_interval(real['interval'])}, over generator seeds' judges"
 
 
-def _row(arm: str, own: dict[str, Any], compared: dict[str, Any] | None) -> list[str]:
+def _row(arm: str, own: StudyArm, compared: Compared | None) -> list[str]:
     first = [arm, f"{100 * own['mean']:.2f}", _interval(own["interval"]), _interval(own["population"])]
     if compared is None:
         return [*first, "reference", "", "", "", "", ""]

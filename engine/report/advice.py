@@ -5,8 +5,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
+from engine.evaluation.evaluationresults import JudgedArm
+from engine.evaluation.judge_result import ArmResult
 from engine.evaluation.run_summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
@@ -62,12 +64,14 @@ def _run(facts: Facts, what: str, **settings: object) -> str:
     return f"mimeo run spec.yaml {changed} --output ../{facts.spec.name}-{what}"
 
 
-def _values(arm: dict[str, Any]) -> list[float]:
+def _values(arm: JudgedArm) -> list[float]:
     """The metric of each seed on VALIDATION images: what is chosen on test images is no longer measured by them."""
-    return list(arm["validation"])
+    held = cast(ArmResult, arm)["validation"]
+    assert held is not None
+    return list(held)
 
 
-def _ratio_interval(facts: Facts, arm: dict[str, Any]) -> list[float | None]:
+def _ratio_interval(facts: Facts, arm: JudgedArm) -> list[float | None]:
     """The ratio to real on validation images, paired by judge seed."""
     real = facts.arm("real")
     return [None, None] if real is None else ratio_interval(_values(arm), _values(real)).as_list()
@@ -81,7 +85,7 @@ def _points(values: list[float] | tuple[float, ...]) -> str:
 
 def _copies(facts: Facts) -> Iterator[Advice]:
     arm = facts.arm("synthetic") or facts.arm("mixed")
-    copies = (arm or {}).get("copies")
+    copies = None if arm is None else arm.get("copies")
     if copies is None or copies["verdict"] != "copies":
         return
     share, null = copies["pixels"]["share"], copies["pixels"]["null"]
@@ -100,7 +104,8 @@ def _amount(facts: Facts) -> Iterator[Advice]:
     arms = [arm for arm in facts.arms() if arm["kind"] == "synthetic"]
     if not arms:
         return
-    largest, n = arms[-1], (facts.judge or {})["n_train"]
+    assert facts.judge is not None
+    largest, n = arms[-1], facts.judge["n_train"]
     multiples = [arm["multiple"] for arm in arms]
     more = [*multiples, largest["multiple"] * MORE]
     command = _run(facts, "more", generate__count=more[-1] * n, judge__multiples=str(more).replace(" ", ""))
@@ -131,7 +136,7 @@ def _amount(facts: Facts) -> Iterator[Advice]:
             yield _better_generator(facts, largest)
 
 
-def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
+def _better_generator(facts: Facts, arm: JudgedArm) -> Advice:
     text = f"{arm_label(arm)} alone stays behind real (ratio {_ratio(facts, arm)}) although more samples no longer help"
     guidance = facts.spec.generate.guidance_scale
     if facts.spec.model.checkpoint is None:
@@ -145,7 +150,7 @@ def _better_generator(facts: Facts, arm: dict[str, Any]) -> Advice:
     )
 
 
-def _ratio(facts: Facts, arm: dict[str, Any]) -> str:
+def _ratio(facts: Facts, arm: JudgedArm) -> str:
     real = facts.arm("real")
     ratio = "not known" if real is None else f"{sum(_values(arm)) / sum(_values(real)):.3f}"
     return f"{ratio}{bracket(_ratio_interval(facts, arm), 1, 3)}"
@@ -170,8 +175,8 @@ def _mixing(facts: Facts) -> Iterator[Advice]:
 
 
 def _classes(facts: Facts) -> Iterator[Advice]:
-    judge, names = facts.judge or {}, facts.catalog.class_names
-    sizes = judge["test_per_class"]
+    assert facts.judge is not None
+    names, sizes = facts.catalog.class_names, facts.judge["test_per_class"]
     synthetic, real = facts.arm("synthetic"), facts.arm("real")
     if synthetic is not None and (worst := _weakest(synthetic, sizes)) is not None:
         text = f"Synthetic-only training gets {_share(synthetic, worst)} of it right"
@@ -193,15 +198,17 @@ def _quoted(name: str) -> str:
     return f"\u201c{name}\u201d"
 
 
-def _share(arm: dict[str, Any], label: int) -> str:
-    return percent(arm["per_class"][label])
+def _share(arm: JudgedArm, label: int) -> str:
+    share = arm["per_class"][label]
+    assert share is not None  # the class has test images
+    return percent(share)
 
 
 def _count(facts: Facts, label: int) -> int:
     return sum(1 for own in facts.catalog.split("train")["label"].to_pylist() if own == label)
 
 
-def _weakest(arm: dict[str, Any], sizes: list[int]) -> int | None:
+def _weakest(arm: JudgedArm, sizes: list[int]) -> int | None:
     """The class with the lowest accuracy, if it lies more than two binomial standard errors below the arm's mean."""
     known = [(value, label) for label, value in enumerate(arm["per_class"]) if value is not None]
     value, label = min(known)
@@ -209,24 +216,24 @@ def _weakest(arm: dict[str, Any], sizes: list[int]) -> int | None:
     return label if value < mean - 2 * binomial_error(mean, sizes[label]) else None
 
 
-def _overall(arm: dict[str, Any]) -> float:
+def _overall(arm: JudgedArm) -> float:
     return float(sum(arm["accuracies"]) / len(arm["accuracies"]))
 
 
 def _precision(facts: Facts) -> Iterator[Advice]:
-    judge = facts.judge or {}
+    judge = facts.judge
     arm = facts.arm("synthetic") or facts.arm("real")
-    if arm is None:
+    if judge is None or arm is None:
         return
     seeds, (low, high) = len(judge["seeds"]), arm["interval"]
     if seeds < CLAIM_SEEDS:
         told = "One judge seed gives no interval"
-        if low is not None:
+        if low is not None and high is not None:
             told = f"{seeds} judge seeds leave {(high - low) * 50:.1f} points to each side ({arm_label(arm)})"
         text = f"{told}; a claim needs at least {CLAIM_SEEDS} seeds."
         command = _run(facts, "seeds", judge__seeds=CLAIM_SEEDS)
         yield Advice("Repeat with more seeds before you claim a difference", text, command)
-    if low is not None and 2 * arm["test_error"] > (high - low) / 2:
+    if low is not None and high is not None and 2 * arm["test_error"] > (high - low) / 2:
         text = (
             f"{judge['n_test']:,} test images alone leave {2 * arm['test_error'] * 100:.1f} "
             "points to each side (two standard errors), "

@@ -70,8 +70,8 @@ def _worth(facts: Facts) -> str:
             accuracy = f"{arm['mean'] * 100:.1f}{bracket(arm['interval'], 100)}"
             beside = f"{copied(arm)} | {best_control(arm)}"
             lines.append(f"| {arm_label(arm)} | {arm_images(arm)} | {accuracy} | {ratio} | {beside} |")
-        if facts.judge.get("copies"):
-            lines += ["", facts.judge["copies"]["covers"]]
+        if copies := facts.judge.get("copies"):
+            lines += ["", copies["covers"]]
         lines += ["", "From `results/judge.json`; `report.html` has the figures."]
     return "\n".join([*lines, ""])
 

@@ -10,6 +10,9 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from engine.study.publishedresults import EquivalenceStudy
+from engine.study.studyresults import EquivalenceResult, Estimate
+
 HEAD = ["base", "synthetic", "accuracy %", "worth in real images", "95 %"]
 PRICES = ["base", "A", "marginal price", "doubling price", "rms, accuracy points", "verdict"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -17,7 +20,7 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D")
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: EquivalenceStudy) -> Table:
     """Every measured cell, in 80 columns for a terminal."""
     out = Table(title=_title(result), box=box.SIMPLE, title_justify="left", padding=(0, 1))
     for name in HEAD:
@@ -27,7 +30,7 @@ def table(result: dict[str, Any]) -> Table:
     return out
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: EquivalenceStudy) -> str:
     """The study as a page: advice, prices, cells, the real curve, and what the intervals cover."""
     real = [[f"{e['images']:,}", f"{100 * e['accuracy']:.2f}", _percents(e["interval"])] for e in result["real"]]
     parts = [
@@ -44,11 +47,11 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def c2_words(result: dict[str, Any]) -> str:
+def c2_words(result: EquivalenceStudy) -> str:
     """The common parameter and the paper's own form, or that there is none."""
-    if result["c2"] is None:
-        return "No base has a price, so there is no fit."
     paper = result["paper_form"]
+    if result["c2"] is None or paper is None:
+        return "No base has a price, so there is no fit."
     errors = ", ".join(f"{100 * rms['accuracy']:.2f}" for rms in paper["rms"])
     return (
         f"c2 = {_number(result['c2']['value'])} {_ends(result['c2']['interval'])}, common to "
@@ -58,13 +61,13 @@ def c2_words(result: dict[str, Any]) -> str:
     )
 
 
-def _title(result: dict[str, Any]) -> str:
+def _title(result: EquivalenceStudy) -> str:
     kinds = {"generator": f"{result['generator']} generator", "real": "planted: further real images"}
     kind = kinds.get(result["synthetic"], "planted: random labels")
     return f"Equivalence: {result['name']}, {kind}, {result['repeats']} repeats x {result['classifiers']} classifiers"
 
 
-def _cells(result: dict[str, Any]) -> list[list[str]]:
+def _cells(result: EquivalenceStudy) -> list[list[str]]:
     rows = []
     for base in result["bases"]:
         for amount in base["amounts"]:
@@ -76,10 +79,10 @@ def _cells(result: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _prices(result: dict[str, Any]) -> list[list[str]]:
+def _prices(result: EquivalenceStudy) -> list[list[str]]:
     rows = []
     for base in result["bases"]:
-        numbers = [_quantity(base[name]) for name in ("A", "marginal_price", "doubling_price")]
+        numbers = [_quantity(found) for found in (base["A"], base["marginal_price"], base["doubling_price"])]
         rms = "" if base["rms"] is None else f"{100 * base['rms']['accuracy']:.2f}"
         rows.append([f"{base['base']:,}", *numbers, rms, base["verdict"]])
     return rows
@@ -89,7 +92,7 @@ def _lines(head: list[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
 
-def _quantity(found: dict[str, Any] | None) -> str:
+def _quantity(found: Estimate | None) -> str:
     return "" if found is None else f"{_number(found['value'])} {_ends(found['interval'])}"
 
 
@@ -106,7 +109,7 @@ def _percents(interval: Sequence[float | None]) -> str:
     return "" if None in interval else "[" + ", ".join(f"{100 * end:.2f}" for end in interval if end is not None) + "]"
 
 
-def figure(results: Sequence[dict[str, Any]]) -> bytes:
+def figure(results: Sequence[EquivalenceStudy | EquivalenceResult]) -> bytes:
     """An SVG of one study or several: left the real curve and the accuracies with synthetic images, right their worth
     and the fits."""
     import matplotlib
@@ -131,7 +134,7 @@ def figure(results: Sequence[dict[str, Any]]) -> bytes:
     return out.getvalue()
 
 
-def _draw_curve(axes: Any, result: dict[str, Any], number: int) -> None:
+def _draw_curve(axes: Any, result: EquivalenceStudy | EquivalenceResult, number: int) -> None:
     sizes = [entry["images"] for entry in result["real"]]
     means = 100 * np.array([entry["accuracy"] for entry in result["real"]])
     ends = 100 * np.array([[np.nan if e is None else e for e in entry["interval"]] for entry in result["real"]])
@@ -146,7 +149,7 @@ def _draw_curve(axes: Any, result: dict[str, Any], number: int) -> None:
             )
 
 
-def _draw_worth(axes: Any, result: dict[str, Any], number: int) -> None:
+def _draw_worth(axes: Any, result: EquivalenceStudy | EquivalenceResult, number: int) -> None:
     from engine.study.equivalence.fit import gained
 
     for base, colour in zip(result["bases"], _colours(result), strict=True):
@@ -168,6 +171,8 @@ def _draw_worth(axes: Any, result: dict[str, Any], number: int) -> None:
             label=f"{n:,} real, {result['generator']}",
         )
         if base["verdict"] == "identifiable":
+            assert result["c2"] is not None
+            assert base["marginal_price"] is not None
             grid = np.geomspace(y[0], y[-1], 60)
             c, v = np.log(result["c2"]["value"]), 1 / base["marginal_price"]["value"]
             axes.plot(
@@ -179,5 +184,5 @@ def _draw_worth(axes: Any, result: dict[str, Any], number: int) -> None:
             )
 
 
-def _colours(result: dict[str, Any]) -> list[str]:
+def _colours(result: EquivalenceStudy | EquivalenceResult) -> list[str]:
     return [COLOURS[k % len(COLOURS)] for k in range(len(result["bases"]))]

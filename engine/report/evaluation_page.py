@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, TypedDict
 
+from markupsafe import Markup
 from rich import box
 from rich.table import Table
 
 from engine.evaluation.classifier_evaluation import RESULT
-from engine.evaluation.evaluationresults import Evaluated
+from engine.evaluation.evaluationresults import (
+    ArmGroup,
+    ArmValues,
+    Evaluated,
+    EvaluatedSet,
+    Gap,
+    GapPair,
+    Overlap,
+    PairName,
+)
 from engine.evaluation.run_summary import bracket
 from engine.report import figures
 from engine.spec.evaluation import OWN
 from engine.storage import documents
 from engine.storage.store import Store
+from engine.study.studyresults import Compared
 
-PAIR_LABELS = {
+PAIR_LABELS: dict[PairName, str] = {
     "synthetic": "training vs synthetic",
     "real": "training vs held-out real",
     "held_out": "held-out real vs synthetic",
 }
-MEASURES = {"features": "AUC, features", "pixels": "AUC, pixels"}
+MEASURES: dict[Literal["features", "pixels"], str] = {"features": "AUC, features", "pixels": "AUC, pixels"}
 
 
 def arm_words(arm: str) -> str:
@@ -33,7 +44,44 @@ def set_words(name: str) -> str:
     return "own test split" if name == OWN else name
 
 
-def accuracy_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+class Row(TypedDict):
+    """One set and arm: all but `mean` as the tables have it."""
+
+    set: str
+    images: str
+    arm: str
+    kind: str
+    mean: float
+    accuracy: str
+    interval: str
+    difference: str
+    difference_interval: str
+    p: str
+
+
+class Page(TypedDict):
+    """The section on an evaluation."""
+
+    covers: str
+    accuracy: Markup
+    rows: list[Row]
+    notes: list[str]
+    arms: list[str]
+    corruptions: list[list[str]]
+    style: str
+    gap: list[list[str]]
+    gap_covers: str
+    gap_figure: Markup | str
+    classes: list[list[str]]
+
+
+class Section(TypedDict):
+    """The template's variable `evaluation`."""
+
+    evaluation: Page | None
+
+
+def accuracy_rows(result: Evaluated) -> list[Row]:
     """One row a set and arm, the mean over corruptions last: set, images, arm, numbers, and the difference to real."""
     rows = [row for name, one in result["sets"].items() for row in _rows(set_words(name), f"{one['images']:,}", one)]
     if result["corruptions"] is not None:
@@ -41,12 +89,12 @@ def accuracy_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(label: str, images: str, one: dict[str, Any]) -> list[dict[str, Any]]:
+def _rows(label: str, images: str, one: ArmGroup) -> list[Row]:
     compared = {entry["arm"]: entry for entry in one["comparisons"]}
     return [_row(label, images, arm, own, compared.get(arm)) for arm, own in one["arms"].items()]
 
 
-def _row(label: str, images: str, arm: str, own: dict[str, Any], difference: dict[str, Any] | None) -> dict[str, Any]:
+def _row(label: str, images: str, arm: str, own: ArmValues, difference: Compared | None) -> Row:
     p = difference["p_adjusted"] if difference else None
     return {
         "set": label,
@@ -62,9 +110,9 @@ def _row(label: str, images: str, arm: str, own: dict[str, Any], difference: dic
     }
 
 
-def corruption_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def corruption_rows(result: Evaluated) -> tuple[list[str], list[list[str]]]:
     """(arms, rows): kind of corruption, then each arm's accuracy over the severities in per cent."""
-    kinds = (result["corruptions"] or {"kinds": {}})["kinds"]
+    kinds = {} if result["corruptions"] is None else result["corruptions"]["kinds"]
     arms = list(result["seeds"])
     return arms, [
         [kind.replace("_", " "), *(f"{100 * one['arms'][arm]['mean']:.1f}" for arm in arms)]
@@ -72,24 +120,24 @@ def corruption_rows(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]
     ]
 
 
-def gap_rows(result: dict[str, Any]) -> list[list[str]]:
+def gap_rows(result: Evaluated) -> list[list[str]]:
     """Pair, both AUCs with intervals, mean CKA, mean angle and mean shift."""
     if result["gap"] is None:
         return []
     return [_gap_row(PAIR_LABELS[pair], one) for pair, one in result["gap"]["pairs"].items()]
 
 
-def _gap_row(label: str, one: dict[str, Any]) -> list[str]:
-    aucs = [f"{one[what]['auc']:.3f}{bracket(one[what]['interval'], 1, 3)}" for what in MEASURES]
+def _gap_row(label: str, one: GapPair) -> list[str]:
+    aucs = [f"{own['auc']:.3f}{bracket(own['interval'], 1, 3)}" for own in (one["features"], one["pixels"])]
     return [label, *aucs, *_overlap(one["mean"])]
 
 
-def _overlap(one: dict[str, Any]) -> list[str]:
-    formats = (("cka", ".3f"), ("angle", ".0f"), ("shift", ".2f"))
-    return ["" if one[key] is None else format(one[key], how) for key, how in formats]
+def _overlap(one: Overlap) -> list[str]:
+    formats = ((one["cka"], ".3f"), (one["angle"], ".0f"), (one["shift"], ".2f"))
+    return ["" if value is None else format(value, how) for value, how in formats]
 
 
-def class_rows(result: dict[str, Any]) -> list[list[str]]:
+def class_rows(result: Evaluated) -> list[list[str]]:
     """Class, then CKA, angle and shift of training images to synthetic and to held-out ones."""
     if result["gap"] is None:
         return []
@@ -100,13 +148,12 @@ def class_rows(result: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def tables(result: dict[str, Any]) -> list[Table]:
+def tables(result: Evaluated) -> list[Table]:
     """Accuracy by set and arm, by corruption, and the gap, for a terminal."""
     seeds = max(len(own) for own in result["seeds"].values())
     title = f"accuracy % by set and arm: {seeds} seeds, 95 % intervals; differences are to real, paired by seed"
     columns = ["set", "images", "trained on", "acc. %", "95 %", "diff.", "95 %", "p"]
-    keys = ("set", "images", "arm", "accuracy", "interval", "difference", "difference_interval", "p")
-    out = [_table(title, columns, [[row[key] for key in keys] for row in accuracy_rows(result)], left=(0, 2))]
+    out = [_table(title, columns, [_shown(row) for row in accuracy_rows(result)], left=(0, 2))]
     arms, rows = corruption_rows(result)
     if rows:
         title = "accuracy % by corruption, mean over severities; computed here, -C style: not the published sets"
@@ -115,6 +162,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
         title = f"gap: {result['gap']['images']:,} images a side; 0.5: cannot be told apart"
         out.append(_table(title, ["pair", *MEASURES.values(), "CKA", "angle", "shift"], gap_rows(result)))
     return out
+
+
+def _shown(row: Row) -> list[str]:
+    own = [row["set"], row["images"], row["arm"], row["accuracy"], row["interval"]]
+    return [*own, row["difference"], row["difference_interval"], row["p"]]
 
 
 def _table(title: str, columns: list[str], rows: list[list[str]], left: tuple[int, ...] = (0,)) -> Table:
@@ -129,14 +181,13 @@ def _table(title: str, columns: list[str], rows: list[list[str]], left: tuple[in
     return out
 
 
-def context(store: Store) -> dict[str, Any]:
+def context(store: Store) -> Section:
     """What the template needs: `evaluation` is None for a run that was not evaluated."""
-    found = documents.find(store, RESULT, Evaluated)
-    if found is None:
+    result = documents.find(store, RESULT, Evaluated)
+    if result is None:
         return {"evaluation": None}
-    result: dict[str, Any] = dict(found)
     arms, corruptions = corruption_rows(result)
-    groups = {set_words(name): one for name, one in result["sets"].items()}
+    groups: dict[str, ArmGroup] = {set_words(name): one for name, one in result["sets"].items()}
     if result["corruptions"] is not None:
         groups["corruptions"] = result["corruptions"]["mean"]
     return {
@@ -147,16 +198,16 @@ def context(store: Store) -> dict[str, Any]:
             "notes": [note for name, one in result["sets"].items() if (note := _note(name, one))],
             "arms": [arm_words(arm) for arm in arms],
             "corruptions": corruptions,
-            "style": (result["corruptions"] or {}).get("note", ""),
+            "style": "" if result["corruptions"] is None else result["corruptions"]["note"],
             "gap": gap_rows(result),
-            "gap_covers": (result["gap"] or {}).get("covers", ""),
+            "gap_covers": "" if result["gap"] is None else result["gap"]["covers"],
             "gap_figure": figures.aucs(_points(result["gap"])) if result["gap"] else "",
             "classes": class_rows(result),
         }
     }
 
 
-def _bars(groups: dict[str, Any]) -> dict[str, list[figures.Bar]]:
+def _bars(groups: dict[str, ArmGroup]) -> dict[str, list[figures.Bar]]:
     return {
         label: [
             figures.Bar(
@@ -172,7 +223,7 @@ def _bars(groups: dict[str, Any]) -> dict[str, list[figures.Bar]]:
     }
 
 
-def _points(gap: dict[str, Any]) -> dict[str, list[tuple[str, float, tuple[float | None, ...]]]]:
+def _points(gap: Gap) -> dict[str, list[tuple[str, float, tuple[float | None, ...]]]]:
     return {
         label: [
             (PAIR_LABELS[pair], one[what]["auc"], tuple(one[what]["interval"])) for pair, one in gap["pairs"].items()
@@ -181,7 +232,7 @@ def _points(gap: dict[str, Any]) -> dict[str, list[tuple[str, float, tuple[float
     }
 
 
-def _note(name: str, one: dict[str, Any]) -> str:
+def _note(name: str, one: EvaluatedSet) -> str:
     """What was left out of a set, and among which classes was chosen; empty where nothing was."""
     parts = []
     if one["left_out"]:

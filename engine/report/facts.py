@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 
 from engine.conditions import cuts
 from engine.conditions.cuts import Cuts
-from engine.evaluation.evaluationresults import Judged
+from engine.evaluation.evaluationresults import Judged, JudgedArm
 from engine.evaluation.plainly import sentences
 from engine.evaluation.run_summary import flattened, order_of
 from engine.images import catalog as catalogs
 from engine.images.catalog import Catalog
+from engine.regular import Json
 from engine.shards import cost, manifest
 from engine.shards.cost import Cost
 from engine.shards.manifest import Manifest
@@ -24,7 +25,7 @@ from engine.spec import RunSpec, plain
 from engine.spec.load import change_paths
 from engine.storage import documents, readings
 from engine.storage.store import Store
-from engine.training.trainingresults import MatchResults, PretrainResults
+from engine.training.trainingresults import Curve, MatchResults, PretrainResults
 
 JUDGE, PRETRAIN, MATCH, SECONDS, PLAN, SPEC = (
     "results/judge.json",
@@ -51,9 +52,10 @@ class Facts:
     manifest: Manifest
     bad_images: Counter[str]
     quarantined: Counter[str]
-    judge: dict[str, Any] | None
-    curves: dict[str, dict[str, Any]]
-    plan: dict[str, Any]
+    judge: Judged | None
+    curves: dict[str, Curve]
+    match: MatchResults | None
+    plan: Json
     seconds: dict[str, float]
     versions: dict[str, str]
     cost: Cost
@@ -66,20 +68,23 @@ class Facts:
         counts = {name: self.catalog.split(name).num_rows for name in ("train", "validation", "test", "unused")}
         return {name: count for name, count in counts.items() if count}
 
-    def arm(self, kind: str) -> dict[str, Any] | None:
+    def arm(self, kind: str) -> JudgedArm | None:
         """The judged arm of a kind with the largest multiple (never the best: that would be choosing on the test
         split)."""
-        arms = [arm for arm in (self.judge or {"arms": {}})["arms"].values() if arm["kind"] == kind]
+        arms = [arm for arm in self._arms() if arm["kind"] == kind]
         return max(arms, key=lambda arm: arm["multiple"], default=None)
 
-    def arms(self) -> list[dict[str, Any]]:
+    def arms(self) -> list[JudgedArm]:
         """The judged arms: real, synthetic, mixed, controls, by rising multiple."""
-        return sorted((self.judge or {"arms": {}})["arms"].values(), key=order_of)
+        return sorted(self._arms(), key=order_of)
+
+    def _arms(self) -> list[JudgedArm]:
+        return [] if self.judge is None else list(self.judge["arms"].values())
 
     @property
     def metric(self) -> str:
         """What the judges' means and ratios are of."""
-        return str((self.judge or {}).get("metric", "accuracy"))
+        return "accuracy" if self.judge is None else self.judge.get("metric", "accuracy")
 
     def honest(self) -> list[str]:
         """Sentences on copies and controls; none where nothing was judged."""
@@ -89,6 +94,7 @@ class Facts:
 def gather(store: Store, spec: RunSpec) -> Facts:
     """Read a run; raises DataError where it has no finished catalog or no finished synthetic set."""
     catalog, made = catalogs.load(store), manifest.load(store)
+    match = documents.find(store, MATCH, MatchResults)
     return Facts(
         spec=spec,
         spec_hash=made.seal.facts.spec_hash,
@@ -96,9 +102,10 @@ def gather(store: Store, spec: RunSpec) -> Facts:
         manifest=made,
         bad_images=_bad_images(store),
         quarantined=_counts(made.quarantine["reason"]),
-        judge=_judged(store),
-        curves=_curves(store),
-        plan=documents.find(store, PLAN, dict[str, Any]) or {},
+        judge=documents.find(store, JUDGE, Judged),
+        curves=_curves(store, match),
+        match=match,
+        plan=documents.find(store, PLAN, Json) or {},
         seconds=documents.find(store, SECONDS, dict[str, float]) or {},
         versions=versions(),
         cost=cost.gather(store, made.seal.facts),
@@ -118,20 +125,14 @@ def versions() -> dict[str, str]:
     return found
 
 
-def without_folders(spec: RunSpec) -> dict[str, Any]:
+def without_folders(spec: RunSpec) -> Json:
     """The spec as plain data whose local paths keep their last part only, as a report may be shared."""
     return change_paths(plain(spec), lambda key, path: PurePath(path).name)
 
 
-def _judged(store: Store) -> dict[str, Any] | None:
-    found = documents.find(store, JUDGE, Judged)
-    return None if found is None else dict(found)
-
-
-def _curves(store: Store) -> dict[str, dict[str, Any]]:
-    trained, match = documents.find(store, PRETRAIN, PretrainResults), documents.find(store, MATCH, MatchResults)
-    curves = {} if trained is None else {name: dict(stage) for name, stage in trained["stages"].items()}
-    return curves | ({} if match is None else {"match": dict(match)})
+def _curves(store: Store, match: MatchResults | None) -> dict[str, Curve]:
+    trained = documents.find(store, PRETRAIN, PretrainResults)
+    return ({} if trained is None else trained["stages"]) | ({} if match is None else {"match": match})
 
 
 def _bad_images(store: Store) -> Counter[str]:

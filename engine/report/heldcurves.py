@@ -3,7 +3,9 @@ and words."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict
+
+from markupsafe import Markup
 
 from engine.report import figures
 from engine.report.facts import PRETRAIN
@@ -15,14 +17,28 @@ TITLES = {"vae": "VAE", "unet": "U-Net", "dit": "DiT", "pixel": "U-Net in pixels
 LEVEL = 0.01  # of an error: what changes by less is level
 
 
-def context(store: Store) -> dict[str, Any]:
+class Part(TypedDict):
+    """One model: its curve, if there is one, and what held-out images say."""
+
+    title: str
+    words: str
+    figure: Markup | None
+
+
+class Section(TypedDict):
+    """The template's variable `held_out`."""
+
+    held_out: list[Part]
+
+
+def context(store: Store) -> Section:
     """What the template needs: `held_out`, a list, is empty where no image was held out."""
     found = documents.find(store, PRETRAIN, PretrainResults)
     parts = {} if found is None else found.get("held_out", {})
     return {"held_out": [_part(name, part) for name, part in parts.items()]}
 
 
-def _part(name: str, found: Any) -> dict[str, Any]:
+def _part(name: str, found: HeldOutCurve | HeldOutError) -> Part:
     """Of a denoiser (HeldOutCurve) or a VAE (HeldOutError)."""
     title = TITLES.get(name, name)
     if "step" in found:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TypedDict
 
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from engine.errors import DataError
+from engine.evaluation.evaluationresults import JudgedArm
 from engine.evaluation.run_summary import arm_images, arm_label, best_control, bracket, copied, percent
 from engine.images.catalog import NEAR_DUPLICATES, QUARANTINED
 from engine.report import card, evaluation_page, figures, gallery, heldcurves, likeness, matching
@@ -35,6 +36,93 @@ MIXED = {
 }
 
 
+class Gallery(TypedDict):
+    """The template's variables for the gallery."""
+
+    gallery: list[Row]
+    gallery_note: str
+    gallery_fault: str
+    pixelated: bool
+
+
+class ArmRow(TypedDict):
+    """An arm in the table of accuracies."""
+
+    kind: str
+    copies: str
+    control: str
+    more: list[str]
+    label: str
+    images: str
+    accuracy: str
+    interval: str
+    ratio: str
+    ratio_interval: str
+    test_error: str
+
+
+class Accuracy(TypedDict):
+    """The template's variables for accuracies; empty where nothing was judged."""
+
+    arms: list[ArmRow]
+    tiles: list[dict[str, str]]
+    accuracy_figure: Markup | str
+    recipe: str
+    level: str
+    metric: str
+    more: list[str]
+
+
+class ClassCell(TypedDict):
+    """The share of one class that an arm gets right."""
+
+    kind: str
+    value: float | None
+    width: str
+    text: str
+
+
+class ClassRow(TypedDict):
+    """A class with its test images, each arm's cell, and what it is most often taken for."""
+
+    name: str
+    n: str
+    cells: list[ClassCell]
+    taken: dict[str, str] | None
+
+
+class Classes(TypedDict):
+    """The template's variables for the table of classes."""
+
+    classes: list[ClassRow]
+    class_columns: list[str]
+    classes_note: str
+
+
+class CurveShown(TypedDict):
+    """One training's losses."""
+
+    title: str
+    detail: str
+    figure: Markup
+
+
+class Curves(TypedDict):
+    """The template's variables for losses."""
+
+    curves: list[CurveShown]
+    curves_note: str
+
+
+class Quarantined(TypedDict):
+    """What was set aside, by reason."""
+
+    title: str
+    unit: str
+    note: str
+    rows: list[tuple[str, str]]
+
+
 def write(store: Store, spec: RunSpec) -> None:
     """Write results/gallery.png, README.md and, last, report.html; what the run has not made is left out.
 
@@ -44,7 +132,11 @@ def write(store: Store, spec: RunSpec) -> None:
     rows, fault = _gallery(store, facts)
     store.replace(GALLERY, gallery.picture(rows))
     store.replace(CARD, card.text(facts).encode())
-    sections = {**matching.context(store, facts), **evaluation_page.context(store), **likeness.context(store, facts)}
+    sections: dict[str, object] = {
+        **matching.context(store, facts),
+        **evaluation_page.context(store),
+        **likeness.context(store, facts),
+    }
     sections |= heldcurves.context(store)
     store.replace(REPORT, render(facts, rows, fault, review(store, facts), sections).encode())
 
@@ -54,7 +146,7 @@ def render(
     rows: list[Row],
     fault: str = "",
     captions: Review | None = None,
-    sections: dict[str, Any] | None = None,
+    sections: Mapping[str, object] | None = None,
 ) -> str:
     """The page as text; `rows` are the gallery's, `fault` says why images are missing from it, `sections` are other
     modules' parts."""
@@ -119,7 +211,7 @@ def _which(facts: Facts, shown: int) -> str:
     return f" Shown are the {shown} of {count:,} classes {kind}."
 
 
-def _gallery_context(facts: Facts, rows: list[Row], fault: str) -> dict[str, Any]:
+def _gallery_context(facts: Facts, rows: list[Row], fault: str) -> Gallery:
     note = (
         "The first real training images and the first synthetic images of each class, by index: nothing was picked by "
         "looks. Point at an image for its caption or prompt."
@@ -133,7 +225,7 @@ def _gallery_context(facts: Facts, rows: list[Row], fault: str) -> dict[str, Any
     }
 
 
-def _accuracy(facts: Facts) -> dict[str, Any]:
+def _accuracy(facts: Facts) -> Accuracy:
     arms = facts.arms()
     if not arms or facts.judge is None:
         return {"arms": [], "tiles": [], "accuracy_figure": "", "recipe": "", "level": "", "metric": "", "more": []}
@@ -151,7 +243,7 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     told = judge["recipe"]
     recipe = (
         f"Every judge is the same CNN ({judge['parameters']:,} weights) and takes {told['steps']:,} optimiser steps of "
-        f"{told['batch']} images, whatever the data; {MIXED[told.get('mixing', 'equal')]}."
+        f"{told['batch']} images, whatever the data; {MIXED[str(told.get('mixing', 'equal'))]}."
     )
     if judge["codec"]["lossy"]:
         recipe += f" Real training images went through the same {judge['codec']['format']} codec as the synthetic ones."
@@ -169,7 +261,7 @@ def _accuracy(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _arm_row(arm: dict[str, Any], more: list[str]) -> dict[str, Any]:
+def _arm_row(arm: JudgedArm, more: list[str]) -> ArmRow:
     return {
         "kind": figures.hue(arm["kind"]),
         "copies": copied(arm),
@@ -185,7 +277,7 @@ def _arm_row(arm: dict[str, Any], more: list[str]) -> dict[str, Any]:
     }
 
 
-def _tile(arm: dict[str, Any], metric: str) -> dict[str, str]:
+def _tile(arm: JudgedArm, metric: str) -> dict[str, str]:
     interval = bracket(arm["interval"], 100).strip() or "one seed, no interval"
     return {
         "kind": arm["kind"],
@@ -195,7 +287,7 @@ def _tile(arm: dict[str, Any], metric: str) -> dict[str, str]:
     }
 
 
-def _classes(facts: Facts) -> dict[str, Any]:
+def _classes(facts: Facts) -> Classes:
     arms = [arm for kind in ("real", "synthetic", "mixed") if (arm := facts.arm(kind))]
     if facts.judge is None or not arms:
         return {"classes": [], "class_columns": [], "classes_note": ""}
@@ -221,7 +313,7 @@ def _classes(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _class_cell(kind: str, value: float | None) -> dict[str, Any]:
+def _class_cell(kind: str, value: float | None) -> ClassCell:
     return {
         "kind": kind,
         "value": value,
@@ -230,14 +322,14 @@ def _class_cell(kind: str, value: float | None) -> dict[str, Any]:
     }
 
 
-def _taken(confusions: Iterable[Any], label: int, names: tuple[str, ...]) -> dict[str, str] | None:
+def _taken(confusions: Iterable[tuple[int, int, float]], label: int, names: tuple[str, ...]) -> dict[str, str] | None:
     for true, predicted, count in confusions:
         if true == label:
             return {"name": names[int(predicted)], "count": f"{count:.1f} a judge"}
     return None
 
 
-def _curves(facts: Facts) -> dict[str, Any]:
+def _curves(facts: Facts) -> Curves:
     titles = {
         "clip": "CLIP",
         "vae": "VAE",
@@ -246,7 +338,7 @@ def _curves(facts: Facts) -> dict[str, Any]:
         "pixel": "U-Net in pixels",
         "match": "Matching fine-tune",
     }
-    curves = [
+    curves: list[CurveShown] = [
         {
             "title": titles.get(name, name),
             "detail": f"{stage['steps']:,} steps, {stage['seconds']:,.0f} s",
@@ -259,7 +351,7 @@ def _curves(facts: Facts) -> dict[str, Any]:
     return {"curves": curves, "curves_note": note}
 
 
-def _quarantines(facts: Facts) -> list[dict[str, Any]]:
+def _quarantines(facts: Facts) -> list[Quarantined]:
     sealed = facts.manifest.seal
     good = facts.catalog.table.num_rows
     samples = f"Given up after redraws: {sealed.quarantined:,} of {sealed.facts.count:,} planned ({QUARANTINE})."

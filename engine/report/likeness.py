@@ -3,12 +3,13 @@ images."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 
 from engine.errors import DataError
 from engine.evaluation.controls import WORDS
+from engine.evaluation.evaluationresults import Copies, Pair, SpaceCopies
 from engine.evaluation.run_summary import bracket, percent
 from engine.images.decode import BadImage, decode
 from engine.images.image_reader import Reader
@@ -19,13 +20,45 @@ from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
 
-SPACES = ("pixels", "features")
+SPACES: tuple[Literal["pixels", "features"], ...] = ("pixels", "features")
 WHICH = {"nearest": "Nearest pairs, each training image once", "middle": "Pairs of the middle distance"}
 
 
-def context(store: Store, facts: Facts) -> dict[str, Any]:
+class Tile(TypedDict):
+    """A pair side by side, as data URIs, and its numbers."""
+
+    synthetic: str
+    real: str
+    text: str
+
+
+class Strip(TypedDict):
+    """Pairs of one kind."""
+
+    title: str
+    tiles: list[Tile]
+
+
+class Likeness(TypedDict):
+    """The section on copies."""
+
+    covers: str
+    note: str
+    rows: list[dict[str, str]]
+    controls: list[str]
+    strips: list[Strip]
+    fault: str
+
+
+class Section(TypedDict):
+    """The template's variable `likeness`."""
+
+    likeness: Likeness | None
+
+
+def context(store: Store, facts: Facts) -> Section:
     """The template's variable `likeness`; None where the run was not audited."""
-    found = (facts.judge or {}).get("copies")
+    found = None if facts.judge is None else facts.judge.get("copies")
     if found is None:
         return {"likeness": None}
     strips, fault = _strips(store, facts, found["pairs"])
@@ -49,7 +82,7 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
     }
 
 
-def _row(multiple: str, space: str, own: dict[str, Any]) -> dict[str, str]:
+def _row(multiple: str, space: str, own: SpaceCopies) -> dict[str, str]:
     return {
         "set": f"synthetic {multiple}x",
         "space": space,
@@ -63,7 +96,7 @@ def _row(multiple: str, space: str, own: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _controls(facts: Facts, found: dict[str, Any]) -> list[str]:
+def _controls(facts: Facts, found: Copies) -> list[str]:
     """What the controls hold, and why others are missing."""
     lines = []
     photocopy, augmentation = found["photocopy"], found["augmentation"]
@@ -82,11 +115,11 @@ def _controls(facts: Facts, found: dict[str, Any]) -> list[str]:
             else "not chosen, as there is no validation split"
         )
         lines.append(f"Strong augmentation: {augmentation['kind']}, {chosen}.")
-    left_out = (facts.judge or {}).get("left_out", {})
+    left_out = {} if facts.judge is None else facts.judge.get("left_out", {})
     return lines + [f"Left out: {WORDS[kind]}, as {why}." for kind, why in left_out.items()]
 
 
-def _strips(store: Store, facts: Facts, pairs: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+def _strips(store: Store, facts: Facts, pairs: list[Pair]) -> tuple[list[Strip], str]:
     """Pairs as images, by kind; without images, and why, where shards or sources can no longer be read."""
     try:
         made = _synthetic(store, facts.spec, {pair["synthetic"] for pair in pairs})
@@ -95,10 +128,10 @@ def _strips(store: Store, facts: Facts, pairs: list[dict[str, Any]]) -> tuple[li
     except DataError as error:
         return [], str(error)
     train = dict(zip(rows, real, strict=True))
-    strips: list[dict[str, Any]] = []
+    strips: list[Strip] = []
     for which, title in WHICH.items():
         own = [pair for pair in pairs if pair["which"] == which and pair["synthetic"] in made]
-        tiles = [
+        tiles: list[Tile] = [
             {
                 "synthetic": data_uri(made[pair["synthetic"]]),
                 "real": data_uri(np.asarray(train[pair["training"]])),

@@ -5,24 +5,47 @@ from __future__ import annotations
 
 import io
 import re
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from engine.report import figures, gallery
 from engine.report.facts import Facts
 from engine.report.words import fine_tune
 from engine.storage.store import Store
+from engine.training.trainingresults import MatchResults
 
 _STRIP = re.compile(r"match/samples-(\d+)\.png")
 LEVELS = ("0 to 20 % noise", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
 MOST = 6
 
 
-def context(store: Store, facts: Facts) -> dict[str, Any]:
+class Strip(TypedDict):
+    """The validation samples of one step, as data URIs."""
+
+    step: str
+    tiles: list[str]
+
+
+class Fine(TypedDict):
+    """The section: what the fine-tune was, its figures, and its samples."""
+
+    note: str
+    figures: list[Markup]
+    strips: list[Strip]
+
+
+class Section(TypedDict):
+    """The template's variable `matching`."""
+
+    matching: Fine | None
+
+
+def context(store: Store, facts: Facts) -> Section:
     """What the template needs: `matching` is None for a run without a fine-tune."""
-    match, found = facts.spec.match, facts.curves.get("match")
+    match, found = facts.spec.match, facts.match
     if match is None or found is None:
         return {"matching": None}
     shown = [
@@ -38,14 +61,14 @@ def context(store: Store, facts: Facts) -> dict[str, Any]:
     return {"matching": {"note": note, "figures": shown, "strips": _strips(store)}}
 
 
-def _by_level(found: dict[str, Any]) -> list[list[float | None]]:
+def _by_level(found: MatchResults) -> list[list[float | None]]:
     return [list(values) for values in zip(*found["levels"], strict=True)]
 
 
-def _strips(store: Store) -> list[dict[str, Any]]:
+def _strips(store: Store) -> list[Strip]:
     """Validation samples of the newest steps, the same prompts and seeds in each."""
     names = sorted(entry.name for entry in store.list("match/samples-"))
-    out = []
+    out: list[Strip] = []
     for name in names[-MOST:]:
         found = _STRIP.fullmatch(name)
         if found is None:

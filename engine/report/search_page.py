@@ -11,18 +11,19 @@ from rich import box
 from rich.table import Table
 
 from engine.study.nested import NO_VERDICT
+from engine.study.studyresults import Compared, PublishedReading, SearchPoint, SearchResult
 
 HEAD = ["setting", "synthetic images", "accuracy %", "95 % interval", "gain", "95 % interval", "p (Holm)", "finding"]
 REAL, LINES = "#8a8f98", ("#2f6fde", "#d9822b", "#3a9d5d", "#b0489b", "#7a6ff0", "#4aa3b5")
 INK, PALE = "#22252a", "#d8dbe0"
 
 
-def rows(result: dict[str, Any]) -> list[list[str]]:
+def rows(result: SearchResult) -> list[list[str]]:
     """A row a setting, as text under HEAD; gains are in percentage points over ratio 0."""
     return [_row(point) for point in result["points"]]
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: SearchResult) -> Table:
     """The most of it, for a terminal."""
     out = Table(title=_title(result), box=box.SIMPLE, title_justify="left", padding=(0, 1), pad_edge=False)
     for name in ("setting", "acc. %", "95 % CI", "gain", "95 % CI", "p", "finding"):
@@ -32,18 +33,15 @@ def table(result: dict[str, Any]) -> Table:
     return out
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def lines(result: SearchResult) -> list[str]:
     """What was found, a sentence each: the choice, whether it beats ratio 0, the plainer one, the test reading."""
     points = {point["key"]: point for point in result["points"]}
     best, plain = points[result["chosen"]], points[result["one_standard_error"]]
     compared = sum(point["whole"] for point in result["points"]) - 1
     found = [f"best on validation: {best['label']}, {_percent(best['mean'])} % {_interval(best['interval'])}"]
     if len(best["units"]) == 1:
-        spread = (
-            ""
-            if best.get("judges") is None
-            else f"; its classifiers differ by {_percent(best['judges'])} points (standard deviation)"
-        )
+        judges = best.get("judges")
+        spread = "" if judges is None else f"; its classifiers differ by {_percent(judges)} points (standard deviation)"
         found.append(f"{NO_VERDICT}{spread}")
     elif best["gain"] is None:
         found.append("no setting with synthetic images did better than the real ones alone")
@@ -57,7 +55,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     return [*found, *_test(result["test"])]
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: SearchResult) -> str:
     """The same as a page, beside results/search.png."""
     grid = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(result)]]
     said = "\n".join(f"- {line}" for line in lines(result))
@@ -71,7 +69,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def figure(result: dict[str, Any]) -> bytes:
+def figure(result: SearchResult) -> bytes:
     """Validation accuracy against the ratio as a PNG: a line for each choice of other settings, bars are 95 %
     intervals.
 
@@ -90,7 +88,7 @@ def figure(result: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(axes: Any, result: dict[str, Any]) -> None:
+def _draw(axes: Any, result: SearchResult) -> None:
     points = [point for point in result["points"] if point["whole"]]
     ratios = sorted({point["ratio"] for point in points})
     zero, best = points[0], next(point for point in points if point["key"] == result["chosen"])
@@ -115,16 +113,16 @@ def _draw(axes: Any, result: dict[str, Any]) -> None:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _series(points: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:
+def _series(points: Sequence[SearchPoint]) -> list[tuple[str, list[SearchPoint]]]:
     """Settings above ratio 0 by their other values, the best first."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[SearchPoint]] = {}
     for point in points:
         if point["ratio"]:
             found.setdefault(point["label"].partition(", ")[2], []).append(point)
     return sorted(found.items(), key=lambda item: -max(point["mean"] for point in item[1]))
 
 
-def _row(point: dict[str, Any]) -> list[str]:
+def _row(point: SearchPoint) -> list[str]:
     head = [point["label"], f"{point['synthetic_images']:,}", _percent(point["mean"])]
     if not point["whole"]:
         classifiers = sum(len(row) for row in point["accuracies"])
@@ -136,7 +134,7 @@ def _row(point: dict[str, Any]) -> list[str]:
     return [*head, _interval(point["interval"]), *found]
 
 
-def _test(test: dict[str, Any] | None) -> list[str]:
+def _test(test: PublishedReading | None) -> list[str]:
     if test is None:
         return ["there is no test split to read"]
     label = test["choice"]["label"]
@@ -156,7 +154,7 @@ def _test(test: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _title(result: dict[str, Any]) -> str:
+def _title(result: SearchResult) -> str:
     return (
         f"Search: {result['name']}, {result['training_images']:,} real images, {result['generator_seeds']} generator x "
         f"{result['judge_seeds']} classifier seeds"
@@ -177,11 +175,11 @@ def _signed(bounds: Sequence[float | None]) -> str:
     return "" if low is None or high is None else f"[{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def _gain(gain: dict[str, Any]) -> str:
+def _gain(gain: Compared) -> str:
     return f"{100 * gain['difference']:+.1f} points {_signed(gain['interval'])}".rstrip()
 
 
-def _p(gain: dict[str, Any]) -> str:
+def _p(gain: Compared) -> str:
     """Holm-adjusted where it is one of several."""
     p = gain["p_adjusted"]
     return "not known" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

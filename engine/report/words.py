@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from engine.evaluation.evaluationresults import JudgedArm
 from engine.evaluation.run_summary import bracket, percent
 from engine.report.facts import Facts
 from engine.spec import RunSpec
@@ -43,7 +42,7 @@ def headline(facts: Facts) -> list[str]:
     return out
 
 
-def _images(arm: dict[str, Any]) -> str:
+def _images(arm: JudgedArm) -> str:
     real, made = f"{arm['real_images']:,} real", f"{arm['synthetic_images']:,} synthetic"
     return {
         "real": f"{real} images",
@@ -52,7 +51,7 @@ def _images(arm: dict[str, Any]) -> str:
     }[arm["kind"]]
 
 
-def _accuracy(facts: Facts, arm: dict[str, Any]) -> str:
+def _accuracy(facts: Facts, arm: JudgedArm) -> str:
     shown = f"{percent(arm['mean'])}{bracket(arm['interval'], 100)}"
     return shown if facts.metric == "accuracy" else f"{METRICS[facts.metric]} {shown}"
 
@@ -62,11 +61,12 @@ def _right(facts: Facts) -> str:
 
 
 def _of(facts: Facts) -> str:
-    images = f"{(facts.judge or {})['n_test']:,} real test images"
+    assert facts.judge is not None
+    images = f"{facts.judge['n_test']:,} real test images"
     return f"of {images} right" if facts.metric == "accuracy" else f"on {images}"
 
 
-def _against(facts: Facts, arm: dict[str, Any], real: dict[str, Any] | None) -> str:
+def _against(facts: Facts, arm: JudgedArm, real: JudgedArm | None) -> str:
     """How an arm compares with the real images that stand behind it."""
     if real is None or arm is real:
         return ""
@@ -76,7 +76,7 @@ def _against(facts: Facts, arm: dict[str, Any], real: dict[str, Any] | None) -> 
     )
 
 
-def _ratio(arm: dict[str, Any]) -> str:
+def _ratio(arm: JudgedArm) -> str:
     """The ratio to real, and in words whether its interval tells it from 1."""
     if arm["ratio"] is None:
         return ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich import box
 from rich.table import Table
 
 from engine.evaluation.run_summary import arm_label, bracket
+from engine.study.publishedresults import WorthResult
+from engine.study.studyresults import Compared
 
 HEAD = [
     "trained on",
@@ -20,7 +20,7 @@ HEAD = [
 ]
 
 
-def rows(result: dict[str, Any]) -> list[list[str]]:
+def rows(result: WorthResult) -> list[list[str]]:
     """A row an arm, as text under HEAD."""
     compared = {entry["arm"]: entry for entry in result["comparisons"]}
     out = []
@@ -36,7 +36,9 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
                 ratio,
                 ""
                 if copies is None
-                else " and ".join(f"{100 * copies[space]['share']['mean']:.1f}" for space in ("pixels", "features")),
+                else " and ".join(
+                    f"{100 * own['share']['mean']:.1f}" for own in (copies["pixels"], copies["features"])
+                ),
                 "" if copies is None else f"{copies['pixels']['auc']['mean']:.2f}",
                 ("the reference" if arm == result["reference"] else "") if told is None else _against(told),
             ]
@@ -44,11 +46,11 @@ def rows(result: dict[str, Any]) -> list[list[str]]:
     return out
 
 
-def _against(told: dict[str, Any]) -> str:
+def _against(told: Compared) -> str:
     return f"{100 * told['difference']:+.1f}{bracket(told['interval'], 100)}: {told['finding']}"
 
 
-def table(result: dict[str, Any]) -> Table:
+def table(result: WorthResult) -> Table:
     """The most of it for a terminal."""
     out = Table(title=_title(result), box=box.SIMPLE, title_justify="left", padding=(0, 1))
     for number, name in enumerate(("trained on", "%", "95 %", "ratio", "copies %", "AUC", "against reference")):
@@ -58,7 +60,7 @@ def table(result: dict[str, Any]) -> Table:
     return out
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def lines(result: WorthResult) -> list[str]:
     """What was found, a sentence each."""
     reference = result["arms"][result["reference"]]
     said = [
@@ -84,7 +86,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     return said
 
 
-def markdown(result: dict[str, Any]) -> str:
+def markdown(result: WorthResult) -> str:
     """The same as a page."""
     grid = ["| " + " | ".join(row) + " |" for row in [HEAD, ["---"] * len(HEAD), *rows(result)]]
     parts = [f"# {_title(result)}", "\n".join(grid), "\n".join(f"- {line}" for line in lines(result)), result["covers"]]
@@ -92,7 +94,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _title(result: dict[str, Any]) -> str:
+def _title(result: WorthResult) -> str:
     judges, tested = result["judge_seeds"], result["images"]["test"]
     return (
         f"{result['name']}: {result['metric'].replace('_', ' ')} on {tested:,} test "

@@ -20,6 +20,7 @@ from engine.study import choice, trials
 from engine.study.ablation_arms import TRIALS, Arm, changed, every_arm, final_arms, section
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.nested import generator_seeds
+from engine.study.publishedresults import AblationResult
 from engine.study.statistics import spread
 from engine.study.studyresults import AblationTrial, RealJudges
 from engine.study.trial import Shared, judge_real, run_trial, train_generator
@@ -31,7 +32,7 @@ from engine.training.judge_training import check as check_judge
 RESULT = "results/ablation.json"
 
 
-def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> AblationResult:
     """Run every trial that has no scores yet, choose, read the test split once; writes and returns
     results/ablation.json.
 
@@ -56,12 +57,13 @@ def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) 
 
         read = choice.final_reading(store, TRIALS, result["chosen"], asked.reference, asked.effect, read_test)
         real = [float(np.mean(_real(store, TEST, seed))) for seed in read["seeds"]]
-        result["test"] = read | {"real": {"values": real, **spread(real)}}
+        read["real"] = {"values": real, **spread(real)}
+        result["test"] = read
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
 
-def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[float]]) -> dict[str, Any]:
+def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[float]]) -> AblationResult:
     """The study's results on validation images from its trials' scores: values and intervals of each arm, comparisons,
     the choice.
 
@@ -88,15 +90,17 @@ def summary(spec: RunSpec, found: choice.Found, real: Mapping[int, Sequence[floa
     }
 
 
-def copies_of(found: choice.Found, arms: Sequence[str]) -> dict[str, dict[str, float]]:
+def copies_of(found: choice.Found, arms: Sequence[str]) -> dict[str, Copied]:
     """Copy share and membership AUC of each arm, the mean over generator seeds; without those of trials of before."""
-    out = {}
+    out: dict[str, Copied] = {}
     for arm in arms:
-        own: list[Any] = [
-            dict(trial)["copies"] for (_, name), trial in found.items() if name == arm and "copies" in trial
-        ]
+        trials = [cast(AblationTrial, trial) for (_, name), trial in found.items() if name == arm]
+        own = [trial["copies"] for trial in trials if "copies" in trial]
         if own:
-            out[arm] = {key: float(np.mean([one[key] for one in own])) for key in ("share", "auc")}
+            out[arm] = {
+                "share": float(np.mean([one["share"] for one in own])),
+                "auc": float(np.mean([one["auc"] for one in own])),
+            }
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import cast
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from engine.storage import documents
 from engine.storage.store import Store
 from engine.study.comparison import arms_and_comparisons
 from engine.study.judge_reading import Reading, shares
-from engine.study.studyresults import ArmReading, ArmTrial, Choice
+from engine.study.publishedresults import FinalReading
+from engine.study.studyresults import ArmReading, ArmTrial, Choice, StudyGroup
 
 Found = Mapping[tuple[int, str], ArmTrial]  # by (generator seed, arm)
 Measure = Callable[[Sequence[str]], Found]
@@ -31,8 +32,8 @@ COVERS = (
 )
 
 
-def told(readings: Mapping[str, Sequence[Reading]], images: int) -> dict[str, Any]:
-    """What a trial publishes of its judges' readings on so many images, by training set (an `ArmTrial`)."""
+def told(readings: Mapping[str, Sequence[Reading]], images: int) -> ArmTrial:
+    """What a trial publishes of its judges' readings on so many images, by training set."""
     return {
         "scores": {kind: [one.accuracy for one in own] for kind, own in readings.items()},
         "right": {kind: [one.right for one in own] for kind, own in readings.items()},
@@ -40,7 +41,7 @@ def told(readings: Mapping[str, Sequence[Reading]], images: int) -> dict[str, An
     }
 
 
-def compared(found: Found, arms: Sequence[str], reference: str, effect: float) -> dict[str, Any]:
+def compared(found: Found, arms: Sequence[str], reference: str, effect: float) -> dict[str, StudyGroup]:
     """Values, intervals and comparisons with `reference` by training set, over all generator seeds that are in
     `found`."""
     seeds = sorted({seed for seed, _ in found})
@@ -55,7 +56,7 @@ def compared(found: Found, arms: Sequence[str], reference: str, effect: float) -
     return sets
 
 
-def best(sets: Mapping[str, Any]) -> str:
+def best(sets: Mapping[str, StudyGroup]) -> str:
     """The arm with the best accuracy, the mean over the training sets; of equals the one that is named first."""
     arms = list(next(iter(sets.values()))["arms"])
     return max(arms, key=lambda arm: float(np.mean([own["arms"][arm]["mean"] for own in sets.values()])))
@@ -63,7 +64,7 @@ def best(sets: Mapping[str, Any]) -> str:
 
 def final_reading(
     store: Store, folder: str, chosen: str, reference: str, effect: float, measure: Measure
-) -> dict[str, Any]:
+) -> FinalReading:
     """Write the choice down, then read the test split for it and the reference; that of an earlier choice is the only
     one.
 
@@ -84,4 +85,4 @@ def final_reading(
             "training_sets": compared(found, arms, reference, effect),
         }
         store.create(path, json.dumps(facts, allow_nan=False).encode())
-    return {**documents.read(store, path, ArmReading), "of_this_choice": choice == chosen}
+    return cast(FinalReading, {**documents.read(store, path, ArmReading), "of_this_choice": choice == chosen})

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 from scipy import stats
@@ -14,6 +14,7 @@ from scipy import stats
 from engine.study.nested import NO_VERDICT
 from engine.study.population import Floats, pooled
 from engine.study.statistics import Interval, mean_interval, spread, standard_deviation
+from engine.study.studyresults import Compared, StudyGroup
 
 LEVEL = 0.95
 POWER = 0.8
@@ -43,9 +44,9 @@ class Comparison:
     needed: int | None
     finding: str
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Compared:
         """Plain data."""
-        return asdict(self)
+        return cast(Compared, asdict(self))
 
 
 def compare(
@@ -95,7 +96,7 @@ def arms_and_comparisons(
     reference: str,
     right: Mapping[str, Floats] | None = None,
     effect: float | None = None,
-) -> dict[str, Any]:
+) -> StudyGroup:
     """For JSON: each arm's values (shares, one a generator seed) with mean, sd and intervals, and every other arm
     against `reference`."""
     return {

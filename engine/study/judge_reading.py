@@ -6,7 +6,7 @@ import base64
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store
 from engine.study.population import Floats
+from engine.study.studyresults import JudgeReading
 from engine.training.judge_data import Arrays, real_images
 from engine.training.judge_training import Arm, Data
 
@@ -34,9 +35,9 @@ class Reading:
     real_images: int
     synthetic_images: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JudgeReading:
         """Plain data."""
-        return asdict(self)
+        return cast(JudgeReading, asdict(self))
 
 
 def read(arm: Arm, seed: int, spec: JudgeSpec, data: Data, device: str) -> Reading:

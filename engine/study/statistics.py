@@ -1,14 +1,16 @@
-"""Intervals and errors that stand beside every number: plain statistics, free of the rest of the engine."""
+"""Intervals and errors that stand beside every number: plain statistics, which know of the rest of the engine only
+the shape that they are written in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.stats import t as student_t
+
+from engine.study.studyresults import Spread
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(centre - half, centre + half)
 
 
-def spread(values: Sequence[float], level: float = 0.95, *, bounded: bool = True) -> dict[str, Any]:
+def spread(values: Sequence[float], level: float = 0.95, *, bounded: bool = True) -> Spread:
     """Mean, standard deviation and Student-t interval of a result's repeats, for JSON; `bounded`: they lie in [0,
     1]."""
     interval = mean_interval(values, level)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, NotRequired
+from typing import NotRequired
 
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 Interval = list[float | None]
+
+
+class Spread(TypedDict):
+    """A result's repeats: mean, standard deviation (None for one), Student-t interval."""
+
+    mean: float
+    sd: float | None
+    interval: Interval
 
 
 class Compared(TypedDict):
@@ -31,6 +39,23 @@ class Copied(TypedDict):
 
     share: float
     auc: float
+
+
+class StudyArm(TypedDict):
+    """An arm of a study over its generator seeds; `population`: the interval over seeds and images."""
+
+    values: list[float]
+    mean: float
+    sd: float | None
+    interval: Interval
+    population: Interval
+
+
+class StudyGroup(TypedDict):
+    """All arms of a study on one training set."""
+
+    arms: dict[str, StudyArm]
+    comparisons: list[Compared]
 
 
 class ArmTrial(TypedDict):
@@ -112,6 +137,13 @@ class SearchOutcome(TypedDict):
 
     accuracy: float
     right: str
+
+
+class JudgeReading(SearchOutcome):
+    """`engine.study.judge_reading.Reading` as JSON: the outcome, and how many images it was trained on."""
+
+    real_images: int
+    synthetic_images: int
 
 
 class SearchChoice(TypedDict):

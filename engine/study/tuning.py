@@ -28,7 +28,7 @@ Ended = Callable[[dict[str, Any], dict[str, Any]], None]
 class Ending:
     """How one trial ended: its settings, its last score, and the one-line error that ended it, if one did."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
     score: float | None
     error: MimeoError | None
 
@@ -157,7 +157,7 @@ def _watch(tell: Callable[[], None], ended: Ended) -> Any:
         def __init__(self, tell: Callable[[], None], ended: Ended) -> None:
             self.tell, self.ended = tell, ended
 
-        def __getstate__(self) -> dict[str, Any]:
+        def __getstate__(self) -> dict[str, object]:
             return {}
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:

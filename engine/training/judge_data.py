@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from engine.shards import manifest
 from engine.shards.shard_reader import samples
 from engine.spec import RunSpec
 from engine.storage.store import Store
+from engine.training.trainingresults import Codec
 
 if TYPE_CHECKING:
     from engine.training.judge_model import Part
@@ -63,7 +64,7 @@ def resolution(spec: RunSpec) -> int:
     return min(spec.images.size, MAX_SIZE)
 
 
-def codec(spec: RunSpec) -> dict[str, Any]:
+def codec(spec: RunSpec) -> Codec:
     """How the judges' training images were encoded, real and synthetic alike; test images are read as they come."""
     lossy = spec.generate.format in LOSSY
     return {"format": spec.generate.format, "quality": spec.generate.quality if lossy else None, "lossy": lossy}

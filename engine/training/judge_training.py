@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from engine.storage.store import Store
 from engine.training.judge_data import Arrays, real_images, synthetic_images
 from engine.training.measures import measured
 from engine.training.setup import place, run
+from engine.training.trainingresults import ArmKind
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +42,7 @@ class Arm:
     generator's VAE) and `augmented` (as strongly as is usual).
     """
 
-    kind: str
+    kind: ArmKind
     multiple: int = 0
 
     @property
@@ -183,7 +184,7 @@ def _train_all(spec: RunSpec, data: Data, store: Store, progress: Reporter, jobs
     import ray
 
     board = Board.create()
-    config = {
+    config: Config = {
         "jobs": jobs,
         "data": ray.put(data),
         "spec": spec.judge,
@@ -223,7 +224,18 @@ def workers(resources: ResourcesSpec, jobs: int) -> ResourcesSpec:
     return resources.model_copy(update={"train_workers": max(1, min(most, jobs)), "train_workers_min": None})
 
 
-def loop(config: dict[str, Any]) -> None:
+class Config(TypedDict):
+    """What the workers are sent; `data` is a reference to `Data`, `generator` the generator's seed."""
+
+    jobs: list[tuple[Arm, int]]
+    data: Any
+    spec: JudgeSpec
+    store: Store
+    board: Board
+    generator: int
+
+
+def loop(config: Config) -> None:
     """The worker: its share of the (arm, seed) jobs, each trained, tested once and published."""
     import ray
     import torch

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from engine.training.trainingresults import Scores
+
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc")
 WORDS = {
     "accuracy": "accuracy",
@@ -17,7 +19,7 @@ WORDS = {
 }
 
 
-def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, float | None]:
+def measured(logits: NDArray[Any], labels: NDArray[np.int64]) -> Scores:
     """`balanced_accuracy`, `macro_f1` and `auroc` of logits (N, C) against labels (N,), shares in [0, 1].
 
     Balanced accuracy is the mean recall over the classes that have images; macro F1 the mean over the classes that

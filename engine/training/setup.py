@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError
@@ -28,8 +28,15 @@ FINDINGS = (
     TypeError,
     ValueError,
 )
-Config = dict[str, Any]
-Loop = Callable[[Config], Config | None]
+Config = TypeVar("Config", bound=Mapping[str, object])  # what the workers are sent
+Returned = TypeVar("Returned")
+
+
+class Ended(TypedDict):
+    """How far a training came: whether it is done, and one line about it."""
+
+    done: bool
+    message: str
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,14 @@ def place() -> Place:
     return Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
 
 
-def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_failures: int = 3) -> Config:
+def run(
+    loop: Callable[[Config], Returned | None],
+    config: Config,
+    *,
+    name: str,
+    resources: ResourcesSpec,
+    max_failures: int = 3,
+) -> Returned:
     """Run `loop(config)` on `resources.train_workers` Ray Train workers and return what rank 0 returned ({} for None).
 
     Call it inside `engine.cluster.session.session`. Workers get one GPU each where `resources` gives cuda (nccl), else
@@ -74,7 +88,8 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
         with temporary.folder("train") as folder:
             trainer = _trainer(loop, config, name, resources, kind, max_failures, str(folder))
             try:
-                return beside(trainer.fit).return_value or {}
+                returned: Any = beside(trainer.fit).return_value or {}
+                return returned
             except Exception as error:
                 if not left or not _died_while_starting(error):
                     raise _unwrap(error) from None
@@ -82,7 +97,13 @@ def run(loop: Loop, config: Config, *, name: str, resources: ResourcesSpec, max_
 
 
 def _trainer(
-    loop: Loop, config: Config, name: str, resources: ResourcesSpec, kind: str, max_failures: int, folder: str
+    loop: Callable[[Config], Returned | None],
+    config: Config,
+    name: str,
+    resources: ResourcesSpec,
+    kind: str,
+    max_failures: int,
+    folder: str,
 ) -> Any:
     import ray.train
     from ray.train.v2.api.callback import UserCallback
@@ -192,7 +213,7 @@ def beside(call: Callable[[], Any]) -> Any:
     So Ray does not take over SIGINT, and a signal's exception finds the main thread in Python, not inside Ray's C++
     core, which would make a SystemError of it.
     """
-    box: dict[str, Any] = {}
+    box: dict[Literal["result", "error"], Any] = {}
 
     def target() -> None:
         try:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
+from typing import Annotated, Literal, NotRequired, final
 
 from annotated_types import Len
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
+ArmKind = Literal["real", "synthetic", "mixed", "duplicated", "photocopy", "reconstructed", "augmented"]
 BUCKETS = 5  # noise levels of a fine-tune's errors, clean to noisy
+
+
+class Codec(TypedDict):
+    """How a judge's training images were encoded; `quality` is null without loss."""
+
+    format: str
+    quality: int | None
+    lossy: bool
+
+
+class Scores(TypedDict):
+    """What a judge's scores say beside accuracy; null: the images are of one class."""
+
+    balanced_accuracy: float
+    macro_f1: float
+    auroc: float | None
 
 
 class Curve(TypedDict):
@@ -20,6 +37,7 @@ class Curve(TypedDict):
     loss: list[float]
 
 
+@final
 class HeldOutCurve(TypedDict):
     """A denoiser's error on training and held-out images along its training, and at the chosen step for each length of
     the average."""
@@ -32,6 +50,7 @@ class HeldOutCurve(TypedDict):
     chosen_length: float
 
 
+@final
 class HeldOutError(TypedDict):
     """A finished VAE's error on both."""
 

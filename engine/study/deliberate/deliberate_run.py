@@ -4,13 +4,14 @@ generator seed."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import choice, trials
@@ -18,6 +19,7 @@ from engine.study.deliberate import deliberate_trial
 from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, name_of, section, settings
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
 from engine.study.nested import generator_seeds
+from engine.study.publishedresults import DeliberateResult
 from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared
 from engine.study.trials import Trial
@@ -35,7 +37,7 @@ def check(spec: RunSpec) -> None:
     need_validation(spec.split.validation, "deliberate generation")
 
 
-def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> DeliberateResult:
     """Run every arm and seed that has no accuracies yet, choose, read the test split once; writes and returns
     results/deliberate.json.
 
@@ -45,7 +47,8 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
     need_validation(held, "deliberate generation")
     asked = section(spec)
     found = _measured(spec, catalog, store, reporter, [STATIC, *asked.by], VALIDATION)
-    result = summary(spec, found) | {"validation_images": held, "test": None}
+    result = summary(spec, found)
+    result |= {"validation_images": held, "test": None}
     if images:
 
         def measure(arms: Sequence[str]) -> choice.Found:
@@ -59,7 +62,7 @@ def deliberate(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter
     return result
 
 
-def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> dict[str, Any]:
+def summary(spec: RunSpec, found: dict[tuple[int, str], DeliberateTrial]) -> DeliberateResult:
     """Accuracies on validation images, intervals, comparisons with the static plan and the choice, from each (seed,
     arm)'s facts."""
     asked = section(spec)

@@ -17,15 +17,17 @@ from engine.storage.store import Store, open_store
 from engine.study.ablation_arms import changed
 from engine.study.choice import told
 from engine.study.deliberate.anchor_choice import anchors, class_error_weights, entropy_weights, folds, halves, parts
-from engine.study.judge_reading import VALIDATION, read
+from engine.study.judge_reading import VALIDATION, Reading, read
 from engine.study.nested import judge_seeds
+from engine.study.studyresults import ArmTrial, DeliberateTrial, Round
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data
+from engine.training.trainingresults import ArmKind
 
 RESULTS = "results/deliberate"
 STATIC = "static"
-SETS = ("synthetic", "mixed")
+SETS: tuple[ArmKind, ...] = ("synthetic", "mixed")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def run(study: Study, work: tuple[int, str], device: str, board: Board | None = 
     return {**_scores(study, spec, drawn, device), "rounds": history}
 
 
-def settings(spec: RunSpec) -> dict[str, Any]:
+def settings(spec: RunSpec) -> dict[str, object]:
     """What decides the accuracies: results of other settings are refused."""
     from engine.spec import identity
 
@@ -73,14 +75,15 @@ def settings(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[dict[str, Any]]]:
+def _drawn(study: Study, spec: RunSpec, arm: str, device: str) -> tuple[Arrays, list[Round]]:
     """An arm's images, as many as any other's, and what each round chose."""
     static = synthetic_set(spec, STATIC, train_generator(spec, study.shared, device), study.shared, device)
     whole = _images(spec, static)
     if arm == STATIC:
         return whole, []
     sizes = parts(spec.generate.count, study.asked.rounds)
-    so_far, history = [whole.below(sizes[0])], []
+    so_far = [whole.below(sizes[0])]
+    history: list[Round] = []
     for number, size in enumerate(sizes[1:], start=1):
         weights = _weights(study, spec, arm, _joined(so_far), device)
         rng = np.random.default_rng([spec.seed, number, study.asked.by.index(arm)])
@@ -172,14 +175,14 @@ def _joined(sets: list[Arrays]) -> Arrays:
     return Arrays(pixels, labels, np.arange(len(labels), dtype=np.int64))
 
 
-def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> dict[str, Any]:
+def _scores(study: Study, spec: RunSpec, drawn: Arrays, device: str) -> ArmTrial:
     """What judges read on the images of the split: trained on the drawn images alone, and on real ones too."""
     from engine.training.judge_tuning import tuned
 
     shared = study.shared
     n, classes = len(drawn.labels), len(shared.catalog.class_names)
     data = Data(shared.train, shared.held, drawn, n, classes, validation=shared.validation)
-    found = {}
+    found: dict[str, list[Reading]] = {}
     for arm in (Arm(kind, 1) for kind in SETS):
         own = tuned(arm, spec.seed, spec.judge, data, device)
         found[arm.kind] = [read(arm, seed, own, data, device) for seed in judge_seeds(spec.seed, own.seeds)]

@@ -4,7 +4,7 @@ them."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from engine.cluster.board import Board
 from engine.images.catalog import Catalog, restrict
 from engine.spec import RunSpec
 from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
+from engine.study.studyresults import EquivalenceCell
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, judge_one
@@ -46,12 +47,12 @@ def run(study: Study, cell: Cell, device: str, board: Board | None = None) -> di
     return {"accuracies": run_cell(study, cell, device, board)}
 
 
-def settings(spec: RunSpec, cell: Cell) -> dict[str, Any]:
+def settings(spec: RunSpec, cell: Cell) -> dict[str, object]:
     """What decides a cell's accuracies besides the images: results of other settings are refused."""
     from engine.spec import identity
 
     asked = section(spec)
-    common = {
+    common: dict[str, object] = {
         "judge": spec.judge.model_dump(mode="json"),
         "judge_seeds": asked.judge_seeds,
         "seed": spec.seed,

@@ -3,21 +3,21 @@ or stop."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from engine.study.equivalence.fit import gained
+from engine.study.publishedresults import Advised, EquivalenceFindings, PricedBase
+from engine.study.studyresults import Amount
 
 WORTHWHILE = 0.1  # of the base: the further real images that drawing as many again must be worth to be advised
 
 
-def advice(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each base `action` (generate, label or stop) and `text`; `result` is what `Analysis.to_json` gives."""
+def advice(result: EquivalenceFindings) -> list[Advised]:
+    """For each base `action` (generate, label or stop) and `text`."""
     return [_advice(base, result) for base in result["bases"]]
 
 
-def _advice(base: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def _advice(base: PricedBase, result: EquivalenceFindings) -> Advised:
     last, n = base["amounts"][-1], base["base"]
     if base["verdict"].startswith("not identifiable: real accuracy is saturated"):
         text = "stop: further real images do not raise the accuracy measurably, so none of either kind has a price"
@@ -38,20 +38,22 @@ def _advice(base: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     return _entry(n, "label", text)
 
 
-def _entry(base: int, action: str, text: str) -> dict[str, Any]:
+def _entry(base: int, action: str, text: str) -> Advised:
     return {"base": base, "action": action, "text": f"with {base:,} real images, {text}"}
 
 
-def further(base: dict[str, Any], result: dict[str, Any]) -> float:
+def further(base: PricedBase, result: EquivalenceFindings) -> float:
     """What as many synthetic images again as the largest amount would be worth in real ones, by the fit (an
     extrapolation)."""
+    assert result["c2"] is not None
+    assert base["marginal_price"] is not None
     c = float(np.log(result["c2"]["value"]))
     v, y = 1 / base["marginal_price"]["value"], float(base["amounts"][-1]["multiple"])
     x = gained(np.array(c), np.array(v), np.array([y, 2 * y]))
     return float((x[1] - x[0]) * base["base"])
 
 
-def worth_words(amount: dict[str, Any]) -> str:
+def worth_words(amount: Amount) -> str:
     """Such as `2,000 synthetic images are worth 150 real ones (95 % 90 to 230)`; an end that the real curve does not
     reach is left open."""
     low, high = amount["worth_interval"]

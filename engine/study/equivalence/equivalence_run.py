@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study import trials
 from engine.study.equivalence import cell
 from engine.study.equivalence.cell import settings
 from engine.study.equivalence.equivalence_plan import Cell, cells, check_sizes, section
+from engine.study.publishedresults import EquivalenceStudy
 from engine.study.studyresults import EquivalenceCell
 from engine.study.trials import Trial
 from engine.training.judge_data import real_images
@@ -22,7 +25,7 @@ from engine.training.judge_data import real_images
 RESULT = "results/equivalence.json"
 
 
-def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> EquivalenceStudy:
     """Measure what is missing, fit, and write and return results/equivalence.json. Call it inside a Ray session."""
     from engine.study.equivalence.equivalence_advice import advice
     from engine.study.equivalence.result import Analysis, Measured
@@ -30,17 +33,18 @@ def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporte
     asked = section(spec)
     cells_by_key = measure(spec, catalog, store, reporter)
     analysis = Analysis(Measured.of(cells_by_key, asked.generator_seeds), asked.resamples, spec.seed)
-    result: dict[str, Any] = {
+    found = analysis.to_json()
+    result: EquivalenceStudy = {
         "name": spec.name,
         "generator": "closed-set" if spec.model.checkpoint is None else "open-set",
         "synthetic": asked.synthetic,
         "classes": len(catalog.class_names),
         "test_images": catalog.split("test").num_rows,
-        **analysis.to_json(),
+        **found,
         "cells": cells_by_key,
         "recipe": identity(spec),
+        "advice": advice(found),
     }
-    result["advice"] = advice(result)
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 

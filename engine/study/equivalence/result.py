@@ -12,7 +12,9 @@ import numpy as np
 from engine.study.equivalence.fit import Fit, fit, gained, paper_form
 from engine.study.equivalence.lackoffit import Lack, lack_of_fit
 from engine.study.equivalence.real_curve import Bools, Curve, Floats, accuracy, angles, repeats
+from engine.study.publishedresults import EquivalenceFindings, PricedBase, Rms
 from engine.study.statistics import mean_interval
+from engine.study.studyresults import Amount, Estimate, RealAccuracy
 
 LEVEL = 0.95
 COVERS = (
@@ -146,7 +148,7 @@ class Analysis:
             return "not identifiable: the price has no upper bound"
         return "identifiable"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> EquivalenceFindings:
         """Everything that is reported, as plain data."""
         verdicts = [self.verdict(b) for b in range(len(self.base))]
         found = any(verdict == "identifiable" for verdict in verdicts)
@@ -165,7 +167,7 @@ class Analysis:
             "covers": COVERS,
         }
 
-    def _real(self) -> list[dict[str, Any]]:
+    def _real(self) -> list[RealAccuracy]:
         per_repeat = self.measured.real.mean(2)
         return [
             {
@@ -176,7 +178,7 @@ class Analysis:
             for k, n in enumerate(self.measured.sizes)
         ]
 
-    def _base(self, b: int, verdict: str) -> dict[str, Any]:
+    def _base(self, b: int, verdict: str) -> PricedBase:
         whole = verdict == "identifiable"
         mean, interval = self.gain[b]
         return {
@@ -190,7 +192,7 @@ class Analysis:
             "rms": self._rms(b) if whole else None,
         }
 
-    def _amount(self, b: int, k: int) -> dict[str, Any]:
+    def _amount(self, b: int, k: int) -> Amount:
         """One measured cell: its accuracy, and what it is worth in further real images, read off the real curve without
         the fit.
 
@@ -209,24 +211,24 @@ class Analysis:
             "at_least": bool(above[0]),
         }
 
-    def _quantity(self, values: Floats) -> dict[str, Any]:
+    def _quantity(self, values: Floats) -> Estimate:
         return {"value": float(values[0]), "interval": self.interval(values)}
 
-    def _scale(self, b: int) -> dict[str, Any]:
+    def _scale(self, b: int) -> Estimate:
         """A, by the interval of 1 / A; without an upper end where that holds 0, a price that does not rise."""
         low, high = self.interval(self.fit.v[:, b] * self.fit.c)
         ends = [1 / high if high else None, 1 / low if low and low > 0 else None]
         return {"value": float(self.fit.a[0, b]), "interval": ends}
 
-    def _rms(self, b: int) -> dict[str, float]:
+    def _rms(self, b: int) -> Rms:
         """How far the fit is from the cells: in n_real+ / n_base and in accuracy."""
         return self._distance(b, gained(self.fit.c[0], self.fit.v[0, b], self.y))
 
-    def _rms_paper(self, a: float, c: float) -> list[dict[str, float]]:
+    def _rms_paper(self, a: float, c: float) -> list[Rms]:
         rows = range(len(self.base))
         return [self._distance(b, gained(np.array(c), np.exp(-a * self.base[b]) / c, self.y)) for b in rows]
 
-    def _distance(self, b: int, predicted: Floats) -> dict[str, float]:
+    def _distance(self, b: int, predicted: Floats) -> Rms:
         measured = self.measured.synthetic[:, b].mean((0, 2))
         told = accuracy(self.curve.at(self.base[b] * (1 + predicted)))
         return {

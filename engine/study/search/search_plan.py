@@ -49,7 +49,7 @@ class Point:
         written."""
         return math.floor(Fraction(str(self.ratio)) * n)
 
-    def changes(self) -> dict[str, Any]:
+    def changes(self) -> dict[str, object]:
         """What it changes in the recipe besides the amount."""
         return dict(self.values)
 
@@ -150,10 +150,10 @@ def largest(spec: RunSpec, n: int) -> int:
     return Point(max(section(spec).ratios)).count(n)
 
 
-def finished(spec: RunSpec, store: Store) -> dict[str, Any] | None:
+def finished(spec: RunSpec, store: Store) -> SearchResult | None:
     """The result of this very search where it is there, else None."""
     result = documents.find(store, RESULT, SearchResult)
-    return dict(result) if result is not None and result["asked"] == section(spec).model_dump(mode="json") else None
+    return result if result is not None and result["asked"] == section(spec).model_dump(mode="json") else None
 
 
 def check(spec: RunSpec) -> None:
@@ -219,7 +219,7 @@ def _understood(spec: RunSpec, key: str, values: Sequence[Any]) -> tuple[Any, ..
     return tuple(sorted(found)) if all(_is_number(value) for value in found) else tuple(found)
 
 
-def _companions(key: str) -> dict[str, Any]:
+def _companions(key: str) -> dict[str, str]:
     """A strength is valid only beside a pairing, which the space may hold too."""
     return {"generate.pairing": "own"} if key == "generate.strength" else {}
 

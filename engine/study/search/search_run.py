@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
@@ -26,14 +27,21 @@ from engine.study.search.search_plan import Point, Work
 from engine.study.search.search_summary import ZERO
 from engine.study.search.search_trial import Study, score
 from engine.study.search.suggest import searcher
-from engine.study.studyresults import SearchChoice, SearchOutcome, TestReading
+from engine.study.studyresults import (
+    PublishedReading,
+    SearchChoice,
+    SearchOutcome,
+    SearchPoint,
+    SearchResult,
+    TestReading,
+)
 from engine.training.judge_data import real_images
 
 CHOICE = "results/search/choice.json"
 FINAL = "results/search/test.json"
 
 
-def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> SearchResult:
     """Run every trial that has no result yet, choose, read the test split once; writes and returns results/search.json.
 
     Call it inside a Ray session. Each classifier's accuracy is published on its own, so a search that was cut short
@@ -51,7 +59,7 @@ def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) ->
     right = {p: _right(spec, store, search_plan.TRIALS, p, images) for p in points if len(values[p]) == whole}
     found = search_summary.curve(values, whole, n, right, asked.effect)
     best = search_summary.choose(found)
-    result = {
+    result: SearchResult = {
         "name": spec.name,
         "training_images": n,
         "validation_images": images,
@@ -93,7 +101,7 @@ def _asha(session: _Session, points: Sequence[Point]) -> None:
     ended = [work for work in works if _whole(spec, store, work.point) or store.exists(search_plan.stopped(work.point))]
     known = {point.key: _means(spec, store, point) for point in [ZERO, *(work.point for work in ended)]}
 
-    def note(config: dict[str, Any], result: dict[str, Any]) -> None:
+    def note(config: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         point = next(work.point for work in works if work.key == config["trial"])
         if result.get(tuning.FAULT) is None and not _whole(spec, store, point):
             accuracies = list(_accuracies(spec, store, search_plan.TRIALS, point).values())
@@ -120,7 +128,7 @@ def _optuna(session: _Session) -> list[Point]:
     return [point for point, _ in finished()]
 
 
-def _test(session: _Session, best: dict[str, Any]) -> dict[str, Any]:
+def _test(session: _Session, best: SearchPoint) -> PublishedReading:
     """Write the choice down, then read the test split for it and for ratio 0, with generators and judges of other
     seeds.
 
@@ -175,6 +183,18 @@ def _means(spec: RunSpec, store: Store, point: Point) -> list[float]:
     return (np.cumsum(values) / np.arange(1, len(values) + 1)).tolist()
 
 
+class Parameters(TypedDict):
+    """What all trials are given: named pieces of work, or the space that a searcher draws from; `study` holds a
+    reference to a `Study`."""
+
+    works: NotRequired[dict[str, Work]]
+    space: NotRequired[search_plan.Space]
+    stretches: NotRequired[tuple[search_plan.Seeds, ...]]
+    study: NotRequired[list[Any]]
+    board: NotRequired[Board]
+    resources: NotRequired[ResourcesSpec]
+
+
 @dataclass(frozen=True)
 class _Session:
     """Runs trials on Ray Tune; `split` names the images that their classifiers are scored on."""
@@ -190,21 +210,21 @@ class _Session:
         if left:
             from ray import tune
 
-            parameters = {"works": left}
+            parameters: Parameters = {"works": left}
             self._tune(split, folder, {"trial": tune.grid_search(list(left))}, parameters, len(left), **options)
 
     def suggest(
         self, space: search_plan.Space, stretches: Sequence[search_plan.Seeds], chosen: Any, count: int
     ) -> None:
         """`count` trials that the searcher suggests, each with all its seeds."""
-        parameters = {"space": space, "stretches": tuple(stretches)}
+        parameters: Parameters = {"space": space, "stretches": tuple(stretches)}
         self._tune(VALIDATION, search_plan.TRIALS, {}, parameters, count, searcher=chosen, samples=count)
 
     def _done(self, folder: str, work: Work) -> bool:
         return all(self.store.exists(search_plan.outcome(folder, work.point, seed)) for seed in work.seeds)
 
     def _tune(
-        self, split: str, folder: str, space: Mapping[str, Any], parameters: dict[str, Any], count: int, **options: Any
+        self, split: str, folder: str, space: Mapping[str, Any], parameters: Parameters, count: int, **options: Any
     ) -> None:
         with self._study(split, folder) as (study, board):
             done, resources = 0, self.spec.resources
@@ -270,7 +290,7 @@ def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, A
             report(float(np.mean(values)))
 
 
-def _work(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> Work:
+def _work(config: Mapping[str, Any], parameters: Parameters) -> Work:
     """What a trial's configuration stands for: a named piece of work, or indices into the space."""
     if "trial" in config:
         return parameters["works"][config["trial"]]

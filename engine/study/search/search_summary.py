@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from engine.study.nested import NO_VERDICT, judge_spread
 from engine.study.population import Floats
 from engine.study.search.search_plan import Point
 from engine.study.statistics import spread
+from engine.study.studyresults import Compared, SearchMean, SearchPoint, Setting, TestReading
 
 ZERO = Point(0.0)
 Accuracies = Mapping[tuple[int, int], float]  # by (generator seed, judge seed)
@@ -25,7 +25,7 @@ def curve(
     n: int,
     right: Mapping[Point, Floats] | None = None,
     effect: float | None = None,
-) -> list[dict[str, Any]]:
+) -> list[SearchPoint]:
     """Every setting with its accuracies, mean, intervals and gain over ratio 0, in order of the ratio.
 
     A setting with fewer than `whole` accuracies was stopped early: it is shown, and neither compared nor chosen. Gains
@@ -48,12 +48,12 @@ def units(values: Accuracies) -> list[float]:
     return [float(np.mean(row)) for row in _table(values)]
 
 
-def choose(points: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def choose(points: Sequence[SearchPoint]) -> SearchPoint:
     """The whole setting with the best mean, of equals the one with the smallest ratio."""
     return max((point for point in points if point["whole"]), key=lambda point: (point["mean"], -point["ratio"]))
 
 
-def plainer(points: Sequence[dict[str, Any]], best: dict[str, Any]) -> dict[str, Any]:
+def plainer(points: Sequence[SearchPoint], best: SearchPoint) -> SearchPoint:
     """The smallest ratio whose mean is within one standard error of the best's (Breiman et al. 1984, CART, section
     3.4.3)."""
     number = len(best["units"])
@@ -68,7 +68,7 @@ def reading(
     images: int,
     right: Mapping[Point, Floats] | None = None,
     effect: float | None = None,
-) -> dict[str, Any]:
+) -> TestReading:
     """The test split read for a choice and for ratio 0: their means and the gain with its intervals, unadjusted: it is
     one."""
     known = {point.key: units(values[point]) for point in dict.fromkeys((ZERO, chosen))}
@@ -113,8 +113,8 @@ def covers(generators: int, judges: int, images: int) -> str:
 
 
 def _entry(
-    point: Point, values: Accuracies, n: int, whole: bool, gain: dict[str, Any] | None, right: Floats | None
-) -> dict[str, Any]:
+    point: Point, values: Accuracies, n: int, whole: bool, gain: Compared | None, right: Floats | None
+) -> SearchPoint:
     return {
         **_named(point),
         "synthetic_images": point.count(n),
@@ -125,16 +125,19 @@ def _entry(
     }
 
 
-def _named(point: Point) -> dict[str, Any]:
+def _named(point: Point) -> Setting:
     return {"key": point.key, "label": point.label, "ratio": point.ratio, "values": point.changes()}
 
 
-def _units(values: Accuracies, right: Floats | None) -> dict[str, Any]:
+def _units(values: Accuracies, right: Floats | None) -> SearchMean:
     """Mean and intervals over generator seeds, and `judges`, the standard deviation of classifiers within one."""
     found = units(values)
+    told = spread(found)
     return {
         "units": found,
-        **spread(found),
+        "mean": told["mean"],
+        "sd": told["sd"],
+        "interval": told["interval"],
         "population": population(right),
         "judges": judge_spread(_table(values)),
     }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from engine.study.search.search_plan import Point, Space
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 STARTUP = 5  # settings drawn at random before the estimator has something to go by
 ATTEMPTS = 20  # of the estimator at a setting that was not tried yet; then one of those is drawn at random
@@ -30,11 +33,11 @@ def searcher(space: Space, known: Sequence[tuple[Point, float]], seed: int, metr
     )
 
 
-def distributions(space: Space) -> dict[str, Any]:
+def distributions(space: Space) -> dict[str, BaseDistribution]:
     """Indices into each dimension's values: ordered where these are numbers, else categories."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
-    found = {}
+    found: dict[str, BaseDistribution] = {}
     for name, values in space.dimensions:
         ordered = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
         count = len(values)
@@ -52,10 +55,10 @@ def sampler(space: Space, seed: int) -> Any:
         def __reduce__(self) -> Any:  # Tune pickles its searcher
             return sampler, (space, seed)
 
-        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
+        def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, BaseDistribution]:
             return distributions(space)
 
-        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, Any]) -> dict[str, Any]:
+        def sample_relative(self, study: Any, trial: Any, search_space: dict[str, BaseDistribution]) -> dict[str, int]:
             tried = {_order(space, t.params) for t in study.get_trials(deepcopy=False) if t.number != trial.number}
             rng = np.random.default_rng([seed, trial.number])
             for _ in range(ATTEMPTS if trial.number >= STARTUP else 0):
@@ -73,5 +76,5 @@ def sampler(space: Space, seed: int) -> Any:
     return Untried()
 
 
-def _order(space: Space, indices: dict[str, Any]) -> tuple[Any, ...]:
+def _order(space: Space, indices: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(indices.get(name) for name, _ in space.dimensions)

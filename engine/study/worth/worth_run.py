@@ -21,10 +21,12 @@ from engine.study.comparison import compare, population
 from engine.study.judge_reading import need_validation, shares
 from engine.study.nested import generator_seeds
 from engine.study.population import Floats
+from engine.study.publishedresults import MeanValues, WorthArm, WorthCopies, WorthResult, WorthSpace
 from engine.study.statistics import ratio_interval, spread
 from engine.study.studyresults import WorthTrial
 from engine.study.trials import Trial
 from engine.study.worth import worth_trial
+from engine.study.worth.worth_trial import WorthKind, WorthTrial
 from engine.training.judge_data import real_images
 from engine.training.judge_training import check as check_judge
 from engine.training.judge_training import filled
@@ -51,7 +53,7 @@ def check(spec: RunSpec) -> None:
     need_validation(float(spec.split.validation), "a study of worth")
 
 
-def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> dict[str, Any]:
+def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> WorthResult:
     """Run every generator seed that has no result yet; writes and returns results/worth.json. Call it inside a Ray
     session.
 
@@ -66,7 +68,8 @@ def worth(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> 
     if pending:
         _run(spec, catalog, store, reporter, pending)
     found = [documents.read(store, worth_trial.name(one.seed), WorthTrial) for one in plan]
-    result = summary(spec, found) | {"training_images": n}
+    result = summary(spec, found)
+    result["training_images"] = n
     store.replace(RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
 
@@ -86,7 +89,7 @@ def _run(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter, pend
     trials.run(worth_trial.run, images, pending, store, spec.resources, reporter, "worth")
 
 
-def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
+def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> WorthResult:
     """Every arm over the generator seeds, the reference, comparisons with it, and the copy shares; `found` a seed
     each."""
     metric, kinds = spec.judge.metric, dict(sorted(found[0]["kinds"].items(), key=_order))
@@ -111,7 +114,10 @@ def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
         "comparisons": [one.to_json() for one in compared],
         "copies": _copies(found),
         "fidelity": {
-            key: {name: [one["fidelity"][key][name] for one in found] for name in ("kid", "frechet")}
+            key: {
+                "kid": [one["fidelity"][key]["kid"] for one in found],
+                "frechet": [one["fidelity"][key]["frechet"] for one in found],
+            }
             for key in found[0]["fidelity"]
         },
         "left_out": found[0]["left_out"],
@@ -121,7 +127,7 @@ def summary(spec: RunSpec, found: Sequence[WorthTrial]) -> dict[str, Any]:
     }
 
 
-def _order(item: tuple[str, dict[str, Any]]) -> tuple[int, int]:
+def _order(item: tuple[str, WorthKind]) -> tuple[int, int]:
     kinds = ("real", "duplicated", "photocopy", "reconstructed", "augmented", "synthetic", "mixed")
     return kinds.index(item[1]["kind"]), item[1]["multiple"]
 
@@ -145,7 +151,7 @@ def _arm(
     metric: str,
     test: Mapping[str, list[float]],
     right: Mapping[str, Floats] | None,
-) -> dict[str, Any]:
+) -> WorthArm:
     own, real = test[arm], test.get("real")
     others = {
         name: values[arm]
@@ -163,20 +169,27 @@ def _arm(
     }
 
 
-def _copies(found: Sequence[WorthTrial]) -> dict[str, Any]:
+def _copies(found: Sequence[WorthTrial]) -> dict[str, WorthCopies]:
     """By multiple: copy share and membership AUC a generator seed in both spaces, with means, and how many sets are
     called copies."""
-    out: dict[str, Any] = {}
+    out: dict[str, WorthCopies] = {}
     for multiple in found[0]["copies"]["sets"]:
         sets = [one["copies"]["sets"][multiple] for one in found]
         out[multiple] = {
-            space: {
-                key: {
-                    "values": [own[space][key] for own in sets],
-                    "mean": float(np.mean([own[space][key] for own in sets])),
-                }
-                for key in ("share", "auc", "median")
-            }
-            for space in ("pixels", "features")
-        } | {"called_copies": sum(own["verdict"] == "copies" for own in sets)}
+            "pixels": _space([own["pixels"] for own in sets]),
+            "features": _space([own["features"] for own in sets]),
+            "called_copies": sum(own["verdict"] == "copies" for own in sets),
+        }
     return out
+
+
+def _space(found: Sequence[SpaceCopies]) -> WorthSpace:
+    return {
+        "share": _mean([own["share"] for own in found]),
+        "auc": _mean([own["auc"] for own in found]),
+        "median": _mean([own["median"] for own in found]),
+    }
+
+
+def _mean(values: list[float]) -> MeanValues:
+    return {"values": values, "mean": float(np.mean(values))}

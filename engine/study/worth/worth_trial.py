@@ -4,15 +4,16 @@ test images."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from engine.cluster.board import Board
 from engine.cluster.progress import Task
 from engine.evaluation import audit, controls
-from engine.evaluation.evaluationresults import Copies
-from engine.evaluation.fidelity import distances
+from engine.evaluation.evaluationresults import AuditedCopies, AuditedSets, HeldOutSplit
+from engine.evaluation.fidelity import Distances, distances
 from engine.evaluation.nearest import FeatureSpace
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
@@ -24,6 +25,7 @@ from engine.study.trial import Shared, quiet, reporter, synthetic_set, train_gen
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, arms, fit
 from engine.training.measures import METRICS, measured
+from engine.training.trainingresults import ArmKind
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,27 @@ class Images:
     train: Arrays
     validation: Arrays
     test: Arrays
+
+
+class WorthKind(TypedDict):
+    """What a training set holds."""
+
+    kind: ArmKind
+    multiple: int
+
+
+class WorthTrial(TypedDict):
+    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
+    copies."""
+
+    identity: dict[str, object]
+    seed: int
+    images: dict[str, int]
+    arms: dict[str, dict[str, dict[str, list[Any]]]]
+    kinds: dict[str, WorthKind]
+    left_out: dict[str, str]
+    fidelity: dict[str, Distances]
+    copies: AuditedSets
 
 
 def name(seed: int) -> str:
@@ -55,7 +78,7 @@ def run(shared: Images, spec: RunSpec, device: str, board: Board | None = None) 
     planned = controls.plan(spec, store)
     data = _data(spec, store, shared)
     multiples = sorted({arm.multiple for arm in arms(spec.judge) if arm.multiple})
-    split = "validation" if len(shared.validation.labels) >= audit.FEWEST else "test"
+    split: HeldOutSplit = "validation" if len(shared.validation.labels) >= audit.FEWEST else "test"
     held = shared.validation if split == "validation" else shared.test
     copies = audit.audited(spec, data, held, split, multiples, planned.arms, device)
     data = _with_controls(spec, data, planned, copies, shared, device)
@@ -76,7 +99,7 @@ def run(shared: Images, spec: RunSpec, device: str, board: Board | None = None) 
         "kinds": {arm.key: {"kind": arm.kind, "multiple": arm.multiple} for arm in wanted},
         "left_out": planned.left_out,
         "fidelity": _fidelity(spec, data, held, multiples, device),
-        "copies": {key: value for key, value in copies.items() if key != "pairs"},
+        "copies": cast(AuditedSets, {key: value for key, value in copies.items() if key != "pairs"}),
     }
 
 
@@ -87,7 +110,7 @@ def _data(spec: RunSpec, store: Store, shared: Images) -> Data:
     return Data(shared.train, shared.test, synthetic, n, len(shared.catalog.class_names))
 
 
-def _fidelity(spec: RunSpec, data: Data, held: Arrays, multiples: list[int], device: str) -> dict[str, Any]:
+def _fidelity(spec: RunSpec, data: Data, held: Arrays, multiples: list[int], device: str) -> dict[str, Distances]:
     """Distances of the set's beginnings, and of training images, to held-out images in the features that copies are
     measured in.
 
@@ -103,13 +126,12 @@ def _fidelity(spec: RunSpec, data: Data, held: Arrays, multiples: list[int], dev
 
 
 def _with_controls(
-    spec: RunSpec, data: Data, planned: controls.Planned, copies: dict[str, Any], shared: Images, device: str
+    spec: RunSpec, data: Data, planned: controls.Planned, found: AuditedCopies, shared: Images, device: str
 ) -> Data:
     """The judges' data with what control arms train on."""
     from dataclasses import replace
 
     sets: dict[str, Arrays] = {}
-    found: Copies = copies  # type: ignore[assignment]
     if found["photocopy"] is not None:
         count = max(arm.multiple for arm in arms(spec.judge)) * data.n
         sets["photocopy"] = controls.photocopies(data.train, count, found["photocopy"]["noise"], controls.seed_of(spec))

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ def check(spec: RunSpec, catalog: Catalog) -> list[sources.Source]:
     return found
 
 
-def _common(spec: RunSpec, train: TrainSpec, catalog: Catalog) -> dict[str, Any]:
+def _common(spec: RunSpec, train: TrainSpec, catalog: Catalog) -> dict[str, object]:
     settings = {k: v for k, v in train.model_dump(mode="json").items() if k not in NOT_INPUTS}
     if train.weights is not None:
         settings["weights"] = hashlib.sha256(Path(train.weights).read_bytes()).hexdigest()
@@ -132,7 +131,8 @@ def train(planned: Plan, store: Store, progress: Reporter, *, time_limit: float 
     )
     with follow(board, progress):
         resources = _resources(spec.resources, planned.train, len(pending))
-        out = setup.run(classifier_worker.train, {"job": job, "sets": sets}, name="classifiers", resources=resources)
+        config: classifier_worker.Config = {"job": job, "sets": sets}
+        out = setup.run(classifier_worker.train, config, name="classifiers", resources=resources)
     return bool(out["done"]) and not planned.pending(store)
 
 
@@ -157,10 +157,6 @@ def _resources(resources: ResourcesSpec, train: TrainSpec, jobs: int) -> Resourc
     return resources.model_copy(update={"train_workers": most, "train_workers_min": None})
 
 
-def results(planned: Plan, store: Store) -> list[dict[str, Any]]:
+def results(planned: Plan, store: Store) -> list[ClassifierResult]:
     """What is published of a plan's tasks, in their order."""
-    return [
-        dict(documents.read(store, task.result, ClassifierResult))
-        for task in planned.tasks
-        if store.exists(task.result)
-    ]
+    return [documents.read(store, task.result, ClassifierResult) for task in planned.tasks if store.exists(task.result)]

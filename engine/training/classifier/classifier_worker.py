@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from engine.training.draws import derive
 from engine.training.loop import Loop
 from engine.training.loss_curve import curve
 from engine.training.resume import resume
-from engine.training.setup import Config, Place
+from engine.training.setup import Place
 
 CHECKPOINTS = "checkpoints/train"
 RESULTS = "results/train"
@@ -70,8 +70,21 @@ class Job:
     compiled: bool = False
 
 
-def train(config: Config) -> Config:
-    """The loop for `setup.run`: config has `job` and `sets`, the images by name."""
+class Config(TypedDict):
+    """What the workers are sent: the job, and the images by name."""
+
+    job: Job
+    sets: Mapping[str, Images]
+
+
+class Done(TypedDict):
+    """Whether every classifier is trained."""
+
+    done: bool
+
+
+def train(config: Config) -> Done:
+    """The loop for `setup.run`."""
     job, sets, place = config["job"], config["sets"], setup.place()
     tasks = job.tasks
     if job.spec.spread == "jobs":

@@ -23,7 +23,7 @@ from engine.training import setup
 from engine.training import training_state as checkpoints
 from engine.training.matching import adapter, data
 from engine.training.matching.matching_precheck import MARKER, precheck
-from engine.training.matching.matching_worker import CHECKPOINTS, Job, Matching, train
+from engine.training.matching.matching_worker import CHECKPOINTS, Config, Job, Matching, train
 from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another adapter
@@ -76,7 +76,7 @@ def match(
     job = Job(spec, store, checkpoint, inputs, deadline, features=_features_digest(spec, checkpoint))
     if here is None:
         board = Board.create()
-        config = {"job": replace(job, board=board), "rows": rows, "conditions": conditions}
+        config: Config = {"job": replace(job, board=board), "rows": rows, "conditions": conditions}
         with follow(board, reporter):
             out = setup.run(train, config, name=f"match-{digest(inputs)[:16]}", resources=spec.resources)
     else:

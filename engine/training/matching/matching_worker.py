@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -25,7 +25,7 @@ from engine.training.matching.latent_features import features
 from engine.training.matching.matching_stage import MatchStage
 from engine.training.matching.matching_watch import Watch
 from engine.training.resume import resume
-from engine.training.setup import Config, Place
+from engine.training.setup import Ended, Place
 
 CHECKPOINTS = "checkpoints/match"
 
@@ -53,8 +53,16 @@ class Job:
         return self.spec.match
 
 
-def train(config: Config) -> Config:
-    """The loop for `setup.run`: config has `job`, `rows` (the catalog's training split) and `conditions` of these."""
+class Config(TypedDict):
+    """What the workers are sent: the catalog's training split, and its conditions."""
+
+    job: Job
+    rows: pa.Table
+    conditions: Conditions
+
+
+def train(config: Config) -> Ended:
+    """The loop for `setup.run`."""
     return Matching(config["job"], setup.place(), config["rows"], config["conditions"]).run()
 
 
@@ -86,7 +94,7 @@ class Matching:
             self._forget_text()
         self.watch = Watch(job.spec, job.store, self.pipeline, self.denoiser, conditions, place, job.board)
 
-    def run(self) -> Config:
+    def run(self) -> Ended:
         """Train what is left, publish from rank 0; gives {"done": bool, "message": str}."""
         resumed = resume(self.job.store, CHECKPOINTS, self.job.made_from, self.place)
         loop = Loop(
@@ -97,7 +105,7 @@ class Matching:
         finally:
             self.watch.close()
 
-    def _run(self, loop: Loop) -> Config:
+    def _run(self, loop: Loop) -> Ended:
         job, match = self.job, self.job.match
         done = loop.run(
             checkpoint_every=match.checkpoint_every,

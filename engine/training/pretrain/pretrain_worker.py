@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import torch
@@ -30,7 +30,7 @@ from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
 from engine.training.pretrain.vae import VaeStage, error
 from engine.training.pretrain.views import Views
 from engine.training.resume import resume
-from engine.training.setup import Config, Place
+from engine.training.setup import Ended, Place
 
 CHECKPOINTS = "checkpoints/pretrain"
 DENOISERS: dict[str, tuple[Any, Any]] = {
@@ -52,8 +52,16 @@ class Job:
     board: Board | None = None
 
 
-def train(config: Config) -> Config:
-    """The loop for `setup.run`: config has `job`, `rows` (the catalog's training split) and `captions` of these."""
+class Config(TypedDict):
+    """What the workers are sent: the catalog's training split, and its captions."""
+
+    job: Job
+    rows: pa.Table
+    captions: Captions
+
+
+def train(config: Config) -> Ended:
+    """The loop for `setup.run`."""
     place = setup.place()
     job, rows, captions = config["job"], config["rows"], config["captions"]
     return Training(job, place, training_set(job.spec, rows, captions, place.device)).run()
@@ -89,7 +97,7 @@ class Training:
         self.setting = Setting(job.spec, place, kept, AUGMENTATIONS[pretrain.augment], views, held)
         self.tokenizer = train_tokenizer([*images.prompts, *images.class_prompts], job.spec.pretrain.text_length)
 
-    def run(self) -> Config:
+    def run(self) -> Ended:
         """Train what is left, publish from rank 0; gives {"done": bool, "message": str}."""
         self._resume()
         clip = ClipStage(self.setting, self.tokenizer)
@@ -178,7 +186,7 @@ class Training:
         if self.place.rank == 0 and self.job.board:
             self.job.board.update(f"pretrain {stage.name}", step, stage.steps, "steps", loss=loss)
 
-    def _stopped(self, stage: Stage) -> Config:
+    def _stopped(self, stage: Stage) -> Ended:
         return {
             "done": False,
             "message": f"pretraining stopped in stage {stage.name}; the same command goes on from there",
