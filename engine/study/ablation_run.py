@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_t
 from engine.study.nested import generator_seeds
 from engine.study.publishedresults import AblationResult
 from engine.study.statistics import spread
-from engine.study.studyresults import AblationTrial, RealJudges
+from engine.study.studyresults import AblationTrial, Copied, RealJudges
 from engine.study.trial import Shared, judge_real, run_trial, train_generator
 from engine.study.trials import Trial
 from engine.training.judge_data import real_images

@@ -74,20 +74,6 @@ class AblationTrial(ArmTrial):
     copies: NotRequired[Copied]
 
 
-class WorthTrial(TypedDict):
-    """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
-    copies."""
-
-    settings: dict[str, object]
-    seed: int
-    images: dict[str, int]
-    arms: dict[str, dict[str, dict[str, list[Any]]]]
-    kinds: dict[str, dict[str, Any]]
-    left_out: dict[str, str]
-    fidelity: dict[str, dict[str, Any]]
-    copies: dict[str, Any]
-
-
 class RealJudges(TypedDict):
     """Judges of the real images alone, of one generator seed."""
 

@@ -111,7 +111,7 @@ def _trainer(
     api: Any = ray.train  # the static types are those of Train V1
     threads = resources.threads
 
-    def worker(worker_config: Config) -> Config | None:
+    def worker(worker_config: Config) -> Returned | None:
         prepare(threads, kind)
         return loop(worker_config)
 

@@ -4,14 +4,12 @@ generator seed."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Sequence
 
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
-from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import choice, trials

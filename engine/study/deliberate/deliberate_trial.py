@@ -19,7 +19,7 @@ from engine.study.choice import told
 from engine.study.deliberate.anchor_choice import anchors, class_error_weights, entropy_weights, folds, halves, parts
 from engine.study.judge_reading import VALIDATION, Reading, read
 from engine.study.nested import judge_seeds
-from engine.study.studyresults import ArmTrial, DeliberateTrial, Round
+from engine.study.studyresults import ArmTrial, Round
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data

@@ -4,7 +4,6 @@ them."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
 
 import numpy as np
 
@@ -12,7 +11,6 @@ from engine.cluster.board import Board
 from engine.images.catalog import Catalog, restrict
 from engine.spec import RunSpec
 from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
-from engine.study.studyresults import EquivalenceCell
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, judge_one

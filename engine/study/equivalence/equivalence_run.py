@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, TypedDict
 
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
-from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study import trials

@@ -15,7 +15,6 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
-from engine.spec.recipe import ResourcesSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
@@ -192,7 +191,6 @@ class Parameters(TypedDict):
     stretches: NotRequired[tuple[search_plan.Seeds, ...]]
     study: NotRequired[list[Any]]
     board: NotRequired[Board]
-    resources: NotRequired[ResourcesSpec]
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,7 @@ class _Session:
         with follow(board, self.reporter):
             yield study, board
 
-    def _raise_first(self, faults: Sequence[tuning.Ending], trials: int, parameters: dict[str, Any]) -> None:
+    def _raise_first(self, faults: Sequence[tuning.Ending], trials: int, parameters: Parameters) -> None:
         """Tell every failed trial's reason, then raise the first's."""
         for fault in faults:
             self.reporter.note(f"trial {_work(fault.config, parameters).key} failed: {fault.error}")
@@ -270,7 +268,7 @@ class _Session:
             raise type(first)(where, first.what, first.fix)
 
 
-def trial(config: dict[str, Any], report: tuning.Report, parameters: dict[str, Any], device: str) -> None:
+def trial(config: dict[str, Any], report: tuning.Report, parameters: Parameters, device: str) -> None:
     """One trial. Reports the mean of its accuracies after each classifier, at the end of a stretch: there ASHA may stop
     it."""
     import ray

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from engine.cluster.progress import Reporter
+from engine.evaluation.evaluationresults import SpaceCopies
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.spec.studies import WorthSpec
@@ -23,7 +23,6 @@ from engine.study.nested import generator_seeds
 from engine.study.population import Floats
 from engine.study.publishedresults import MeanValues, WorthArm, WorthCopies, WorthResult, WorthSpace
 from engine.study.statistics import ratio_interval, spread
-from engine.study.studyresults import WorthTrial
 from engine.study.trials import Trial
 from engine.study.worth import worth_trial
 from engine.study.worth.worth_trial import WorthKind, WorthTrial

@@ -46,11 +46,10 @@ class WorthKind(TypedDict):
     multiple: int
 
 
-class WorthTrial(TypedDict):
+class WorthFacts(TypedDict):
     """One generator seed of a study of worth: by arm and split the metrics and right answers of its judges, and its
     copies."""
 
-    identity: dict[str, object]
     seed: int
     images: dict[str, int]
     arms: dict[str, dict[str, dict[str, list[Any]]]]
@@ -58,6 +57,12 @@ class WorthTrial(TypedDict):
     left_out: dict[str, str]
     fidelity: dict[str, Distances]
     copies: AuditedSets
+
+
+class WorthTrial(WorthFacts):
+    """The same beside the settings that it was made with."""
+
+    settings: dict[str, object]
 
 
 def name(seed: int) -> str:
@@ -70,8 +75,8 @@ def judged(spec: RunSpec, planned: controls.Planned) -> list[Arm]:
     return [*arms(spec.judge), *planned.arms]
 
 
-def run(shared: Images, spec: RunSpec, device: str, board: Board | None = None) -> dict[str, Any]:
-    """The seed's result, as `WorthTrial`. Judges that are scored on validation images are others than those that read
+def run(shared: Images, spec: RunSpec, device: str, board: Board | None = None) -> WorthFacts:
+    """The seed's result. Judges that are scored on validation images are others than those that read
     the test split."""
     given = Shared(shared.url, shared.catalog, shared.train, shared.test, board=board)
     store = synthetic_set(spec, "worth", train_generator(spec, given, device), given, device)

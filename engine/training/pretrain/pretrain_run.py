@@ -26,7 +26,7 @@ from engine.spec.training import ViewsSpec
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.training import setup, training_state
-from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Job, Training, train, training_set
+from engine.training.pretrain.pretrain_worker import CHECKPOINTS, Config, Job, Training, train, training_set
 from engine.training.pretrain.publish_model import MARKER
 from engine.training.trainingresults import Marker
 
@@ -74,7 +74,7 @@ def pretrain(
     job = Job(spec, store, inputs, deadline)
     if here is None:
         board = Board.create()
-        config = {"job": replace(job, board=board), "rows": rows, "captions": captions}
+        config: Config = {"job": replace(job, board=board), "rows": rows, "captions": captions}
         with follow(board, reporter):
             out = setup.run(train, config, name=f"pretrain-{digest(inputs)[:16]}", resources=spec.resources)
     else:
