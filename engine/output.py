@@ -31,12 +31,12 @@ MATCH_CHECKPOINTS = "checkpoints/match"
 TRAIN_CHECKPOINTS = "checkpoints/train"
 
 # Synthetic images
-DATA = "data/"
+DATA = "data"
 MANIFEST = "manifest.parquet"
 QUARANTINE = "quarantine.parquet"
 MANIFEST_SEAL = "manifest.json"
 SEAL = "seal.json"
-USAGE = "usage/"
+USAGE = "usage"
 
 # Findings: JSON first
 PROMPTS = "results/prompts.json"

@@ -43,8 +43,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
             with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = equivalence(run.spec, made, run.store, run.reporter)
-        run.store.replace("results/equivalence.md", markdown(result).encode())
-        run.store.replace("results/equivalence.svg", figure([result, *others]))
+        run.store.replace(output.beside(output.EQUIVALENCE, "md"), markdown(result).encode())
+        run.store.replace(output.beside(output.EQUIVALENCE, "svg"), figure([result, *others]))
     console = Terminal()
     console.print(table(result))
     for entry in result["advice"]:

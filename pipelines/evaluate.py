@@ -30,7 +30,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             with session(run.spec.resources, store=run.store):
                 run_stages(run, upto("generate" if needs_synthetic(run.spec, run.store) else "catalog"))
                 result = evaluate(run.spec, catalog.load(run.store), run.store, run.reporter)
-            if run.store.exists("report.html"):
+            if run.store.exists(output.REPORT):
                 from engine.report import html
 
                 html.write(run.store, read_spec(run.store))

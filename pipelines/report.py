@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine import output
 from engine.cluster.terminal import say
 from engine.storage.claim import read_spec
 from engine.storage.store import open_store
@@ -17,7 +18,7 @@ def main(url: Url) -> None:
 
     html.write(store, spec)
     seal.update(store, (html.GALLERY, html.CARD, html.REPORT))
-    say(str(store.local("report.html") or f"{store.url}/report.html"))
+    say(str(store.local(output.REPORT) or f"{store.url}/{output.REPORT}"))
 
 
 if __name__ == "__main__":

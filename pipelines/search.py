@@ -28,8 +28,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = search(run.spec, made, run.store, run.reporter)
-        run.store.replace("results/search.png", figure(result))
-        run.store.replace("results/search.md", markdown(result).encode())
+        run.store.replace(output.beside(output.SEARCH, "png"), figure(result))
+        run.store.replace(output.beside(output.SEARCH, "md"), markdown(result).encode())
     console = Terminal()
     console.print(table(result))
     for line in lines(result):

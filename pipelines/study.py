@@ -35,7 +35,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = studies.ablation(run.spec, made, run.store, run.reporter)
-        run.store.replace("results/ablation.md", markdown(result).encode())
+        run.store.replace(output.beside(output.ABLATION, "md"), markdown(result).encode())
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
@@ -59,7 +59,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
-        run.store.replace("results/deliberate.md", markdown(result).encode())
+        run.store.replace(output.beside(output.DELIBERATE, "md"), markdown(result).encode())
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
@@ -84,7 +84,7 @@ def worth(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
-        run.store.replace("results/worth.md", markdown(result).encode())
+        run.store.replace(output.beside(output.WORTH, "md"), markdown(result).encode())
     console = Terminal()
     console.print(table(result))
     for line in lines(result):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -95,3 +96,30 @@ def test_light_modules_import_neither_torch_nor_ray() -> None:
 def test_a_file_name_appears_once() -> None:
     counts = Counter(path.name for folder in ("engine", "pipelines") for path in (ROOT / folder).rglob("*.py"))
     assert [name for name, count in counts.items() if count > 1] == ["__init__.py"]
+
+
+TREE = re.compile(
+    r"^(results|catalog|conditions|model|match|trials|usage|checkpoints|data)/[\w.{*]|^/?(manifest|quarantine|report)[.]"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_below_an_output_stand_in_one_module(path: Path) -> None:
+    """Text that begins a path of the output tree, and is no sentence, no glob of sources and no docstring."""
+    if path.name == "output.py" or "benchmarks" in path.parts or "sources" in path.parts:
+        return
+    tree = ast.parse(path.read_text())
+    quoted = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and node.body
+        and isinstance(node.body[0], ast.Expr)
+    }
+    spelt = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in quoted
+        if TREE.search(node.value) and " " not in node.value
+    ]
+    assert spelt == []

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from engine import output
 from engine.conditions import prompts
 from engine.conditions.table import Captions, Conditions
 from engine.diffusion.prompt_cuts import Read, Readers
@@ -17,7 +18,7 @@ from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.storage.store import Store
 
-RESULT = "results/prompts.json"
+RESULT = output.PROMPTS
 KEY = "conditions.prompt"
 
 

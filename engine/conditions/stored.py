@@ -10,16 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from engine import output
 from engine.errors import DataError
 from engine.spec import canonical_json, differences
 from engine.storage import documents, temporary
 from engine.storage.store import Store
 
-CAPTIONS = "conditions/captions.parquet"
-FEATURES = "conditions/features.parquet"
-CLASSES = "conditions/classes.parquet"
-FITS = "conditions/fits.parquet"
-PLAN = "plan.json"
+CAPTIONS = output.CAPTIONS
+FEATURES = output.FEATURES
+CLASSES = output.CLASSES
+FITS = output.FITS
+PLAN = output.PLAN
 METADATA = b"mimeo"
 GROUP = 65536  # rows a row group
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.errors import MimeoError
 from engine.evaluation import controls
@@ -25,7 +26,7 @@ from engine.training import judge_training as training
 from engine.training.judge_data import CHUNK, LOSSY, Arrays, real_images, shrink, through_codec
 from engine.training.judge_training import Arm, Data
 
-RESULT = "results/copies.json"
+RESULT = output.COPIES
 FEWEST = 100  # validation images: with fewer, the test split's images are the held-out ones
 FEATURES = "the last features of a judge trained on the real training images (seed 0)"
 

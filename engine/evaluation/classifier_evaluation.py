@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.evaluation import classifiers as sources
@@ -45,7 +46,7 @@ from engine.study.statistics import binomial_error, spread
 from engine.training import judge_training
 from engine.training.setup import run
 
-RESULT = "results/evaluate.json"
+RESULT = output.EVALUATE
 LEVEL = 0.95
 REFERENCE = "real"
 NO_GENERATOR = re.compile(

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import TypedDict
 
+from engine import output
 from engine.evaluation.run_summary import bracket
 from engine.storage.store import Store
 from engine.study.comparison import compare
@@ -21,7 +22,7 @@ from engine.training.classifier.classifier_arms import arms, reference
 from engine.training.classifier.classifier_run import Plan, results
 from engine.training.trainingresults import ClassifierResult
 
-RESULT = "results/train.json"
+RESULT = output.TRAIN
 LEVEL = 0.95
 COVERS = (
     "Intervals are 95 % Student-t intervals over the classifier's seeds (weights, order, "

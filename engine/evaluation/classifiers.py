@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import output
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import DataError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from engine.training.judge_model import Judge
 
-FOLDER = "results/evaluate/judges"
+FOLDER = output.EVALUATED_JUDGES
 
 
 @dataclass(frozen=True)

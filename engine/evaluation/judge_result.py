@@ -10,6 +10,7 @@ from typing import cast
 import numpy as np
 from typing_extensions import TypedDict
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.evaluation import controls
 from engine.evaluation.audit import Audit
@@ -23,7 +24,7 @@ from engine.training.judge_data import codec, resolution
 from engine.training.judge_training import Arm, Outcome
 from engine.training.trainingresults import Codec
 
-RESULT = "results/judge.json"
+RESULT = output.JUDGE
 LEVEL = 0.95
 TOP_CONFUSIONS = 200
 COVERS = (

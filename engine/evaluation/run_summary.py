@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from engine import output
 from engine.evaluation.controls import WORDS as CONTROLS
 from engine.evaluation.evaluationresults import ArmSize, ArmSummary, Judged, JudgedArm, Summary
 from engine.evaluation.judge_result import RESULT as JUDGE
@@ -22,8 +23,8 @@ from engine.storage.store import Store
 from engine.study.studyresults import Spread
 from engine.training.measures import WORDS as METRIC_WORDS
 
-SUMMARY = "results/summary.json"
-SECONDS = "results/seconds.json"
+SUMMARY = output.SUMMARY
+SECONDS = output.SECONDS
 
 
 def summary(spec: RunSpec, store: Store) -> Json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board
 from engine.cluster.progress import Task
 from engine.errors import DataError
@@ -31,7 +32,7 @@ from engine.training.setup import place
 if TYPE_CHECKING:
     import torch
 
-FOLDER = "results/evaluate"
+FOLDER = output.EVALUATED
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from typing_extensions import TypedDict
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.errors import DataError, StorageError
 from engine.images import apart
@@ -38,8 +39,8 @@ from engine.storage.store import Store
 QUARANTINE = pa.schema(
     [(name, pa.string()) for name in ("key", "set", "class_name", "reason", "detail", "duplicate_of")]
 )
-TABLE, QUARANTINED, DONE = "catalog/catalog.parquet", "catalog/quarantine.parquet", "catalog/_done.json"
-NEAR_DUPLICATES = "catalog/near_duplicates.parquet"
+TABLE, QUARANTINED, DONE = output.CATALOG, output.CATALOG_QUARANTINE, output.CATALOG_DONE
+NEAR_DUPLICATES = output.CATALOG_NEAR_DUPLICATES
 FAULT = "storage_fault"  # a task's StorageError on its way to the driver
 WAVE = 256  # chunks of places that are in the object store at once: about 130,000 images
 DIGEST_COLUMNS = ("key", "label", "split", "pixels_sha256")

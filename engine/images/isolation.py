@@ -11,12 +11,13 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pyarrow as pa
 
+from engine import output
 from engine.images.inspection import inspect, reasons
 from engine.images.sources import ImageSource
 from engine.spec.recipe import ImagesSpec
 from engine.storage.store import Store
 
-ATTEMPTS = "catalog/attempts/"
+ATTEMPTS = output.CATALOG_ATTEMPTS
 TIMEOUT_S = 120.0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine import output
 from engine.evaluation.run_summary import arm_images, arm_label, best_control, bracket, copied
 from engine.report.facts import Facts
 from engine.report.words import headline, run_facts, subtitle
@@ -41,7 +42,7 @@ def text(facts: Facts) -> str:
         task_categories=["image-classification"],
         tags=["synthetic", "webdataset", "mimeo"],
         annotations_creators=["machine-generated"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"data/{name}-*.tar"}]}],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"{output.DATA}/{name}-*.tar"}]}],
     )
     body = "\n".join([_intro(facts), _worth(facts), _loading(facts), _content(facts), _made(facts)])
     return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
@@ -79,7 +80,7 @@ def _worth(facts: Facts) -> str:
 def _loading(facts: Facts) -> str:
     name, ext = facts.spec.name, facts.spec.generate.format
     last = facts.manifest.seal.shards - 1
-    shards = f"data/{name}-{{000000..{last:06d}}}.tar" if last else f"data/{name}-000000.tar"
+    shards = f"{output.DATA}/{name}-{{000000..{last:06d}}}.tar" if last else f"{output.DATA}/{name}-000000.tar"
     return f"""## Loading
 
 ```python
@@ -97,7 +98,7 @@ data = timm.data.create_dataset("wds/.", root="data", split="train", is_training
 ```python
 import datasets
 
-data = datasets.load_dataset("webdataset", data_files="data/{name}-*.tar", split="train")
+data = datasets.load_dataset("webdataset", data_files="{output.DATA}/{name}-*.tar", split="train")
 ```
 
 `manifest.parquet` has the size and SHA-256 of every shard; `mimeo verify .` checks them.

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from engine import output
 from engine.conditions import cuts
 from engine.conditions.cuts import Cuts
 from engine.evaluation.evaluationresults import Judged, JudgedArm
@@ -28,12 +29,12 @@ from engine.storage.store import Store
 from engine.training.trainingresults import Curve, MatchResults, PretrainResults
 
 JUDGE, PRETRAIN, MATCH, SECONDS, PLAN, SPEC = (
-    "results/judge.json",
-    "results/pretrain.json",
-    "results/match.json",
-    "results/seconds.json",
-    "plan.json",
-    "spec.yaml",
+    output.JUDGE,
+    output.PRETRAIN,
+    output.MATCH_RESULT,
+    output.SECONDS,
+    output.PLAN,
+    output.SPEC,
 )
 LIBRARIES = ("torch", "diffusers", "transformers", "ray", "webdataset", "numpy", "pillow")
 

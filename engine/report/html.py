@@ -12,6 +12,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from engine import output
 from engine.errors import DataError
 from engine.evaluation.evaluationresults import JudgedArm
 from engine.evaluation.run_summary import arm_images, arm_label, best_control, bracket, copied, percent
@@ -27,7 +28,7 @@ from engine.spec import RunSpec
 from engine.storage.store import Store
 from engine.training.measures import WORDS as METRICS
 
-REPORT, GALLERY, CARD = "report.html", "results/gallery.png", "README.md"
+REPORT, GALLERY, CARD = output.REPORT, output.GALLERY, output.CARD
 MAX_CLASSES = 40
 TOP_REASONS = 12
 MIXED = {

@@ -11,13 +11,14 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from engine import output
 from engine.report import figures, gallery
 from engine.report.facts import Facts
 from engine.report.words import fine_tune
 from engine.storage.store import Store
 from engine.training.trainingresults import MatchResults
 
-_STRIP = re.compile(r"match/samples-(\d+)\.png")
+_STRIP = re.compile(rf"{output.MATCH_SAMPLES}-(\d+)\.png")
 LEVELS = ("0 to 20 % noise", "20 to 40 %", "40 to 60 %", "60 to 80 %", "80 to 100 %")
 MOST = 6
 
@@ -67,7 +68,7 @@ def _by_level(found: MatchResults) -> list[list[float | None]]:
 
 def _strips(store: Store) -> list[Strip]:
     """Validation samples of the newest steps, the same prompts and seeds in each."""
-    names = sorted(entry.name for entry in store.list("match/samples-"))
+    names = sorted(entry.name for entry in store.list(f"{output.MATCH_SAMPLES}-"))
     out: list[Strip] = []
     for name in names[-MOST:]:
         found = _STRIP.fullmatch(name)

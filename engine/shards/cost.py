@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from engine import output
 from engine.shards import records as stored
 from engine.shards.names import PlanFacts
 from engine.shards.records import Record
@@ -15,7 +16,7 @@ from engine.spec import canonical_json
 from engine.storage.parallel import mapped
 from engine.storage.store import Store
 
-FOLDER = "usage"
+FOLDER = output.USAGE
 HOUR_S = 3600.0
 KWH_J = 3.6e6
 ENOUGH = 0.999  # of the device time with a known energy counts as all of it

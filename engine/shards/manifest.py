@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from engine import output
 from engine.errors import DataError
 from engine.shards import indexes, records
 from engine.shards.names import DATA, PlanFacts, record_path, tar_path
@@ -22,9 +23,9 @@ from engine.storage.store import Store
 
 Encoded = bytes  # the class below has a field named `bytes`
 FORMAT = 1
-MANIFEST = "manifest.parquet"
-QUARANTINE = "quarantine.parquet"
-SEAL = "manifest.json"
+MANIFEST = output.MANIFEST
+QUARANTINE = output.QUARANTINE
+SEAL = output.MANIFEST_SEAL
 _FIX = "restore it, or remove it and resume the run"
 SCHEMA = pa.schema(
     [

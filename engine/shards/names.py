@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from engine import output
 from engine.errors import DataError
 from engine.storage.store import Store
 
-PLAN = "plan.json"
-DATA = "data"
+PLAN = output.PLAN
+DATA = output.DATA
 
 
 def shard_name(name: str, index: int) -> str:

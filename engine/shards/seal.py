@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine import output
 from engine.errors import DataError, MimeoError, StorageError
 from engine.spec import canonical_json, digest
 from engine.storage.abstract_store import check_name
@@ -17,7 +18,7 @@ from engine.storage.claim import SPEC
 from engine.storage.parallel import mapped
 from engine.storage.store import Store
 
-OTHERS = "seal.json"
+OTHERS = output.SEAL
 OPEN = ".mimeo.open.json"
 FORMAT = 1
 UNSEALED = (

@@ -7,13 +7,13 @@ from typing import NoReturn
 
 import yaml
 
-from engine import regular
+from engine import output, regular
 from engine.errors import ConfigError, DataError, MimeoError, OutputInUseError
 from engine.spec import RunSpec, differences, identity, plain, validate
 from engine.spec import yaml as strict_yaml
 from engine.storage.store import Store
 
-SPEC = "spec.yaml"
+SPEC = output.SPEC
 _SHOWN = 5
 _END = b"\n...\n"  # YAML's end of a document: a file that was cut has none
 _HEAD = "# The resolved recipe of this output. mimeo compares it with the recipe of every later run.\n"

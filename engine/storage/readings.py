@@ -9,10 +9,11 @@ from hashlib import sha256
 
 from typing_extensions import TypedDict
 
+from engine import output
 from engine.storage import documents
 from engine.storage.store import Store
 
-FOLDER = "results/test_readings"
+FOLDER = output.TEST_READINGS
 
 
 class TestReading(TypedDict):

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from engine import output
 from engine.errors import ConfigError
 from engine.spec import RunSpec, plain, validate
 from engine.spec.studies import AblationSpec
 from engine.study.nested import generator_seeds
 
-TRIALS = "results/ablation"
+TRIALS = output.ABLATION_TRIALS
 STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation", "worth")
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
@@ -29,7 +30,7 @@ from engine.training.judge_data import real_images
 from engine.training.judge_training import arms as judged
 from engine.training.judge_training import check as check_judge
 
-RESULT = "results/ablation.json"
+RESULT = output.ABLATION
 
 
 def ablation(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> AblationResult:

@@ -61,7 +61,7 @@ def train_generator(spec: RunSpec, shared: Shared, device: str, name: str = "gen
     """
     if spec.model.checkpoint is not None:
         return None
-    store = output(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
+    store = trial_store(shared, f"seed-{spec.seed}/{name}-{generator_key(spec)}")
     with _alone(store):
         stages.make(_run(spec, store, None, shared, device), stages.upto("pretrain"))
     return address(store, MODEL)
@@ -106,7 +106,7 @@ def _made(last: str, spec: RunSpec, name: str, generator: str | None, shared: Sh
     import torch
 
     torch.set_num_threads(spec.resources.threads)
-    store = output(shared, f"seed-{spec.seed}/{name}")
+    store = trial_store(shared, f"seed-{spec.seed}/{name}")
     with _alone(store):
         claim(store, spec)
         stages.make(_run(spec, store, generator, shared, device), stages.upto(last))
@@ -159,7 +159,7 @@ def _alone(store: Store) -> Iterator[None]:
         yield
 
 
-def output(shared: Shared, name: str) -> Store:
+def trial_store(shared: Shared, name: str) -> Store:
     """The output of a trial, or of what trials share."""
     return open_store(f"{shared.url}/{TRIALS}/{name}")
 

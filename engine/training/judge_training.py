@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError, DataError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
     from engine.training.judge_model import Judge, Part
 
-FOLDER = "results/judge"
+FOLDER = output.JUDGES
 MAX_CONFUSIONS = 200
 
 

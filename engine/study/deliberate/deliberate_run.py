@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
@@ -23,7 +24,7 @@ from engine.study.trial import Shared
 from engine.study.trials import Trial
 from engine.training.judge_data import real_images
 
-RESULT = "results/deliberate.json"
+RESULT = output.DELIBERATE
 
 
 def check(spec: RunSpec) -> None:

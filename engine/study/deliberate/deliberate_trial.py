@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board
 from engine.conditions import table
 from engine.images import catalog as catalogs
@@ -25,7 +26,7 @@ from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data
 from engine.training.trainingresults import ArmKind
 
-RESULTS = "results/deliberate"
+RESULTS = output.DELIBERATE_TRIALS
 STATIC = "static"
 SETS: tuple[ArmKind, ...] = ("synthetic", "mixed")
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import output
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.spec.studies import EquivalenceSpec
 from engine.study import nested
 from engine.study.ablation_arms import changed
 
-CELLS = "results/equivalence"
+CELLS = output.EQUIVALENCE_CELLS
 STEPS_OF_CURVE = 2**0.5  # from one size of the default real curve to the next
 BELOW = 0.4  # of the smallest base: where the default real curve begins
 

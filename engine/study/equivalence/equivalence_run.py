@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog
@@ -19,7 +20,7 @@ from engine.study.studyresults import EquivalenceCell
 from engine.study.trials import Trial
 from engine.training.judge_data import real_images
 
-RESULT = "results/equivalence.json"
+RESULT = output.EQUIVALENCE
 
 
 def equivalence(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> EquivalenceStudy:

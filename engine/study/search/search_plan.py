@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from engine import output
 from engine.errors import ConfigError
 from engine.spec import RunSpec, digest, plain
 from engine.spec.studies import SearchSpec
@@ -19,9 +20,9 @@ from engine.storage.store import Store
 from engine.study.ablation_arms import changed
 from engine.study.studyresults import SearchResult
 
-RESULT = "results/search.json"
-TRIALS = "results/search/trials"
-TESTS = "results/search/test"
+RESULT = output.SEARCH
+TRIALS = output.SEARCH_TRIALS
+TESTS = output.SEARCH_TESTS
 
 Values = tuple[tuple[str, Any], ...]
 Seeds = tuple[tuple[int, int], ...]  # (generator seed, judge seed), both from 0

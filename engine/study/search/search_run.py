@@ -11,6 +11,7 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
+from engine import output
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
@@ -36,8 +37,8 @@ from engine.study.studyresults import (
 )
 from engine.training.judge_data import real_images
 
-CHOICE = "results/search/choice.json"
-FINAL = "results/search/test.json"
+CHOICE = output.SEARCH_CHOICE
+FINAL = output.SEARCH_TEST
 
 
 def search(spec: RunSpec, catalog: Catalog, store: Store, reporter: Reporter) -> SearchResult:

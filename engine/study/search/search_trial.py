@@ -7,6 +7,7 @@ import json
 import math
 from dataclasses import dataclass
 
+from engine import output
 from engine.cluster.board import Board
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
@@ -15,7 +16,7 @@ from engine.storage.store import Store, open_store
 from engine.study.judge_reading import read
 from engine.study.nested import judge_seed
 from engine.study.search.search_plan import Point, Seeds, Work, largest, name_of, outcome, set_spec
-from engine.study.trial import Shared, fine_tuned, output, quiet, synthetic_set, train_generator
+from engine.study.trial import Shared, fine_tuned, quiet, synthetic_set, train_generator, trial_store
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data
 from engine.training.matching.matching_precheck import MARKER
@@ -85,7 +86,7 @@ def _synthetic(study: Study, point: Point, generator: int, device: str) -> Array
     model = train_generator(spec, shared, device, "search-generator")
     if spec.match is not None:
         tuned = fine_tuned(set_spec(study.spec, Point(0.0), own, 1), "search-tuned", model, shared, device)
-        _begin(output(shared, f"seed-{spec.seed}/{name}"), spec, tuned)
+        _begin(trial_store(shared, f"seed-{spec.seed}/{name}"), spec, tuned)
     store = synthetic_set(spec, name, model, shared, device)
     count = point.count(study.n)
     with quiet().task("images", count) as task:
@@ -98,6 +99,6 @@ def _begin(target: Store, spec: RunSpec, source: Store) -> None:
     The recipe comes first: killed in between, the output is known for one of mimeo's.
     """
     claim(target, spec)
-    for entry in sorted(source.list("match/"), key=lambda entry: entry.name == MARKER):
+    for entry in sorted(source.list(output.MATCH), key=lambda entry: entry.name == MARKER):
         if not target.exists(entry.name):
             target.create(entry.name, source.read(entry.name))

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.evaluation.evaluationresults import SpaceCopies
 from engine.images.catalog import Catalog
@@ -30,7 +31,7 @@ from engine.training.judge_data import real_images
 from engine.training.judge_training import check as check_judge
 from engine.training.judge_training import filled
 
-RESULT = "results/worth.json"
+RESULT = output.WORTH
 COVERS = (
     "A value is a generator seed's, the mean of its judges, whose seeds no other "
     "generator seed has. Intervals are 95 % Student-t "

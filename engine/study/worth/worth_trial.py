@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 from typing_extensions import TypedDict
 
+from engine import output
 from engine.cluster.board import Board
 from engine.cluster.progress import Task
 from engine.evaluation import audit, controls
@@ -67,7 +68,7 @@ class WorthTrial(WorthFacts):
 
 def name(seed: int) -> str:
     """Where the result of a generator seed lies."""
-    return f"results/worth/seed-{seed}.json"
+    return f"{output.WORTH_TRIALS}/seed-{seed}.json"
 
 
 def judged(spec: RunSpec, planned: controls.Planned) -> list[Arm]:

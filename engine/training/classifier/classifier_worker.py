@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from engine import output
 from engine.cluster.board import Board
 from engine.spec.classifier import TrainSpec
 from engine.storage.store import Store
@@ -33,8 +34,8 @@ from engine.training.loss_curve import curve
 from engine.training.resume import resume
 from engine.training.setup import Place
 
-CHECKPOINTS = "checkpoints/train"
-RESULTS = "results/train"
+CHECKPOINTS = output.TRAIN_CHECKPOINTS
+RESULTS = output.TRAINED
 VALIDATION, TEST = "validation", "test"
 EVALUATED = 1024
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from engine import output
 from engine.cluster.progress import Reporter
 from engine.conditions import row_pool, stored
 from engine.conditions.table import Conditions
@@ -28,7 +29,7 @@ from engine.spec.training import MatchSpec
 from engine.storage.store import Store
 from engine.training.latent_cache import Cache, Inputs
 
-INPUTS = "match/inputs.parquet"
+INPUTS = output.MATCH_INPUTS
 EMPTY = ("", None)
 NO_PLACE = (-1, 0)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from engine import output
 from engine.errors import ConfigError
 from engine.spec import RunSpec
 from engine.storage.store import Store, address
 
-FOLDER = "match/model"
-MARKER = "match/mimeo.json"
-RESULTS = "results/match.json"
+FOLDER = output.MATCH_MODEL
+MARKER = output.MATCH_MARKER
+RESULTS = output.MATCH_RESULT
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 

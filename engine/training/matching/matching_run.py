@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine import output
 from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.conditions import cuts, featuremodel, row_pool
@@ -144,7 +145,7 @@ def check_closed_set(spec: RunSpec) -> None:
 
 def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) -> None:
     if keys != conditions.keys:
-        raise DataError("conditions/", "belong to other images", "remove conditions/ and run again")
+        raise DataError(output.CONDITIONS, "belong to other images", "remove conditions/ and run again")
     workers = spec.resources.train_workers
     if workers > len(keys):
         what = f"{workers} workers are more than the {len(keys)} training images"

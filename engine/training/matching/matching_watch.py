@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from engine import output
 from engine.cluster.board import Board
 from engine.conditions.table import Conditions
 from engine.diffusion.sampler import Request, Sampler
@@ -19,7 +20,7 @@ from engine.training import draws
 from engine.training.matching.matching_stage import MatchStage
 from engine.training.setup import Place
 
-SAMPLES = "match/samples"
+SAMPLES = output.MATCH_SAMPLES
 TENSORBOARD = "logs/tensorboard"
 GREY = 128
 

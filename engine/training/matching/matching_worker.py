@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 
 import pyarrow as pa
 
+from engine import output
 from engine.cluster.board import Board
 from engine.conditions import featuremodel
 from engine.conditions.table import Conditions
@@ -27,7 +28,7 @@ from engine.training.matching.matching_watch import Watch
 from engine.training.resume import resume
 from engine.training.setup import Ended, Place
 
-CHECKPOINTS = "checkpoints/match"
+CHECKPOINTS = output.MATCH_CHECKPOINTS
 
 
 @dataclass(frozen=True)

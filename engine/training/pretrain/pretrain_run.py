@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from engine import output
 from engine.cluster.board import Board, BoardReporter, follow
 from engine.cluster.progress import Reporter
 from engine.conditions import cuts
@@ -137,7 +138,7 @@ def _check(spec: RunSpec, rows: pa.Table, captions: Captions) -> None:
     if not rows.num_rows:
         raise DataError("split.train", "holds no image", "raise it")
     if tuple(rows["key"].to_pylist()) != captions.keys:
-        raise DataError("conditions/captions.parquet", "belongs to other images", "remove conditions/ and run again")
+        raise DataError(output.CAPTIONS, "belongs to other images", "remove conditions/ and run again")
     if spec.pretrain.kind == "dit" and len(captions.class_names) > CLASSES:
         what = f"dit knows {CLASSES} classes, the training images have {len(captions.class_names)}"
         raise ConfigError("pretrain.denoiser", what, "set it to unet")

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import torch
 
+from engine import output
 from engine.cluster.board import Board
 from engine.conditions.prompts import fill
 from engine.conditions.table import Captions
@@ -32,7 +33,7 @@ from engine.training.pretrain.views import Views
 from engine.training.resume import resume
 from engine.training.setup import Ended, Place
 
-CHECKPOINTS = "checkpoints/pretrain"
+CHECKPOINTS = output.PRETRAIN_CHECKPOINTS
 DENOISERS: dict[str, tuple[Any, Any]] = {
     "unet": (unet.build_cache, unet.UNetStage),
     "dit": (dit_stage.build_cache, dit_stage.DitStage),

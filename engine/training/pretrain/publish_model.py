@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine import output
 from engine.diffusion.tiny import directory
 from engine.diffusion.tiny.directory import Stack
 from engine.diffusion.tiny.tiny_models import parameters
@@ -16,9 +17,9 @@ from engine.storage import temporary
 from engine.storage.store import Store
 from engine.training.loss_curve import curve
 
-FOLDER = "model/"
-MARKER = "model/mimeo.json"
-RESULTS = "results/pretrain.json"
+FOLDER = f"{output.MODEL}/"
+MARKER = output.MODEL_MARKER
+RESULTS = output.PRETRAIN
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 
 
