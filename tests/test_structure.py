@@ -99,7 +99,7 @@ def test_a_file_name_appears_once() -> None:
 
 
 TREE = re.compile(
-    r"^(results|catalog|conditions|model|match|trials|usage|checkpoints|data)/[\w.{*]|^/?(manifest|quarantine|report)[.]"
+    r"^(results|catalog|conditions|model|match|trials|usage|checkpoints|data)/[\w.{*]|^/?(manifest|quarantine|report)[.](json|parquet|html)$"
 )
 
 
