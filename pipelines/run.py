@@ -23,7 +23,9 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
     for sentence in sentences(judged):
         console.print(sentence, highlight=False)
     console.print(
-        f"report: {run.store.local(output.REPORT) or f'{run.store.url}/{output.REPORT}'}", soft_wrap=True, highlight=False
+        f"report: {run.store.local(output.REPORT) or f'{run.store.url}/{output.REPORT}'}",
+        soft_wrap=True,
+        highlight=False,
     )
     console.print(f"next: open the report, then mimeo verify {run.store.url}", soft_wrap=True, highlight=False)
 

@@ -6,24 +6,36 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypedDict
 
 from engine.cluster.progress import Reporter, Task
 
 POLL_S = 0.5
 
 
+Fields = dict[str, float | int | str]
+
+
+class TaskFacts(TypedDict):
+    """The newest of a task."""
+
+    done: int
+    total: int
+    unit: str
+    fields: Fields
+
+
 class _State:
     """The board's content: the newest facts of each task, in the order of their first update."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, dict[str, Any]] = {}
+        self._tasks: dict[str, TaskFacts] = {}
 
-    def update(self, name: str, done: int, total: int, unit: str, fields: dict[str, Any]) -> None:
+    def update(self, name: str, done: int, total: int, unit: str, fields: Fields) -> None:
         """Keep the newest facts of a task."""
         self._tasks[name] = {"done": done, "total": total, "unit": unit, "fields": fields}
 
-    def snapshot(self) -> dict[str, dict[str, Any]]:
+    def snapshot(self) -> dict[str, TaskFacts]:
         """All tasks as they stand."""
         return self._tasks
 
@@ -51,7 +63,7 @@ class Board:
         """Report from a worker; costs one small message and never waits."""
         self._actor.update.remote(self._prefix + name, done, total, unit, fields)
 
-    def snapshot(self) -> dict[str, dict[str, Any]]:
+    def snapshot(self) -> dict[str, TaskFacts]:
         """All tasks as they stand."""
         import ray
 

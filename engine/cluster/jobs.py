@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from packaging.requirements import Requirement
 
@@ -26,6 +26,22 @@ STOPPED = 143
 _CREATED = "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
 
 
+class PipEnv(TypedDict):
+    """What pip installs into a job's environment."""
+
+    packages: list[str]
+    pip_check: bool
+
+
+class RuntimeEnv(TypedDict):
+    """The environment of a job, by Ray's names."""
+
+    working_dir: str
+    excludes: list[str]
+    env_vars: dict[str, str]
+    pip: NotRequired[PipEnv]
+
+
 @dataclass(frozen=True)
 class Job:
     """One verb as a job: its command line, the folder that is sent along, what is noted beside it, and its
@@ -34,7 +50,7 @@ class Job:
     entrypoint: str
     working_dir: Path
     metadata: dict[str, str]
-    runtime_env: dict[str, Any]
+    runtime_env: RuntimeEnv
     driver_cpus: float
     upload: Upload
 
@@ -63,7 +79,7 @@ def make(
     file.
     """
     sent = upload.survey(working_dir)
-    env: dict[str, Any] = {
+    env: RuntimeEnv = {
         "working_dir": str(working_dir),
         "excludes": sent.excludes,
         "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S), "PYTHONUNBUFFERED": "1", "COLUMNS": "120"},

@@ -26,9 +26,10 @@ ANSWER_S = 120.0  # within which every node must have answered; a new worker pro
 PACKAGES = ("torch", "diffusers", "transformers", "pyarrow", "PIL")
 KINDS = ("CPU", "GPU")  # of what a node has, said to a person
 Need = Mapping[str, float]
+Node = Mapping[str, Any]  # a node as Ray describes it
 
 
-def alive() -> list[dict[str, Any]]:
+def alive() -> list[Node]:
     """The nodes that are up and not being drained, as Ray describes them."""
     import ray
 
@@ -41,7 +42,7 @@ def slots(need: Need, labels: Mapping[str, str]) -> int:
     return sum(_fit(node["Resources"], need) for node in labelled(labels))
 
 
-def labelled(labels: Mapping[str, str]) -> list[dict[str, Any]]:
+def labelled(labels: Mapping[str, str]) -> list[Node]:
     """The nodes that are up, not being drained, and have all these labels."""
     return [node for node in alive() if all(node["Labels"].get(key) == value for key, value in labels.items())]
 
@@ -135,7 +136,7 @@ def check(store: Store | None) -> None:
             store.remove(name)
 
 
-def facts() -> dict[str, Any]:
+def facts() -> dict[str, str | list[str]]:
     """What must be the same on every node: versions of Python, Ray and mimeo, and which packages are missing."""
     return {
         "Python": ".".join(platform.python_version_tuple()[:2]),
@@ -145,7 +146,7 @@ def facts() -> dict[str, Any]:
     }
 
 
-def _probe(url: str | None, name: str) -> dict[str, Any]:
+def _probe(url: str | None, name: str) -> dict[str, str | list[str] | None]:
     """Runs on a node: its facts, and the token that it reads in the output, None where it sees none."""
     token = None
     if url is not None:
@@ -158,7 +159,7 @@ def _probe(url: str | None, name: str) -> dict[str, Any]:
     return {**facts(), "token": token, "host": os.uname().nodename}
 
 
-def _compare(address: str, found: dict[str, Any], token: str, store: Store | None) -> None:
+def _compare(address: str, found: Mapping[str, Any], token: str, store: Store | None) -> None:
     where = f"node {address} ({found['host']})"
     for key, own in facts().items():
         if key != "missing" and found[key] != own:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,6 +59,13 @@ def _family(spec: CaptionSpec, folder: Path) -> Family:
     return family
 
 
+class Said(TypedDict):
+    """A caption, and whether it was cut at the longest length."""
+
+    caption: str
+    cut: bool
+
+
 class CaptionModel:
     """The observer of the strategies `blip` and `model`; float32 on CPU, the family's half precision on CUDA."""
 
@@ -72,7 +79,7 @@ class CaptionModel:
         self._instruction = spec.instruction or self._family.instruction or ""
         self._limit, self._device = int(spec.max_new_tokens), device
         self._dtype = getattr(torch, self._family.half) if device.startswith("cuda") else torch.float32
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        local = {"local_files_only": True, "trust_remote_code": False}
         try:
             self._processor = transformers.AutoProcessor.from_pretrained(spec.path, **local)
             model, info = getattr(transformers, self._family.model).from_pretrained(
@@ -86,12 +93,12 @@ class CaptionModel:
         self._model = origin.owned(model.to(device)).eval()
         self._ends = _ends(model, self._processor.tokenizer)
 
-    def __call__(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def __call__(self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> list[Said]:
         """`caption`, and whether it was `cut` at the longest length, of each of N images (H,W,3) or (H,W) uint8."""
         images = [np.repeat(image[..., None], 3, axis=-1) if image.ndim == 2 else image for image in pixels]
         return [said for first in range(0, len(images), BATCH) for said in self._batch(images[first : first + BATCH])]
 
-    def _batch(self, images: list[NDArray[np.uint8]]) -> list[dict[str, Any]]:
+    def _batch(self, images: list[NDArray[np.uint8]]) -> list[Said]:
         import torch
 
         asked = self._family.ask(self._processor, images, self._instruction)

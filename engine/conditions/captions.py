@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,13 @@ Facts = NDArray[np.float64] | Sequence[Any]
 Observer = Callable[[Pixels], Facts]
 
 
+class Fitted(TypedDict):
+    """What a strategy has learnt of all training images: the cuts of each fact, or how many captions were cut."""
+
+    cuts: NotRequired[dict[str, list[float]]]
+    cut: NotRequired[int]
+
+
 @dataclass(frozen=True)
 class Strategy:
     """A way to caption in three steps, so that workers see images and one place sees the whole training split.
@@ -36,8 +43,8 @@ class Strategy:
     """
 
     observer: Callable[[CaptionSpec, str], Observer]
-    fit: Callable[[Facts], dict[str, Any]] = lambda facts: {}
-    say: Callable[[Facts, dict[str, Any]], list[str]] = lambda facts, fitted: list(facts)
+    fit: Callable[[Facts], Fitted] = lambda facts: {}
+    say: Callable[[Facts, Fitted], list[str]] = lambda facts, fitted: list(facts)
     needs_images: bool = True
     needs_model: bool = False
     files: Callable[[CaptionSpec], list[Path]] = lambda spec: []
@@ -82,13 +89,13 @@ def _moments(pixels: Pixels) -> NDArray[np.float64]:
     return np.where((mass > 0)[:, None], facts, np.zeros((count, 3)))
 
 
-def fit_terciles(facts: Facts) -> dict[str, Any]:
+def fit_terciles(facts: Facts) -> Fitted:
     """The two cuts of each fact of `moments` (N,3) that part the images in thirds."""
     cuts = np.quantile(np.asarray(facts, np.float64), (1 / 3, 2 / 3), axis=0).T
     return {"cuts": dict(zip(WORDS, cuts.tolist(), strict=True))}
 
 
-def say_terciles(facts: Facts, fitted: dict[str, Any]) -> list[str]:
+def say_terciles(facts: Facts, fitted: Fitted) -> list[str]:
     """Such as "bold narrow slanted right"; a value that equals a cut belongs to the middle."""
     values = np.asarray(facts, np.float64).reshape(-1, len(WORDS))
     columns = []

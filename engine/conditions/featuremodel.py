@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from engine.conditions import localmodel
 from engine.diffusion import plausible
 from engine.errors import ConfigError
+from engine.regular import Json
 from engine.spec.recipe import FeatureSpec, RunSpec
 
 KEY = "conditions.features"
@@ -138,7 +139,7 @@ def _processor(places: tuple[Path, ...], key: str) -> Path:
     raise ConfigError(key, what, "copy the model's image processor too")
 
 
-def _config(folder: Path, key: str, kind: str, wanted: str) -> dict[str, Any]:
+def _config(folder: Path, key: str, kind: str, wanted: str) -> Json:
     config = localmodel.config(folder, key)
     if config.get("model_type") != kind:
         raise ConfigError(
@@ -147,7 +148,7 @@ def _config(folder: Path, key: str, kind: str, wanted: str) -> dict[str, Any]:
     return config
 
 
-def _width(config: dict[str, Any], name: str, place: Path, key: str) -> int:
+def _width(config: Mapping[str, Any], name: str, place: Path, key: str) -> int:
     width = config.get(name)
     if not isinstance(width, int) or width < 1:
         raise ConfigError(key, f"{place} has no {name}", "give a CLIP with projected features")
@@ -230,7 +231,7 @@ def _open_clip(spec: FeatureSpec) -> FeatureModel:
     )
 
 
-def _check_beside(weights: Path, model: str, config: dict[str, Any]) -> None:
+def _check_beside(weights: Path, model: str, config: Mapping[str, Any]) -> None:
     """Refuse weights whose own configuration is not there, or is not what open_clip takes for the name (ConfigError).
 
     Weights of one name were trained with different activations, means and deviations, which no number in them tells.
@@ -293,7 +294,7 @@ def _open_clip_folder(folder: Path) -> FeatureModel:
     )
 
 
-def _builtin(name: str) -> dict[str, Any]:
+def _builtin(name: str) -> Json:
     """The configuration that open_clip has under this name; ConfigError with near matches when it has none."""
     package = find_spec("open_clip")
     folder = Path(package.origin or "").parent / "model_configs" if package else Path()
@@ -306,7 +307,7 @@ def _builtin(name: str) -> dict[str, Any]:
     return localmodel.config(folder, f"{KEY}.model", f"{name}.json")
 
 
-def _check_towers(config: dict[str, Any], key: str) -> None:
+def _check_towers(config: Mapping[str, Any], key: str) -> None:
     """Towers that open_clip would fetch from the Hub, and tokenizers with code of their own, are refused."""
     text, vision = config.get("text_cfg", {}), config.get("vision_cfg", {})
     if text.get("hf_model_name") or ":" in str(vision.get("timm_model_name", "")):

@@ -13,6 +13,7 @@ from engine.diffusion import plausible
 from engine.diffusion.layout import MAX_JSON_BYTES, snapshot
 from engine.diffusion.weights import FETCH, POINTER, is_pointer, read_headers
 from engine.errors import ConfigError, StorageError
+from engine.regular import Json
 from engine.storage import origin
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".npy")
@@ -28,7 +29,7 @@ TOKENIZERS = (
 CONVERT = "convert them to safetensors (save_pretrained writes it)"
 
 
-def config(folder: Path, key: str, name: str = "config.json") -> dict[str, Any]:
+def config(folder: Path, key: str, name: str = "config.json") -> Json:
     """The model's configuration; ConfigError (naming the recipe's `key`) when it is missing, broken or asks for own
     code."""
     if not folder.is_dir():
@@ -94,7 +95,7 @@ def check_safetensors(file: Path, key: str) -> None:
         raise ConfigError(key, f"{file} holds no tensor", "copy it again")
 
 
-def check_sizes(where: Path, config: dict[str, Any], files: Iterable[Path]) -> None:
+def check_sizes(where: Path, config: Mapping[str, Any], files: Iterable[Path]) -> None:
     """Refuse a configuration that asks for more than the weights in `files` can fill (ConfigError)."""
     plausible.numbers(where, config)
     plausible.repeats(where, config, read_headers(files))

@@ -57,7 +57,7 @@ def _chunks(make: Make, rows: pa.Table, resources: ResourcesSpec, where: str) ->
     import ray
 
     items = [{"start": start, "rows": packed(rows.slice(start, CHUNK))} for start in range(0, len(rows), CHUNK)]
-    slots: dict[str, Any] = {"num_cpus": resources.cpus_per_actor}
+    slots: dict[str, object] = {"num_cpus": resources.cpus_per_actor}
     if where == "cuda":
         slots = {"num_gpus": resources.gpus_per_actor, "num_cpus": 0}
         if resources.labels:

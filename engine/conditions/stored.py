@@ -3,6 +3,7 @@ reused."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from engine import output
 from engine.errors import DataError
+from engine.regular import Json
 from engine.spec import canonical_json, differences
 from engine.storage import documents, temporary
 from engine.storage.store import Store
@@ -25,7 +27,7 @@ METADATA = b"mimeo"
 GROUP = 65536  # rows a row group
 
 
-def publish(store: Store, name: str, table: pa.Table, made_from: dict[str, Any], **facts: Any) -> None:
+def publish(store: Store, name: str, table: pa.Table, made_from: Mapping[str, object], **facts: Any) -> None:
     """Write a table whole; `made_from` decides later whether it is still the right one, `facts` travel along."""
     metadata = {METADATA: canonical_json({"made_from": made_from, **facts}).encode()}
     with temporary.folder("table") as folder:
@@ -34,7 +36,7 @@ def publish(store: Store, name: str, table: pa.Table, made_from: dict[str, Any],
         store.create(name, path)
 
 
-def facts(store: Store, name: str) -> dict[str, Any] | None:
+def facts(store: Store, name: str) -> Json | None:
     """What a stored table says about itself; None when it is absent, DataError when it cannot be read."""
     if not store.exists(name):
         return None
@@ -44,10 +46,10 @@ def facts(store: Store, name: str) -> dict[str, Any] | None:
         text = (schema.metadata or {})[METADATA]
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
-    return documents.parse(text, dict[str, Any], f"{store.url}/{name}", "remove it and run the same command again")
+    return documents.parse(text, Json, f"{store.url}/{name}", "remove it and run the same command again")
 
 
-def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
+def read(store: Store, name: str) -> tuple[pa.Table, Json]:
     """A stored table and what it says about itself; DataError when it is absent or cannot be read."""
     about = facts(store, name)
     if about is None:
@@ -59,7 +61,7 @@ def read(store: Store, name: str) -> tuple[pa.Table, dict[str, Any]]:
         raise DataError(name, f"cannot be read ({error})", "remove it and run the same command again") from None
 
 
-def is_current(store: Store, names: tuple[str, ...], made_from: dict[str, Any]) -> bool:
+def is_current(store: Store, names: tuple[str, ...], made_from: Mapping[str, object]) -> bool:
     """Whether the first of `names` was made from just this.
 
     Files made from something else are removed, `names` and all, while nothing was generated from them yet; after that

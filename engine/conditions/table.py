@@ -4,9 +4,8 @@ statistics."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from engine.conditions import prompts, stored, tokens
+from engine.conditions.captions import Fitted
 from engine.conditions.stored import CAPTIONS, CLASSES, FEATURES, FITS
 from engine.conditions.tokens import Fits
 from engine.errors import DataError
@@ -33,7 +33,7 @@ class Captions:
     labels: Labels
     captions: tuple[str, ...]
     class_names: tuple[str, ...]
-    fitted: dict[str, Any]
+    fitted: Fitted
 
     def prompts(self, template: str) -> tuple[str, ...]:
         """The N prompts of a template such as "photo of {class}, {caption}"."""
@@ -157,7 +157,9 @@ def load(store: Store, spec: RunSpec) -> Conditions:
     )
 
 
-def publish_fits(store: Store, spec: RunSpec, values: Features, labels: Labels, made_from: dict[str, Any]) -> None:
+def publish_fits(
+    store: Store, spec: RunSpec, values: Features, labels: Labels, made_from: Mapping[str, object]
+) -> None:
     """Fit the features (N,D) as the recipe draws from them, and store what is found: D rows of `root`, the rest
     beside."""
     read = unit(values) if spec.conditions.features.normalise else values

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -27,7 +26,7 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
     return size
 
 
-def remembered(key: dict[str, Any], fits: Callable[[int], bool]) -> int:
+def remembered(key: Mapping[str, object], fits: Callable[[int], bool]) -> int:
     """`largest`, tried once for a key on this node. ClusterError where a single image does not fit."""
     noted = notes.read(NOTE, key)
     if isinstance(noted, int) and 1 <= noted <= MOST:
@@ -64,7 +63,7 @@ def choose(spec: RunSpec, device: str, checkpoint: str, lora: str | None, fits: 
         return min(remembered(key, fits), shard)
 
 
-def settings(spec: RunSpec) -> dict[str, Any]:
+def settings(spec: RunSpec) -> dict[str, object]:
     """What of a recipe decides how much memory an image takes."""
     generate = spec.generate
     return {

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -17,11 +17,18 @@ from engine import __version__
 from engine.diffusion import classes, hub, inputs, layout, plausible, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.checks import scale
-from engine.diffusion.families.family import Places
+from engine.diffusion.families.family import CheckpointFacts, Configs, Places
 from engine.errors import ConfigError, StorageError
 from engine.spec.recipe import GenerateSpec, ModelSpec
 from engine.storage import node_cache as cache_of_node
 from engine.storage import notes, origin
+
+
+class AllFacts(CheckpointFacts):
+    """What the family reads, and of the image encoder, if there is one."""
+
+    has_image_encoder: bool
+    feature_dim: int | None
 
 
 @dataclass(frozen=True)
@@ -199,7 +206,7 @@ def _digests(folder: Path, files: list[Path]) -> dict[str, str]:
     return {str(path.relative_to(folder)): weights.sha256(path) for path in sorted(files)}
 
 
-def _facts(folder: Path, index: layout.Index, configs: dict[str, dict[str, Any]], image_size: int) -> dict[str, Any]:
+def _facts(folder: Path, index: layout.Index, configs: Configs, image_size: int) -> AllFacts:
     """What the configurations say of a Checkpoint; ConfigError where components fit neither each other nor the image
     size."""
     encoder = configs.get("image_encoder")
@@ -213,7 +220,7 @@ def _facts(folder: Path, index: layout.Index, configs: dict[str, dict[str, Any]]
         raise ConfigError(str(folder), f"has configuration files with odd values ({error})") from error
 
 
-def _load_model(folder: Path, component: str, dtype: Any) -> tuple[Any, dict[str, Any]]:
+def _load_model(folder: Path, component: str, dtype: Any) -> tuple[Any, Mapping[str, Any]]:
     """A component and what its loader says about missing and unexpected weights."""
     import torch
 

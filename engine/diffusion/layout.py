@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from engine.diffusion.families import ALL, FAMILIES
 from engine.diffusion.families.family import Family
 from engine.diffusion.weights import PICKLED, read_header
 from engine.errors import ConfigError
+from engine.regular import Json
 
 LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 STEMS = {
@@ -37,7 +39,7 @@ class Index:
     pipeline: str
     family: Family
     components: frozenset[str]
-    settings: dict[str, Any]
+    settings: Mapping[str, Any]
 
     def named(self, *kinds: str) -> list[str]:
         """The used components of these kinds, in the family's order."""
@@ -53,7 +55,7 @@ class Weights:
     index: Path | None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """A JSON object of at most 16 MiB; ConfigError where it is missing, too large, a pipe or device, or something
     else."""
     try:

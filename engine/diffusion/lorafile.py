@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -100,7 +100,7 @@ class Change:
         return int(self.down.shape[0])
 
 
-def read(path: Path, family: Family, models: dict[str, Any]) -> dict[str, dict[str, Change]]:
+def read(path: Path, family: Family, models: Mapping[str, Any]) -> dict[str, dict[str, Change]]:
     """The change of every module that a file names, by component and module; `models` may be without numbers.
 
     Raises ConfigError, one line, where a key, an alpha or the metadata cannot be followed exactly.
@@ -113,7 +113,7 @@ def read(path: Path, family: Family, models: dict[str, Any]) -> dict[str, dict[s
     return {part: _Component(path, part, model, content).changes() for part, model in models.items()}
 
 
-def _content(path: Path, family: Family, models: dict[str, Any]) -> Content:
+def _content(path: Path, family: Family, models: Mapping[str, Any]) -> Content:
     names = weights.read_header(path)
     unsupported = next((key for key in names if any(mark in key for mark in _UNSUPPORTED)), None)
     if unsupported:
@@ -136,7 +136,7 @@ def _content(path: Path, family: Family, models: dict[str, Any]) -> Content:
     return content
 
 
-def _trainer_arguments(path: Path) -> dict[str, Any]:
+def _trainer_arguments(path: Path) -> Mapping[str, object]:
     """The network's arguments that kohya-ss notes in a file, {} without them."""
     from safetensors import safe_open
 
@@ -312,7 +312,7 @@ def _suffixes(name: str) -> list[str]:
     return [".".join(parts[n:]) for n in range(len(parts))]
 
 
-def _by_pattern(pattern: dict[str, Any], module: str, default: Any) -> Any:
+def _by_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     """What peft's `rank_pattern` or `alpha_pattern` says: the first name that is the module's end, or with `^` all of
     it."""
     keys = {f"^{module}", *_suffixes(module)}

@@ -36,7 +36,7 @@ class Readers:
         self.lost = lru_cache(REMEMBERED)(lambda prompt: self.read([prompt])[0].lost)
 
     @cached_property
-    def _backends(self) -> dict[str, Any]:
+    def _backends(self) -> Mapping[str, Any]:
         found = {name: self._load(name).backend_tokenizer for name in self.lengths}
         for backend in found.values():
             backend.no_truncation()

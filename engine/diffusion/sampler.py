@@ -206,7 +206,7 @@ class Sampler:
         guided = self._generate.guidance_scale > 1 and self._generate.guidance == "cfg"
         without = self._unconditional(requests) if guided else None
         side = None if self._from_image else self._side
-        arguments: dict[str, Any] = {
+        arguments: dict[str, object] = {
             **self._family.ask(condition, without, side),
             "guidance_scale": self._generate.guidance_scale,
             "num_inference_steps": self._fewest_steps() if trial else self._generate.num_inference_steps,

@@ -13,10 +13,10 @@ from engine.errors import ConfigError
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-# name -> (diffusers class, settings that differ from the checkpoint's). Every one draws its per-step noise, if any,
-# from the generators that the pipeline hands it; those that cannot (DPMSolverSDEScheduler seeds a Brownian tree of
-# its own, IPNDM ignores the prediction type) are left out.
-_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+Known = tuple[str, Mapping[str, object]]  # a diffusers class, and the settings that differ from the checkpoint's
+# By name. Every one draws its per-step noise, if any, from the generators that the pipeline hands it; those that cannot
+# (DPMSolverSDEScheduler seeds a Brownian tree of its own, IPNDM ignores the prediction type) are left out.
+_SCHEDULERS: dict[str, Known] = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}),
     "deis": ("DEISMultistepScheduler", {}),
@@ -42,19 +42,19 @@ _SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "unipc_karras": ("UniPCMultistepScheduler", {"use_karras_sigmas": True}),
 }
 # For what was trained by flow matching; noise that the stock pipeline does not hand to the generators is switched off.
-_FLOW: dict[str, tuple[str, dict[str, Any]]] = {
+_FLOW: dict[str, Known] = {
     "flow_euler": ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
     "flow_heun": ("FlowMatchHeunDiscreteScheduler", {}),
 }
 # For what was trained under EDM (arXiv 2206.00364), by the same names.
-_EDM: dict[str, tuple[str, dict[str, Any]]] = {
+_EDM: dict[str, Known] = {
     "dpmsolver++": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "dpmsolver++_sde": ("EDMDPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "euler": ("EDMEulerScheduler", {}),
     "heun": ("EDMHeunScheduler", {}),
 }
 Kind = Literal["diffusion", "flow", "edm"]
-SAMPLERS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {"diffusion": _SCHEDULERS, "flow": _FLOW, "edm": _EDM}
+SAMPLERS: dict[str, dict[str, Known]] = {"diffusion": _SCHEDULERS, "flow": _FLOW, "edm": _EDM}
 DIFFUSION, FLOW, EDM = (tuple(known) for known in SAMPLERS.values())
 NAMES = DIFFUSION + FLOW
 CLASSES, FLOW_CLASSES, EDM_CLASSES = (
@@ -134,7 +134,7 @@ def make(name: str, config: Mapping[str, Any], kind: Kind = "diffusion") -> Sche
     return _class(class_name).from_config(dict(config), **changes)  # type: ignore[no-any-return]
 
 
-def _settings(name: str, kind: Kind) -> tuple[str, dict[str, Any]]:
+def _settings(name: str, kind: Kind) -> Known:
     return SAMPLERS[kind].get(name) or (_SCHEDULERS | _FLOW)[name]
 
 
@@ -175,7 +175,7 @@ def left_out(name: str, config: Mapping[str, Any], kind: Kind = "diffusion") -> 
 
 
 @cache
-def _defaults() -> dict[str, dict[str, Any]]:
+def _defaults() -> dict[str, dict[str, object]]:
     """What each class takes, with its defaults."""
     kinds = {
         kind: inspect.signature(_class(kind).__init__).parameters for kind in (*CLASSES, *FLOW_CLASSES, *EDM_CLASSES)
@@ -220,7 +220,7 @@ def _rehearse(scheduler: Any, num_inference_steps: int, run: int, counts_steps: 
     """Sample one latent pixel as the stock pipelines do, from the last `run` steps on; whether it stays finite."""
     import torch
 
-    options: dict[str, Any] = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    options: dict[str, object] = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
     takes = inspect.signature(scheduler.set_timesteps).parameters
     scheduler.set_timesteps(num_inference_steps, **{key: value for key, value in options.items() if key in takes})
     first = (num_inference_steps - run) * scheduler.order

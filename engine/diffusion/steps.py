@@ -3,7 +3,7 @@ kept."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
@@ -22,7 +22,7 @@ def guided_within(denoiser: Any, interval: tuple[float, float], steps: Callable[
     """
     number, conditional = count(), False
 
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def before(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Any] | None:
         nonlocal conditional
         conditional = not interval[0] <= next(number) / steps() < interval[1]
         if not conditional:

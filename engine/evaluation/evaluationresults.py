@@ -15,6 +15,7 @@ Verdict = Literal["copies", "not told from real images"]
 ControlFinding = Literal["better", "worse", "not told apart"]
 HeldOutSplit = Literal["validation", "test"]
 PairName = Literal["synthetic", "real", "held_out"]
+AucFound = dict[Literal["value", "error"], float]  # an area under the ROC curve
 
 
 class CopyShare(TypedDict):
@@ -339,13 +340,6 @@ class SetCounts(Counts):
     bad: int
     trained_on: int
     digest: NotRequired[str]
-
-
-class AucFound(TypedDict):
-    """An area under the ROC curve."""
-
-    value: float
-    error: float
 
 
 class PairFound(TypedDict):

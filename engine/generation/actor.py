@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from engine.cluster import memory
 from engine.errors import ClusterError, MimeoError, StorageError
 from engine.generation.attempts import MAX_DEATHS, Attempts
 from engine.generation.gate import Budget
+from engine.generation.generation_worker import Provenance
 from engine.generation.sample_plan import Plan
 from engine.shards.names import PLAN, PlanFacts
 from engine.shards.records import Record
@@ -114,7 +116,7 @@ def build_worker(order: Order, progress: Progress | None = None) -> ShardWorker:
     )
 
 
-def provenance(order: Order) -> dict[str, Any]:
+def provenance(order: Order) -> Provenance:
     """What every sample of the run has in common, for its JSON."""
     generate = order.spec.generate
     return {
@@ -123,7 +125,7 @@ def provenance(order: Order) -> dict[str, Any]:
         "num_inference_steps": generate.num_inference_steps,
         "spec_hash": spec_hash(order.spec),
         "checkpoint": order.checkpoint.digest,
-        "lora": order.lora and order.lora.sha256,
+        "lora": None if order.lora is None else order.lora.sha256,
         "engine": __version__,
     }
 
@@ -173,7 +175,7 @@ class ShardActor:
         except MimeoError as error:
             self._fault = error
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         records: list[Record] = []
         try:
             if self._fault is not None:

@@ -128,7 +128,7 @@ def _dataset(what: Order, todo: list[Row], board: Board) -> Any:
     import ray
 
     resources = what.spec.resources
-    options: dict[str, Any] = {"num_gpus": resources.gpus_per_actor} if what.device == "cuda" else {}
+    options: dict[str, object] = {"num_gpus": resources.gpus_per_actor} if what.device == "cuda" else {}
     if resources.labels:
         options["label_selector"] = dict(resources.labels)
     made = ray.data.from_items(todo, override_num_blocks=len(todo)).map_batches(

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from engine import __version__
 from engine.errors import ConfigError, DataError
@@ -181,7 +182,7 @@ def _make_here(what: Order, pending: list[int], budget: Budget, reporter: Report
         worker.meter.close()
 
 
-def _begin(store: Store, plan: dict[str, Any]) -> None:
+def _begin(store: Store, plan: Mapping[str, object]) -> None:
     """Write plan.json the first time, compare with it later; raises ConfigError naming what has changed."""
     text = (canonical_json(plan) + "\n").encode()
     if store.create(PLAN, text):
@@ -209,7 +210,7 @@ def _plan_json(
     lora: str | None,
     conditions: Conditions,
     catalog: Catalog,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What decides the samples: shapes of the plan, and the identity of everything that they are made from."""
     from engine.diffusion import classes
 

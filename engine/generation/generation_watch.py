@@ -82,7 +82,7 @@ class Watch:
             board = self._board.snapshot()
         except RayError:
             return
-        making = {name: (facts["fields"]["shard"], facts["done"]) for name, facts in board.items()}
+        making = {name: (int(facts["fields"]["shard"]), facts["done"]) for name, facts in board.items()}
         with self._lock:
             if making != self._making:
                 self._making = making

@@ -7,13 +7,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from engine.errors import DataError
 from engine.generation.gate import MIN_JUDGED, Gate, none_passed
 from engine.generation.meter import Meter, Spent
 from engine.generation.requests import Requests
-from engine.generation.sample_plan import Plan, Rows, facts_digest
+from engine.generation.sample_plan import Plan, Rows, SampleFacts, facts_digest
 from engine.images.encode import encode
 from engine.shards import records
 from engine.shards.names import PlanFacts, tar_path
@@ -44,7 +44,7 @@ class Shard:
     number: int
     began: Spent
     rows: Rows
-    facts: list[dict[str, Any]]
+    facts: list[SampleFacts]
     attempt: int = 1
     drawn: int = 0
     passed: int = 0
@@ -52,6 +52,18 @@ class Shard:
     builder: ShardBuilder = field(default_factory=ShardBuilder)
     used: Spent = field(default_factory=Spent)
     record: Record | None = None
+
+
+class Provenance(TypedDict):
+    """What every sample of a run has in common, for its JSON."""
+
+    guidance_scale: float
+    scheduler: str
+    num_inference_steps: int
+    spec_hash: str
+    checkpoint: str
+    lora: str | None
+    engine: str
 
 
 class ShardWorker:
@@ -72,7 +84,7 @@ class ShardWorker:
         *,
         batch_size: int,
         plan_facts: PlanFacts,
-        provenance: dict[str, Any],
+        provenance: Provenance,
         device: str = "cpu",
         readers: Readers | None = None,
         progress: Progress | None = None,
@@ -212,7 +224,7 @@ class ShardWorker:
         for position, seed, pixels, score in kept:
             fact = shard.facts[position]
             key = self.plan_facts.key(fact["index"])
-            drawn: dict[str, Any] = {
+            drawn: dict[str, object] = {
                 "key": key,
                 "seed": seed,
                 "attempt": attempt,

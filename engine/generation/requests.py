@@ -4,12 +4,12 @@ the answers."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.generation.sample_plan import Rows
+from engine.generation.sample_plan import Rows, SampleFacts
 from engine.spec import RunSpec
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Requests:
     def make(
         self,
         rows: Rows,
-        facts: Sequence[dict[str, Any]],
+        facts: Sequence[SampleFacts],
         positions: Sequence[int],
         seeds: Sequence[int],
         pixels: NDArray[np.uint8] | None,

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,24 @@ from engine.spec import RunSpec, canonical_json, sample_key
 CHUNK = 1 << 14  # rows worked on at once: the dozen temporary arrays stay in the second-level cache
 
 Ints = NDArray[np.int64]
+
+
+SampleFacts = TypedDict(  # what is planned for a sample, in words
+    "SampleFacts",
+    {
+        "index": int,
+        "label": int,
+        "class": str,
+        "prompt": str,
+        "anchor": str,
+        "token": str | None,
+        "init": str | None,
+        "seed": int,
+        "visual_token": str,
+        "pairing": str,
+        "strength": float,
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -98,13 +116,12 @@ class Plan:
         index."""
         return seeds(np.asarray(index).astype(np.uint64), attempt, self._key)
 
-    def facts(self, start: int, stop: int, keys: Sequence[str], prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def facts(self, start: int, stop: int, keys: Sequence[str], prompts: Sequence[str]) -> list[SampleFacts]:
         """What is planned for samples start..stop-1 in words; `keys` and `prompts` belong to the N training images.
 
         A sample's prompt is what it is drawn with: its anchor's, and the quality suffix.
         """
         rows, generate = self.rows(start, stop), self.spec.generate
-        shared = {"visual_token": generate.visual_token, "pairing": generate.pairing, "strength": generate.strength}
         columns = zip(
             *(c.tolist() for c in (rows.index, rows.label, rows.anchor, rows.token_row, rows.init_row, rows.seed)),
             strict=True,
@@ -119,7 +136,9 @@ class Plan:
                 "token": keys[token] if token >= 0 else None,
                 "init": keys[init] if init >= 0 else None,
                 "seed": seed,
-                **shared,
+                "visual_token": generate.visual_token,
+                "pairing": generate.pairing,
+                "strength": generate.strength,
             }
             for index, label, anchor, token, init, seed in columns
         ]
@@ -179,7 +198,7 @@ class Plan:
         return ranks
 
 
-def facts_digest(facts: Sequence[dict[str, Any]]) -> str:
+def facts_digest(facts: Sequence[SampleFacts]) -> str:
     """SHA-256 (hex) over the canonical JSON of each planned sample, a line each."""
     lines = hashlib.sha256()
     for fact in facts:

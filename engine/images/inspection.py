@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -76,11 +76,29 @@ def _digest(height: int, width: int, pixels: bytes) -> str:
     return digest.hexdigest()
 
 
+class ImageFacts(TypedDict):
+    """What is written of an image in FACTS: no more than `nbytes` and why for one that cannot be used."""
+
+    nbytes: int
+    reason: str
+    detail: str
+    sha256: NotRequired[str]
+    pixels_sha256: NotRequired[str]
+    width: NotRequired[int]
+    height: NotRequired[int]
+    mode: NotRequired[str]
+    format: NotRequired[str]
+    notes: NotRequired[str]
+    thumbnail: NotRequired[Any]
+    phash: NotRequired[int]
+    print: NotRequired[bytes]
+
+
 def inspect(table: pa.Table, sets: Mapping[str, ImageSource], images: ImagesSpec) -> pa.Table:
     """Read and decode every image of a PLACES table; returns FACTS, with `reason` empty for good images."""
     located = places_of(table)
     keys = table["key"].to_pylist()
-    facts: dict[int, dict[str, Any]] = {}
+    facts: dict[int, ImageFacts] = {}
     for name in dict.fromkeys(name for name, _ in located):
         positions = [i for i, (own, _) in enumerate(located) if own == name]
         for within, data in sets[name].read([located[i][1] for i in positions]):
@@ -98,22 +116,24 @@ def reasons(table: pa.Table, reason: str, detail: str) -> pa.Table:
     return _table(table, [{"nbytes": -1, "reason": reason, "detail": detail}] * table.num_rows)
 
 
-def _table(table: pa.Table, rows: list[dict[str, Any]]) -> pa.Table:
+def _table(table: pa.Table, rows: Sequence[ImageFacts]) -> pa.Table:
     made = {f.name: pa.array([row.get(f.name) for row in rows], f.type) for f in FACTS if f.name not in KEPT}
     return pa.table([made[name] if name in made else table[name] for name in FACTS.names], schema=FACTS)
 
 
-def _facts(key: str, data: bytes | BadImage, images: ImagesSpec) -> dict[str, Any]:
+def _facts(key: str, data: bytes | BadImage, images: ImagesSpec) -> ImageFacts:
     if isinstance(data, BadImage):
         return {"nbytes": -1, "reason": data.reason, "detail": data.detail}
-    facts: dict[str, Any] = {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    sha256 = hashlib.sha256(data).hexdigest()
     try:
         decoded = decode(data, images)
     except BadImage as bad:
-        return facts | {"reason": bad.reason, "detail": bad.detail}
+        return {"nbytes": len(data), "sha256": sha256, "reason": bad.reason, "detail": bad.detail}
     notes = [*decoded.notes, misnamed(key.rpartition("/")[2], decoded.format)]
     (width, height), pixels = decoded.image.size, decoded.image.tobytes()
-    return facts | {
+    return {
+        "nbytes": len(data),
+        "sha256": sha256,
         "pixels_sha256": _digest(height, width, pixels),
         "width": width,
         "height": height,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import TypedDict
 
 from engine import output
 from engine.shards import records as stored
@@ -100,6 +100,25 @@ class Usage:
         return whole.less(self.booked())
 
 
+class CostJson(TypedDict):
+    """A cost in hours, kWh and the unit of the price."""
+
+    unit: str
+    device_hours: float
+    device_hours_in_shards: float
+    device_hours_beside: float
+    devices: dict[str, float]
+    accepted: int
+    drawn: int
+    accepted_per_device_hour: float | None
+    energy_kwh: float | None
+    energy_measured_share: float
+    price_per_hour: float | None
+    price_per_1000_accepted: float | None
+    shards: int
+    shards_of_unknown_cost: int
+
+
 @dataclass(frozen=True)
 class Cost:
     """The cost of a set. `shards`, `planned`, `accepted`, `drawn` count the shards and samples whose records tell a
@@ -156,7 +175,7 @@ class Cost:
         seconds, done = self.finished.seconds * share, self.finished
         return Amount.of(seconds, done.joules * share if done.measured >= ENOUGH else None)
 
-    def to_json(self, price_per_hour: float | None = None) -> dict[str, Any]:
+    def to_json(self, price_per_hour: float | None = None) -> CostJson:
         """Plain data in hours, kWh and the unit of the price."""
         return {
             "unit": self.unit,

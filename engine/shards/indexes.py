@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 from engine.shards.names import DATA
 
@@ -30,10 +30,36 @@ def build(name: str, shards: Sequence[ShardSize]) -> dict[str, bytes]:
     }
 
 
-def timm_info(shards: Sequence[ShardSize]) -> dict[str, Any]:
+class TimmSplit(TypedDict):
+    """A split as timm reads it."""
+
+    name: str
+    num_samples: int
+    filenames: list[str]
+    shard_lengths: list[int]
+
+
+class TimmInfo(TypedDict):
+    """`_info.json`."""
+
+    splits: dict[str, TimmSplit]
+
+
+class WidsShard(TypedDict):
+    """A shard as wids reads it."""
+
+    url: str
+    nsamples: int
+    filesize: int
+
+
+WidsIndex = TypedDict("WidsIndex", {"__kind__": str, "wids_version": int, "name": str, "shardlist": list[WidsShard]})
+
+
+def timm_info(shards: Sequence[ShardSize]) -> TimmInfo:
     """What `timm.create_dataset("wds/...", split="train")` reads (timm/data/readers/reader_wds.py,
     `_parse_split_info`)."""
-    split = {
+    split: TimmSplit = {
         "name": SPLIT,
         "num_samples": sum(shard.count for shard in shards),
         "filenames": [shard.file for shard in shards],
@@ -47,7 +73,7 @@ def open_clip_sizes(shards: Sequence[ShardSize]) -> dict[str, int]:
     return {shard.file: shard.count for shard in shards}
 
 
-def wids_index(name: str, shards: Sequence[ShardSize]) -> dict[str, Any]:
+def wids_index(name: str, shards: Sequence[ShardSize]) -> WidsIndex:
     """The wids shard index, version 1 (https://github.com/webdataset/webdataset/blob/main/docs, wids)."""
     return {
         "__kind__": "wids-shard-index-v1",
@@ -57,5 +83,5 @@ def wids_index(name: str, shards: Sequence[ShardSize]) -> dict[str, Any]:
     }
 
 
-def _text(data: dict[str, Any]) -> bytes:
+def _text(data: Mapping[str, object]) -> bytes:
     return (json.dumps(data, indent=1, sort_keys=True) + "\n").encode()

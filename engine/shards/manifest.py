@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,6 +54,38 @@ _SEALED = {MANIFEST, QUARANTINE, *indexes.build("", [])}
 _TABLES = ((MANIFEST, SCHEMA), (QUARANTINE, QUARANTINE_SCHEMA))
 
 
+class ManifestRow(TypedDict):
+    """A row of `SCHEMA`: a shard."""
+
+    shard: str
+    path: str
+    index: int
+    first: int
+    planned: int
+    count: int
+    quarantined: int
+    bytes: int
+    sha256: str
+    plan_digest: str
+
+
+class QuarantineRow(TypedDict):
+    """A row of `QUARANTINE_SCHEMA`: a sample that was given up."""
+
+    index: int
+    key: str
+    label: int
+    reason: str
+    attempts: int
+
+
+class FileSeal(TypedDict):
+    """Size and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Seal:
     """What `manifest.json` says: the plan, the totals, and size and SHA-256 of the derived files by path."""
@@ -63,7 +95,7 @@ class Seal:
     samples: int
     quarantined: int
     bytes: int
-    files: dict[str, dict[str, Any]]
+    files: dict[str, FileSeal]
 
     def to_json(self) -> Encoded:
         """Canonical JSON that carries its own SHA-256 in `seal`."""
@@ -188,7 +220,8 @@ def _table(store: Store, seal: Seal, name: str, schema: pa.Schema) -> pa.Table:
         data = store.read(name)
     except FileNotFoundError:
         raise DataError(where, "is missing", _FIX) from None
-    if _sha256(data) != seal.files.get(name, {}).get("sha256"):
+    sealed = seal.files.get(name)
+    if sealed is None or _sha256(data) != sealed["sha256"]:
         raise DataError(where, f"was changed: it is not the file that {SEAL} sealed", _FIX)
     return parse(data, schema, where)
 

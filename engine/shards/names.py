@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from engine import output
 from engine.errors import DataError
@@ -39,6 +39,15 @@ def record_path(shard: str) -> str:
     return f"{DATA}/{shard}.json"
 
 
+class PlanJson(TypedDict):
+    """`PlanFacts` as JSON."""
+
+    name: str
+    count: int
+    shard_size: int
+    spec_hash: str
+
+
 @dataclass(frozen=True)
 class PlanFacts:
     """What a plan says about its shards: a name, how many samples in all and a shard, and the hash of the spec."""
@@ -66,7 +75,7 @@ class PlanFacts:
         first = index * self.shard_size
         return first, min(self.shard_size, self.count - first)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> PlanJson:
         """The facts as plain data."""
         return {"name": self.name, "count": self.count, "shard_size": self.shard_size, "spec_hash": self.spec_hash}
 

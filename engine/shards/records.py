@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ class Record:
     joules: float | None = None
     drawn: int | None = None
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """The fields that must be equal wherever the shard is made, as plain data."""
         return {key: value for key, value in self._plain().items() if key not in _HOW}
 
@@ -88,7 +88,7 @@ class Record:
             raise DataError(where, "was changed or cut", _FIX)
         return record
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain(self) -> dict[str, object]:
         data = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         data = {name: value for name, value in data.items() if value is not None or name not in _COST}
         data["quarantined"] = [entry.to_json() for entry in self.quarantined]
@@ -225,5 +225,5 @@ def _inside(entries: Iterable[Quarantined], span: range) -> bool:
     return all(entry.index in span for entry in entries)
 
 
-def _checksum(data: dict[str, Any]) -> str:
+def _checksum(data: Mapping[str, object]) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()

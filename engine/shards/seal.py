@@ -12,6 +12,7 @@ from typing import Any
 
 from engine import output
 from engine.errors import DataError, MimeoError, StorageError
+from engine.shards.manifest import FileSeal
 from engine.spec import canonical_json, digest
 from engine.storage.abstract_store import check_name
 from engine.storage.claim import SPEC
@@ -64,7 +65,7 @@ def update(store: Store, names: Iterable[str]) -> None:
     _write(store, {**(load(store) or {}), **_hashed(store, names)})
 
 
-def load(store: Store) -> dict[str, dict[str, Any]] | None:
+def load(store: Store) -> dict[str, FileSeal] | None:
     """Size and SHA-256 of each sealed file by name, None where there is no seal; DataError where a byte of it was
     changed."""
     if not store.exists(OTHERS):
@@ -72,7 +73,7 @@ def load(store: Store) -> dict[str, dict[str, Any]] | None:
     text = store.read(OTHERS)
     try:
         data = json.loads(text)
-        files: dict[str, dict[str, Any]] = data["files"]
+        files: dict[str, FileSeal] = data["files"]
         sound = all(type(file["bytes"]) is int and isinstance(file["sha256"], str) for file in files.values())
         if _text(files) != text or not sound:
             raise ValueError
@@ -170,12 +171,12 @@ def _is_ours(name: str) -> bool:
         return False
 
 
-def _hashed(store: Store, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _hashed(store: Store, names: Iterable[str]) -> dict[str, FileSeal]:
     found = mapped(lambda name: (name, _facts(store, name)), list(names), 4)
     return {name: facts for name, facts in found if facts is not None}
 
 
-def _facts(store: Store, name: str) -> dict[str, Any] | None:
+def _facts(store: Store, name: str) -> FileSeal | None:
     """Size and SHA-256 of a file, read in pieces of 4 MiB; None where it is absent, or no file."""
     if not store.exists(name):
         return None
@@ -190,12 +191,12 @@ def _facts(store: Store, name: str) -> dict[str, Any] | None:
     return {"bytes": length, "sha256": found.hexdigest()}
 
 
-def _text(files: dict[str, dict[str, Any]]) -> bytes:
+def _text(files: dict[str, FileSeal]) -> bytes:
     data = {"format": FORMAT, "files": files}
     return (canonical_json({**data, "seal": digest(data)}) + "\n").encode()
 
 
-def _write(store: Store, files: dict[str, dict[str, Any]]) -> None:
+def _write(store: Store, files: dict[str, FileSeal]) -> None:
     text = _text(files)
     if not store.exists(OTHERS) or store.read(OTHERS) != text:
         store.replace(OTHERS, text)

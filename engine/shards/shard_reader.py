@@ -8,9 +8,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from engine.errors import DataError
+from engine.regular import Json
 from engine.shards import manifest
 from engine.shards.groups import FIX, IMAGES, Group, groups
 from engine.storage.store import Store, open_store
@@ -28,7 +29,7 @@ class Sample(NamedTuple):
     image: bytes
     ext: str
     label: int | None
-    meta: dict[str, Any]
+    meta: Json
 
 
 def samples(source: Store | Path | str, shards: Iterable[int] | None = None) -> Iterator[Sample]:
@@ -79,7 +80,7 @@ def _label(text: bytes, where: str) -> int:
     return int(match[1])
 
 
-def _meta(text: bytes, where: str) -> dict[str, Any]:
+def _meta(text: bytes, where: str) -> Json:
     def refuse(constant: str) -> NoReturn:
         raise ValueError(constant)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -13,15 +12,13 @@ from engine.cluster.progress import Reporter
 from engine.errors import DataError
 from engine.shards import manifest, records
 from engine.shards import seal as seals
-from engine.shards.manifest import MANIFEST, QUARANTINE, SEAL, Seal
+from engine.shards.manifest import MANIFEST, QUARANTINE, SEAL, ManifestRow, QuarantineRow, Seal
 from engine.shards.names import DATA, PLAN, PlanFacts, record_path
 from engine.shards.seal import Coverage, content_fault
 from engine.spec import spec_hash
 from engine.storage.claim import SPEC, read_spec
 from engine.storage.parallel import mapped
 from engine.storage.store import Store
-
-Row = dict[str, Any]
 
 
 @dataclass
@@ -102,8 +99,8 @@ def _sealed(store: Store, seal: Seal, name: str, report: Report) -> pa.Table | N
 def _check_files(
     store: Store, seal: Seal, table: pa.Table, quarantine: pa.Table, report: Report, reporter: Reporter | None
 ) -> None:
-    rows: list[Row] = table.to_pylist()
-    entries: dict[int, list[Row]] = {}
+    rows: list[ManifestRow] = table.to_pylist()
+    entries: dict[int, list[QuarantineRow]] = {}
     for entry in quarantine.to_pylist():
         entries.setdefault(entry["index"] // seal.facts.shard_size, []).append(entry)
     owners = {row["sha256"]: row["path"] for row in rows}
@@ -112,7 +109,7 @@ def _check_files(
         f"{entry.name}: is not part of the data set" for entry in store.list(f"{DATA}/") if entry.name not in expected
     ]
 
-    def check(row: Row) -> list[str]:
+    def check(row: ManifestRow) -> list[str]:
         return _shard_faults(store, row, entries.get(row["index"], []), owners)
 
     task = reporter.task("verify", len(rows), unit="shards") if reporter else None
@@ -128,7 +125,7 @@ def _check_files(
         task.close()
 
 
-def _shard_faults(store: Store, row: Row, entries: list[Row], owners: dict[str, str]) -> list[str]:
+def _shard_faults(store: Store, row: ManifestRow, entries: list[QuarantineRow], owners: dict[str, str]) -> list[str]:
     """Faults of one tar and its record."""
     faults = []
     fault = content_fault(store, row["path"], row["bytes"], row["sha256"], owners.get)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from engine.errors import ConfigError
+from engine.regular import Json
 from engine.spec import yaml as strict_yaml
 from engine.spec.recipe import RunSpec
 from engine.spec.sources import Source
@@ -22,7 +23,7 @@ from engine.spec.training import DitSpec, PixelSpec, ViewsSpec
 
 NOT_IDENTITY = ("resources", "train", "evaluate", "search", "equivalence", "deliberate", "ablation", "worth")
 # Keys that came after the first recipes: no part of the identity at these values, so that older outputs stay valid.
-ADDED: dict[str, Any] = {
+ADDED: dict[str, object] = {
     "match": None,
     "conditions.caption.instruction": None,
     "conditions.features.normalise": False,
@@ -47,7 +48,7 @@ ADDED: dict[str, Any] = {
     "split.near_duplicates": "together",
     "pretrain.dit": DitSpec().model_dump(mode="json"),
 }
-ADDED_TO_SOURCE: dict[str, dict[str, Any]] = {  # the same, by kind
+ADDED_TO_SOURCE: dict[str, dict[str, object]] = {  # the same, by kind
     "folder": {"class_names": None, "label_column": None},
     "webdataset": {"image_key": None},
 }
@@ -83,7 +84,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
     return validate(_resolve_paths(data, Path.cwd()), where=str(path))
 
 
-def validate(data: dict[str, Any], where: str = "spec") -> RunSpec:
+def validate(data: Mapping[str, Any], where: str = "spec") -> RunSpec:
     """Validate plain data as a RunSpec; the first fault becomes one ConfigError line."""
     try:
         return RunSpec.model_validate(data)
@@ -91,7 +92,7 @@ def validate(data: dict[str, Any], where: str = "spec") -> RunSpec:
         raise _explain(error, where) from None
 
 
-def _override(data: dict[str, Any], override: str) -> dict[str, Any]:
+def _override(data: Json, override: str) -> Json:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", part) for part in parts):
@@ -123,7 +124,7 @@ def at_home(key: str, value: str) -> Path:
     return path
 
 
-def change_paths(data: dict[str, Any], change: Callable[[str, str], str]) -> dict[str, Any]:
+def change_paths(data: Json, change: Callable[[str, str], str]) -> Json:
     """A copy of plain settings in which `change(dotted key, path)` stands for each path that is set."""
     for dotted in PATHS:
         data = _changed(data, dotted.split("."), partial(change, dotted))
@@ -139,7 +140,7 @@ def _changed(node: Any, parts: list[str], change: Callable[[str], str]) -> Any:
     return {**node, **{name: _changed(node[name], parts[1:], change) for name in names}}
 
 
-def _resolve_paths(data: dict[str, Any], base: Path) -> dict[str, Any]:
+def _resolve_paths(data: Json, base: Path) -> Json:
     """Make `./x`, `../x` and existing relative paths absolute against `base`; Hub ids and URLs stay as they are."""
 
     def resolve(dotted: str, value: str) -> str:
@@ -227,12 +228,12 @@ def digest(data: Any) -> str:
     return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
-def plain(spec: RunSpec) -> dict[str, Any]:
+def plain(spec: RunSpec) -> Json:
     """The spec as JSON-ready data, defaults written out."""
     return spec.model_dump(mode="json")
 
 
-def identity(spec: RunSpec) -> dict[str, Any]:
+def identity(spec: RunSpec) -> Json:
     """What makes a run that run: all of the spec but `resources`, how many failures are put up with, and `ADDED` keys
     at their default."""
     data = {key: value for key, value in plain(spec).items() if key not in NOT_IDENTITY}
@@ -258,7 +259,7 @@ def spec_hash(spec: RunSpec) -> str:
     return digest(identity(spec))
 
 
-def _drop(data: dict[str, Any], parts: list[str]) -> None:
+def _drop(data: Json, parts: list[str]) -> None:
     for part in parts[:-1]:
         data = data.get(part) or {}
     data.pop(parts[-1], None)
@@ -278,7 +279,7 @@ def sample_key(spec: RunSpec) -> int:
     return int.from_bytes(hashlib.sha256(canonical_json(data).encode()).digest()[:8], "little")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Dotted keys whose values differ, as `a.b: old -> new`, for the message on a changed recipe."""
     out = []
     for key in sorted(old.keys() | new.keys()):

@@ -6,21 +6,24 @@ Each row is measured: docs/pretraining.md has the times and where the figures co
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import gcd
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from engine.regular import Json
+
 LARGEST_PIXELS = 64  # a side, for a generator in pixels
 # Side in pixels -> `pretrain.pixel`, up to that side.
-PIXEL: dict[int, dict[str, Any]] = {
+PIXEL: dict[int, Json] = {
     8: {"blocks": [32, 64], "steps": 1500, "batch": 64, "lr": 2e-3},
     16: {"blocks": [32, 64, 96], "steps": 3000, "batch": 64, "lr": 2e-3},
     32: {"blocks": [32, 64, 128], "attention": [8], "steps": 4000, "batch": 64, "lr": 1e-3},
     64: {"blocks": [32, 64, 96, 128], "attention": [8], "steps": 6000, "batch": 64, "lr": 1e-3},
 }
 # The same above, in latents: 16 a side.
-LATENT: dict[int, dict[str, Any]] = {
+LATENT: dict[int, dict[str, Json]] = {
     128: {
         "vae": {"blocks": [32, 64, 64, 64], "steps": 2000, "batch": 16, "lr": 1e-3},
         "unet": {"blocks": [96, 192], "head_dim": 32, "steps": 6000, "batch": 32, "lr": 1e-3},
@@ -61,7 +64,7 @@ def fill(data: Any) -> Any:
     }
 
 
-def _pixel_rows(pretrain: dict[str, Any], size: int) -> dict[str, dict[str, Any]]:
+def _pixel_rows(pretrain: Mapping[str, Any], size: int) -> dict[str, Json]:
     side = next(side for side in PIXEL if size <= side)
     row = PIXEL[side] | {"attention": [size * own // side for own in PIXEL[side].get("attention", ())]}
     if "blocks" in pretrain.get("pixel", {}):
@@ -69,7 +72,7 @@ def _pixel_rows(pretrain: dict[str, Any], size: int) -> dict[str, dict[str, Any]
     return {"pixel": row, "clip": {"patch": PATCH[side]}, "views": VIEWS}
 
 
-def _latent_rows(size: int) -> dict[str, dict[str, Any]]:
+def _latent_rows(size: int) -> dict[str, Json]:
     if not LARGEST_PIXELS < size <= 128:
         return {}
     vae = LATENT[128]["vae"]
@@ -77,13 +80,13 @@ def _latent_rows(size: int) -> dict[str, dict[str, Any]]:
     return LATENT[128] | {"vae": vae | {"blocks": blocks}}
 
 
-def _over(rows: dict[str, dict[str, Any]], pretrain: dict[str, Any], size: int) -> dict[str, dict[str, Any]]:
+def _over(rows: Mapping[str, Json], pretrain: Mapping[str, Any], size: int) -> dict[str, Json]:
     """Sections of rows below the recipe's own, with a patch that divides sides between the rows' too."""
     fitted = {part: row | ({"patch": gcd(size, row["patch"])} if "patch" in row else {}) for part, row in rows.items()}
     return {part: {**row, **pretrain.get(part, {})} for part, row in fitted.items()}
 
 
-def _sampling(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]:
+def _sampling(pixel: Json, generate: Mapping[str, Any]) -> dict[str, str]:
     """Autoguidance, unless the recipe keeps no weaker model, or asks for what goes with the other guidance; a sampler
     of its objective."""
     other = {"guidance_on", "guidance_interval"} & generate.keys()
@@ -91,12 +94,12 @@ def _sampling(pixel: dict[str, Any], generate: dict[str, Any]) -> dict[str, Any]
     return guided | ({"scheduler": "flow_euler"} if pixel.get("objective") == "flow" else {})
 
 
-def _closed_set(data: dict[str, Any]) -> bool:
+def _closed_set(data: Mapping[str, Any]) -> bool:
     model = _section(data, "model")
     return model is not None and model.get("checkpoint") is None
 
 
-def _asks_for_latents(pretrain: dict[str, Any], generate: dict[str, Any], size: int) -> bool:
+def _asks_for_latents(pretrain: Mapping[str, Any], generate: Mapping[str, Any], size: int) -> bool:
     token = generate.get("visual_token", "none") != "none" and not _reads_features(pretrain)
     return (
         any(part in pretrain for part in OF_LATENTS)
@@ -106,7 +109,7 @@ def _asks_for_latents(pretrain: dict[str, Any], generate: dict[str, Any], size: 
     )
 
 
-def _reads_features(pretrain: dict[str, Any]) -> bool:
+def _reads_features(pretrain: Mapping[str, Any]) -> bool:
     """`pretrain.pixel.features`, however it is spelt."""
     try:
         return FLAG.validate_python(pretrain.get("pixel", {}).get("features", False))
@@ -114,7 +117,7 @@ def _reads_features(pretrain: dict[str, Any]) -> bool:
         return False
 
 
-def _side(data: dict[str, Any]) -> int | None:
+def _side(data: Mapping[str, Any]) -> int | None:
     """`images.size`, which 3.2e1 may be too; None where it is no whole number."""
     images = _section(data, "images")
     size = None if images is None else images.get("size", 512)
@@ -123,7 +126,7 @@ def _side(data: dict[str, Any]) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
-def _section(data: dict[str, Any], name: str) -> dict[str, Any] | None:
+def _section(data: Mapping[str, Any], name: str) -> Json | None:
     """A section as it stands, an empty one where it is left out, None where it is something else."""
     value = data.get(name, {})
     return value if isinstance(value, dict) else None

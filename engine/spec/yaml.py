@@ -10,6 +10,7 @@ import yaml
 
 from engine import regular
 from engine.errors import ConfigError
+from engine.regular import Json
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000  # values and keys; the classes of ImageNet-21k are a fifth
@@ -50,8 +51,8 @@ def _construct_float(loader: Loader, node: yaml.ScalarNode) -> float:
     return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-def _construct_mapping(loader: Loader, node: yaml.MappingNode, deep: bool = True) -> dict[str, Any]:
-    out: dict[str, Any] = {}
+def _construct_mapping(loader: Loader, node: yaml.MappingNode, deep: bool = True) -> Json:
+    out: Json = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):

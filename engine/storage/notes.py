@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ FOLDER = "notes"
 OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def read(kind: str, key: dict[str, Any]) -> Any:
+def read(kind: str, key: Mapping[str, object]) -> Any:
     """The value noted under `key`, None where there is none that this user has written and nobody else can change."""
     try:
         with os.fdopen(os.open(_path(kind, key), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)) as file:
@@ -32,7 +32,7 @@ def read(kind: str, key: dict[str, Any]) -> Any:
         return None
 
 
-def write(kind: str, key: dict[str, Any], value: Any) -> None:
+def write(kind: str, key: Mapping[str, object], value: Any) -> None:
     """Note a value, whole or not at all; a cache that cannot be written to is no fault, since the value can be found
     again."""
     path = _path(kind, key)
@@ -44,7 +44,7 @@ def write(kind: str, key: dict[str, Any], value: Any) -> None:
         part.replace(path)
 
 
-def found(kind: str, key: dict[str, Any], find: Callable[[], Any], *, anew: bool = False) -> Any:
+def found(kind: str, key: Mapping[str, object], find: Callable[[], Any], *, anew: bool = False) -> Any:
     """The value noted under `key`; where there is none, or `anew`, what `find` gives, which is noted.
 
     Of several processes that look for the same value one does, and the others wait for it.
@@ -57,7 +57,7 @@ def found(kind: str, key: dict[str, Any], find: Callable[[], Any], *, anew: bool
     return value
 
 
-def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
+def once(kind: str, key: Mapping[str, object], check: Callable[[], object]) -> None:
     """Run a check, unless it is noted that it has passed with all that `key` names; a check that raises is not
     noted."""
     if read(kind, key) is not True:
@@ -66,7 +66,7 @@ def once(kind: str, key: dict[str, Any], check: Callable[[], object]) -> None:
 
 
 @contextmanager
-def _alone(kind: str, key: dict[str, Any]) -> Iterator[None]:
+def _alone(kind: str, key: Mapping[str, object]) -> Iterator[None]:
     """Hold this user's lock on a note, which ends with the process; where there can be none, go on without."""
     path = _path(kind, key).with_suffix(f".{os.geteuid()}.lock")
     with ExitStack() as held:
@@ -79,6 +79,6 @@ def _alone(kind: str, key: dict[str, Any]) -> Iterator[None]:
         yield
 
 
-def _path(kind: str, key: dict[str, Any]) -> Path:
+def _path(kind: str, key: Mapping[str, object]) -> Path:
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
     return node_cache.folder() / FOLDER / f"{kind}-{digest}.json"

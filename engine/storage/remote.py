@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -29,7 +29,7 @@ _TRANSIENT_CLASS = {
     "ServiceResponseError",
 }
 # This module does all retries: with the clients' own beneath it, one dead server would be asked a hundred times.
-_OPTIONS: dict[str, dict[str, Any]] = {
+_OPTIONS: dict[str, dict[str, object]] = {
     "s3": {"config_kwargs": {"retries": {"total_max_attempts": 1}, "connect_timeout": 10}}
 }
 _VERSIONS = (
@@ -199,7 +199,7 @@ class RemoteStore:
             raise remote_error(error, self._where(name)) from error
 
 
-def version_of(facts: dict[str, Any]) -> str:
+def version_of(facts: Mapping[str, object]) -> str:
     """What a listing says that changes with a file's content."""
     return next((str(facts[name]) for name in _VERSIONS if facts.get(name)), "")
 

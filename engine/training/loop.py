@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NotRequired, Protocol, TypedDict, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,19 @@ from engine.training.setup import Place
 
 LOOK_EVERY_S = 1.0
 MAX_STRIDE = 100
-State = dict[str, Any]
+
+
+class State(TypedDict):
+    """All that a training goes on from, `weights` without what is frozen."""
+
+    step: int
+    seconds: float
+    losses: torch.Tensor
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, object]
+    average: list[torch.Tensor]
+    kept: dict[str, torch.Tensor]
+    scaler: NotRequired[dict[str, object]]
 
 
 class Stage(Protocol):
@@ -83,7 +95,7 @@ class Loop:
 
     def state(self) -> State:
         """Everything that the next step depends on, and the history; CPU or device tensors, numbers, text."""
-        return {
+        state: State = {
             "step": self.step,
             "seconds": self.seconds,
             "losses": torch.tensor(self.losses),
@@ -91,9 +103,12 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.stage.ema.average if self.stage.ema else [],
             "kept": self.stage.kept,
-        } | ({"scaler": self._scaler.state_dict()} if self._scaler else {})
+        }
+        if self._scaler:
+            state["scaler"] = self._scaler.state_dict()
+        return state
 
-    def _weights(self) -> State:
+    def _weights(self) -> dict[str, torch.Tensor]:
         """The module's state without what is frozen."""
         frozen = {name for name, parameter in self.stage.module.named_parameters() if not parameter.requires_grad}
         return {name: value for name, value in self.stage.module.state_dict().items() if name not in frozen}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+
+from engine.training.trainingresults import Curve
 
 MAX_POINTS = 1000
 
 
-def curve(losses: Sequence[float], seconds: float) -> dict[str, Any]:
+def curve(losses: Sequence[float], seconds: float) -> Curve:
     """JSON-ready: each step's loss, or the means of up to 1,000 equal stretches of steps, with the step that ends
     each."""
     stride = max(1, -(-len(losses) // MAX_POINTS))

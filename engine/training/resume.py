@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from engine.training import training_state
 from engine.training.setup import Place
 
 
-def resume(store: Store, prefix: str, made_from: dict[str, Any], place: Place) -> dict[str, Any] | None:
+def resume(store: Store, prefix: str, made_from: Mapping[str, object], place: Place) -> Mapping[str, Any] | None:
     """The state of the newest whole checkpoint whose `made_from` is this one, None to begin anew; rank 0 says which.
 
     Checkpoints of other inputs are removed.

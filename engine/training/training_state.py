@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from engine.errors import DataError
@@ -16,7 +17,7 @@ KEEP = 2
 _STEP = re.compile(r"-(\d{9,})\.pt$")
 
 
-def save(store: Store, prefix: str, step: int, state: dict[str, Any]) -> None:
+def save(store: Store, prefix: str, step: int, state: Mapping[str, Any]) -> None:
     """Publish `PREFIX-000000123.pt` in one step and remove all but the newest two of the prefix.
 
     `state` holds tensors, numbers, text and containers of these only. A file of that step that is there already stays
@@ -36,7 +37,7 @@ def save(store: Store, prefix: str, step: int, state: dict[str, Any]) -> None:
         store.remove(_name(prefix, old))
 
 
-def load_latest(store: Store, prefix: str) -> tuple[int, dict[str, Any]] | None:
+def load_latest(store: Store, prefix: str) -> tuple[int, Mapping[str, Any]] | None:
     """The newest checkpoint that can be read, as (step, state on the CPU), or None; a torn one is skipped with a
     warning."""
     for step in _steps(store, prefix):
@@ -47,7 +48,7 @@ def load_latest(store: Store, prefix: str) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def load(store: Store, prefix: str, step: int) -> dict[str, Any]:
+def load(store: Store, prefix: str, step: int) -> Mapping[str, Any]:
     """The checkpoint of just this step; DataError when it is absent or torn."""
     state = _read(store, _name(prefix, step))
     if state is None:
@@ -71,7 +72,7 @@ def _steps(store: Store, prefix: str) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def _read(store: Store, name: str) -> dict[str, Any] | None:
+def _read(store: Store, name: str) -> Mapping[str, Any] | None:
     import torch
 
     try:

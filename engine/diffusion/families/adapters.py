@@ -4,6 +4,7 @@ written."""
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,7 +21,7 @@ class Content:
 
     tensors: dict[str, torch.Tensor]
     alphas: dict[str, float]
-    metadata: dict[str, Any]
+    metadata: Mapping[str, Any]
 
 
 class Adapters(Protocol):
@@ -28,7 +29,7 @@ class Adapters(Protocol):
 
     parts: tuple[str, ...]
 
-    def read(self, path: Path, models: dict[str, Any]) -> Content:
+    def read(self, path: Path, models: Mapping[str, Any]) -> Content:
         """The content of a file; `models` are the components, with or without numbers. Raises whatever converters
         stumble over."""
 
@@ -43,7 +44,7 @@ class Stock:
     def __init__(self, pipeline: str, parts: tuple[str, ...], *, blocks: bool = False) -> None:
         self.parts, self._pipeline, self._blocks = parts, pipeline, blocks
 
-    def read(self, path: Path, models: dict[str, Any]) -> Content:
+    def read(self, path: Path, models: Mapping[str, Any]) -> Content:
         """What diffusers reads."""
         more = {"unet_config": models["unet"].config} if self._blocks else {}
         tensors, *alphas, metadata = self._class().lora_state_dict(
@@ -81,7 +82,7 @@ class Plain:
     def __init__(self, part: str) -> None:
         self.parts: tuple[str, ...] = (part,)
 
-    def read(self, path: Path, models: dict[str, Any]) -> Content:
+    def read(self, path: Path, models: Mapping[str, Any]) -> Content:
         """Tensors named `<part>.<module>.lora_A.weight` and `...lora_B.weight`, as peft names them."""
         from safetensors import safe_open
 
@@ -108,7 +109,7 @@ class Plain:
         _order_header(folder / name)
 
 
-def _exported(denoiser: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _exported(denoiser: Any) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
     """The adapter's tensors, alpha / rank in the up matrices, and peft's configuration with an alpha that equals the
     rank.
 

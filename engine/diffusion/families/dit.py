@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.families import checks
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Plain
-from engine.diffusion.families.family import Condition, Configs
+from engine.diffusion.families.family import CheckpointFacts, Condition, Configs
 from engine.diffusion.families.parts import Part
 from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
@@ -60,7 +60,7 @@ class Dit:
     counts_steps = False
     adapters: Adapters = Plain("transformer")
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Refuses another number of classes than 1,000: the stock pipeline's null class is number 1000."""
         network, vae = configs["transformer"], configs["vae"]
         taken = network.get("in_channels", 4)
@@ -92,11 +92,11 @@ class Dit:
             what = "is set, but the checkpoint is told classes only, no text"
             raise ConfigError("generate.negative_prompt", what, "leave it out")
 
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, object]:
         """As it is."""
         return dict(config)
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """Classes are never dropped at random."""
         from diffusers import DiTPipeline
 
@@ -109,9 +109,9 @@ class Dit:
 
         return ClassToImage(**pipeline.components)
 
-    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, object]:
         """`class_labels`, and the null class for guidance."""
-        labels = {"class_labels": condition["labels"]}
+        labels: dict[str, object] = {"class_labels": condition["labels"]}
         return labels if without is None else labels | {"null_labels": without["labels"]}
 
     def encoder(self, pipeline: Any) -> ClassEncoder:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NotRequired, Protocol, TypeAlias, TypedDict
 
 from engine.diffusion.families.parts import Part
 from engine.diffusion.schedulers import Kind
@@ -25,6 +25,17 @@ Condition: TypeAlias = "dict[str, torch.Tensor]"
 Configs = Mapping[str, Mapping[str, Any]]
 # Where image features may stand in `states`, by their width: the token, and the first channel there.
 Places = dict[int, tuple[int, int]]
+
+
+class CheckpointFacts(TypedDict):
+    """What a family reads of a checkpoint's configurations; `classes`: how many it knows, where it is told classes."""
+
+    latent_channels: int
+    latent_size: int
+    places: Places
+    text_length: int
+    prediction_type: str
+    classes: NotRequired[int]
 
 
 class Encoder(Protocol):
@@ -65,9 +76,8 @@ class Family(Protocol):
     counts_steps: bool
     adapters: Adapters
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
-        """What the configurations say, for a Checkpoint: latent_channels, latent_size, places, text_length,
-        prediction_type, classes.
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
+        """What the configurations say, for a Checkpoint.
 
         Raises ConfigError where components do not fit each other, the image size, or the stock pipeline.
         """
@@ -75,16 +85,16 @@ class Family(Protocol):
     def check_generate(self, generate: GenerateSpec) -> None:
         """Refuse what the family cannot be asked (ConfigError)."""
 
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, object]:
         """The scheduler's configuration as the stock pipeline's constructor leaves it."""
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """The stock pipeline of loaded components and settings."""
 
     def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """A pipeline of the same models for text-to-image, or from latents for image-to-image."""
 
-    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, object]:
         """How that pipeline's call is told a batched condition, and what guidance leads away from, if there is
         guidance.
 

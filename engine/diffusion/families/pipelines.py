@@ -115,6 +115,6 @@ class ClassToImage(DiTPipeline):
             scheduler.set_begin_index(first)
         return scheduler.add_noise(image.to(noise), noise, timesteps[:1].repeat(count)), timesteps
 
-    def _options(self, generator: Any) -> dict[str, Any]:
+    def _options(self, generator: Any) -> dict[str, object]:
         takes = inspect.signature(self.scheduler.step).parameters
         return {"generator": generator} if "generator" in takes else {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Plain
-from engine.diffusion.families.family import Condition, Configs, find_place, places
+from engine.diffusion.families.family import CheckpointFacts, Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.schedulers import Kind
 from engine.errors import ConfigError
@@ -76,7 +76,7 @@ class Pixel:
     counts_steps = False
     adapters: Adapters = Plain("unet")
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Refuses other channels than RGB, U-Nets without classes, and parts that do not fit each other."""
         unet, where = configs["unet"], str(folder / "unet")
         if (unet.get("in_channels", RGB), unet.get("out_channels", RGB)) != (RGB, RGB):
@@ -107,11 +107,11 @@ class Pixel:
             what = "is set, but the checkpoint is told classes only, no text"
             raise ConfigError("generate.negative_prompt", what, "leave it out")
 
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, object]:
         """As it is."""
         return dict(config)
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """The pipeline with its own parts beside, and what stands for a VAE."""
         from engine.diffusion.families.pixelpipeline import ClassToPixels
 
@@ -121,7 +121,7 @@ class Pixel:
         """The same for both."""
         return self.build(dict(pipeline.components))
 
-    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, object]:
         """`told`, and what guidance leads away from."""
         return {"told": condition, "without": without}
 
@@ -173,11 +173,11 @@ class PixelFlow(Pixel):
     parts: Mapping[str, Part] = PARTS | {"scheduler": known.FLOW_SCHEDULER}
     samplers: Kind = "flow"
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Those of the other, but for what is predicted."""
         return super().facts(folder, configs, image_size) | {"prediction_type": "flow"}
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """The pipeline with its own parts beside, and what stands for a VAE."""
         from engine.diffusion.families.pixelpipeline import FlowToPixels
 

@@ -108,7 +108,7 @@ class _InPixels:
         self.vae = Pixels(unet)
 
     @property
-    def components(self) -> dict[str, Any]:
+    def components(self) -> dict[str, object]:
         """What the constructor takes."""
         names = ("unet", "scheduler", "image_projection", "guide", "guide_projection")
         return {name: getattr(self, name) for name in names}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.families import checks
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Stock
-from engine.diffusion.families.family import Condition, Configs, find_place, places
+from engine.diffusion.families.family import CheckpointFacts, Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.schedulers import Kind
 from engine.spec.recipe import GenerateSpec
@@ -60,7 +60,7 @@ class StableDiffusion:
     counts_steps = False
     adapters: Adapters = Stock("StableDiffusionPipeline", ("unet", "text_encoder"))
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Refuses special U-Nets (inpainting, class embeddings, distilled guidance) and text encoders of another
         width."""
         unet, vae, text = configs["unet"], configs["vae"], configs["text_encoder"]
@@ -82,17 +82,17 @@ class StableDiffusion:
     def check_generate(self, generate: GenerateSpec) -> None:
         """Everything can be asked."""
 
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, object]:
         """`steps_offset` and `clip_sample`, where they are set, are 1 and false."""
         stock = {"steps_offset": 1, "clip_sample": False}
         return {key: stock.get(key, value) for key, value in config.items()}
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """Without safety checker."""
         from diffusers import StableDiffusionPipeline
 
         extra = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-        return StableDiffusionPipeline(**components | extra)
+        return StableDiffusionPipeline(**{**components, **extra})
 
     def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The stock pipelines, img2img from latents of any number of channels."""
@@ -101,9 +101,9 @@ class StableDiffusion:
         kind = pipelines.LatentImg2Img if from_image else pipelines.StableDiffusionPipeline
         return kind(**pipeline.components | {"safety_checker": None}, requires_safety_checker=False)
 
-    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, object]:
         """`prompt_embeds` and `negative_prompt_embeds`."""
-        asked: dict[str, Any] = {} if side is None else {"height": side, "width": side}
+        asked: dict[str, object] = {} if side is None else {"height": side, "width": side}
         asked["prompt_embeds"] = condition["states"]
         return asked if without is None else asked | {"negative_prompt_embeds": without["states"]}
 

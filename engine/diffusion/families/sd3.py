@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.families import checks
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Stock
-from engine.diffusion.families.family import Condition, Configs, find_place, places
+from engine.diffusion.families.family import CheckpointFacts, Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.families.xl import StableDiffusionXl
 from engine.diffusion.schedulers import Kind
@@ -104,7 +104,7 @@ class StableDiffusion3(StableDiffusionXl):
     counts_steps = False
     adapters: Adapters = Stock("StableDiffusion3Pipeline", ("transformer", "text_encoder", "text_encoder_2"))
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Refuses text encoders of other widths, T5 without its tokenizer, and images larger than the position
         table."""
         network, vae = configs["transformer"], configs["vae"]
@@ -139,11 +139,11 @@ class StableDiffusion3(StableDiffusionXl):
         """No kept features."""
         checks.no_kept_features(generate, self.name)
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """T5 and its tokenizer are None where there are none."""
         from diffusers import StableDiffusion3Pipeline
 
-        return StableDiffusion3Pipeline(**{"text_encoder_3": None, "tokenizer_3": None} | components)
+        return StableDiffusion3Pipeline(**{"text_encoder_3": None, "tokenizer_3": None, **components})
 
     def for_sampling(self, pipeline: Any, from_image: bool) -> Any:
         """The stock pipelines, whose img2img takes latents as they are."""

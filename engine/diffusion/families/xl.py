@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from engine.diffusion.families import checks
 from engine.diffusion.families import parts as known
 from engine.diffusion.families.adapters import Adapters, Stock
-from engine.diffusion.families.family import Condition, Configs, find_place, places
+from engine.diffusion.families.family import CheckpointFacts, Condition, Configs, find_place, places
 from engine.diffusion.families.parts import Part
 from engine.diffusion.families.sd import StableDiffusion
 
@@ -83,7 +83,7 @@ class StableDiffusionXl(StableDiffusion):
     counts_steps = True
     adapters: Adapters = Stock("StableDiffusionXLPipeline", ("unet", "text_encoder", "text_encoder_2"), blocks=True)
 
-    def facts(self, folder: Path, configs: Configs, image_size: int) -> dict[str, Any]:
+    def facts(self, folder: Path, configs: Configs, image_size: int) -> CheckpointFacts:
         """Refuses special U-Nets (inpainting, refiners, distilled guidance) and text encoders of other widths."""
         unet, vae = configs["unet"], configs["vae"]
         taken = (unet.get("in_channels", 4), unet.get("out_channels", 4))
@@ -104,11 +104,11 @@ class StableDiffusionXl(StableDiffusion):
             "prediction_type": checks.prediction_type(folder, configs["scheduler"], self.name),
         }
 
-    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def scheduler_config(self, config: Mapping[str, Any]) -> dict[str, object]:
         """As it is."""
         return dict(config)
 
-    def build(self, components: dict[str, Any]) -> Any:
+    def build(self, components: Mapping[str, Any]) -> Any:
         """Without watermark."""
         from diffusers import StableDiffusionXLPipeline
 
@@ -122,7 +122,7 @@ class StableDiffusionXl(StableDiffusion):
         zeros = bool(pipeline.config.force_zeros_for_empty_prompt)
         return kind(**pipeline.components, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
 
-    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, Any]:
+    def ask(self, condition: Condition, without: Condition | None, side: int | None) -> dict[str, object]:
         """Tokens and pooled texts; the call counts the sizes itself."""
         asked = super().ask(condition, without, side)
         asked["pooled_prompt_embeds"] = condition["pooled"]

@@ -131,7 +131,7 @@ def _dit_rules(spec: PretrainSpec, side: int) -> list[tuple[bool, str, str]]:
 
 def build_clip(spec: ClipSpec, tokenizer: CLIPTokenizer, image_size: int) -> CLIPModel:
     """A CLIPModel whose projected features are as wide as its text tokens, since they take the place of one."""
-    shared: dict[str, Any] = {
+    shared = {
         "hidden_size": spec.hidden,
         "intermediate_size": MLP_RATIO * spec.hidden,
         "num_hidden_layers": spec.layers,

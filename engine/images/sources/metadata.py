@@ -19,6 +19,7 @@ from engine.images.decode import BadImage
 from engine.images.labels import near_match, parse_label
 from engine.images.sources.parquet import declared_names
 from engine.images.sources.source import Root
+from engine.regular import Json
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE, LABEL = "file_name", "label"
@@ -128,7 +129,7 @@ def _text(file: BinaryIO) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, "utf-8-sig", newline="")
 
 
-def _objects(file: BinaryIO) -> Iterator[dict[str, Any]]:
+def _objects(file: BinaryIO) -> Iterator[Json]:
     while line := file.readline(MAX_LINE + 1):
         if len(line) > MAX_LINE:
             raise ValueError(f"a line of over {MAX_LINE:,} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def check(spec: TrainSpec, size: int, classes: int | None = None) -> None:
         _check_weights(Path(spec.weights), model, other)
 
 
-def _check_numbers(arguments: dict[str, Any], key: str = "") -> None:
+def _check_numbers(arguments: Mapping[str, object], key: str = "") -> None:
     """Refuse giant numbers and lists, which would be built layer by layer (ConfigError)."""
     for name, value in arguments.items():
         values = value if isinstance(value, list | tuple) else [value]
@@ -153,7 +154,7 @@ def _check_arguments(spec: TrainSpec, kind: type) -> None:
         raise ConfigError("train.arguments", what, f"its class {kind.__name__} takes {', '.join(near)}")
 
 
-def _fitted(family: str, size: int) -> dict[str, Any]:
+def _fitted(family: str, size: int) -> dict[str, int]:
     if family in ("vision_transformer", "deit"):
         return {"img_size": size} | ({"patch_size": max(1, size // TOKENS)} if size <= SMALL else {})
     if family == "convnext" and size <= SMALL:

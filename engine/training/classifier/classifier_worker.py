@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from engine.training.loop import Loop
 from engine.training.loss_curve import curve
 from engine.training.resume import resume
 from engine.training.setup import Place
+from engine.training.trainingresults import ClassifierFacts
 
 CHECKPOINTS = output.TRAIN_CHECKPOINTS
 RESULTS = output.TRAINED
@@ -47,7 +48,7 @@ class Task:
     arm: Arm
     seed: int
     name: str
-    made_from: dict[str, Any]
+    made_from: dict[str, object]
 
     @property
     def result(self) -> str:
@@ -121,7 +122,7 @@ class Training:
         """Train what is left, test, publish from rank 0; False when the time was up."""
         prefix = f"{CHECKPOINTS}/{self.task.name}"
         resumed = resume(self.job.store, prefix, self.task.made_from, self.place)
-        loop = Loop(self.stage, self.place, resumed and resumed["loop"], compiled=self.job.compiled)
+        loop = Loop(self.stage, self.place, None if resumed is None else resumed["loop"], compiled=self.job.compiled)
         checks = set(self.stage.validations) if self._validates else set()
         try:
             done = loop.run(
@@ -193,7 +194,7 @@ class Training:
     def _selected(self) -> str:
         return (self.job.spec.select or "best") if self._validates else "last"
 
-    def _facts(self, selected: str | None) -> dict[str, Any]:
+    def _facts(self, selected: str | None) -> ClassifierFacts:
         job, task = self.job, self.task
         return {
             "arm": task.arm.key,
@@ -214,8 +215,12 @@ class Training:
         self.classifier = replace(self.classifier, model=chosen.model)
         best = stage.kept["best"].tolist()
         counts = {part.of: len(np.unique(part.rows)) for part in self.parts}
+        facts = self._facts(self._selected)
         result = {
-            **{key: self._facts(self._selected)[key] for key in ("arm", "seed", "made_from", "selected")},
+            "arm": facts["arm"],
+            "seed": facts["seed"],
+            "made_from": facts["made_from"],
+            "selected": facts["selected"],
             "classifier": task.name,
             "kind": task.arm.kind,
             "images": counts,

@@ -70,7 +70,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_open": {}}
 
     def take(self, rows: Ints, pool: ThreadPoolExecutor | None = None) -> Pixels:

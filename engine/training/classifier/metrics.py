@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+
+from engine.training.trainingresults import Measured
 
 BINS = 15
 MATRIX_CLASSES = 100
@@ -46,7 +46,7 @@ def confusion(predicted: NDArray[np.int64], labels: NDArray[np.int64], classes: 
     return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
-def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, Any]:
+def measure(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> Measured:
     """JSON-ready: `top1`, `top5` (None for five classes or fewer), `nll`, `ece` with `calibration`, `correct` a class,
     `confusions`.
 

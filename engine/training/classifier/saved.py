@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model with all that its use needs; `facts` is its JSON: arm, seed, settings, what it was made from."""
+    """A trained model with all that its use needs; `facts` is its JSON (`ClassifierFacts`), empty in
+    training."""
 
     model: nn.Module
     class_names: tuple[str, ...]
     size: int
     crop_pct: float
     device: torch.device
-    facts: dict[str, Any]
+    facts: Mapping[str, object]
 
     def probabilities(self, pixels: Pixels) -> NDArray[np.float32]:
         """(N, C) float32, rows summing to 1, of (N, H, H, 3) uint8 sRGB pixels of any side; they are resized as at the
@@ -59,11 +61,8 @@ class Classifier:
         return torch.cat(out).numpy() if out else np.empty((0, width), np.float32)
 
 
-def save(store: Store, name: str, which: str, model: nn.Module, facts: dict[str, Any]) -> None:
-    """Write `classifiers/NAME/WHICH.safetensors` and the facts beside (`which`: last or best), over what is there.
-
-    `facts` must have `train` (the recipe's section), `class_names` and `size`.
-    """
+def save(store: Store, name: str, which: str, model: nn.Module, facts: ClassifierFacts) -> None:
+    """Write `classifiers/NAME/WHICH.safetensors` and the facts beside (`which`: last or best), over what is there."""
     from safetensors.torch import save as encode
 
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -113,11 +112,11 @@ def read_weights(model: nn.Module, store: Store, path: str) -> None:
         ) from None
 
 
-def facts(store: Store, name: str) -> dict[str, Any]:
+def facts(store: Store, name: str) -> ClassifierFacts:
     """What is known of a saved classifier: arm, seed, settings, what it was made from; DataError where that is
     missing."""
     where = f"{FOLDER}/{name}/{FACTS}"
     found = documents.find(store, where, ClassifierFacts, "run mimeo train again")
     if found is None:
         raise DataError(f"{store.url}/{where}", "is missing", "run mimeo train again")
-    return dict(found)
+    return found

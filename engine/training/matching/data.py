@@ -4,7 +4,7 @@ equal results."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -128,7 +128,7 @@ def precompute(
     rows: pa.Table,
     conditions: Conditions,
     store: Store,
-    made_from: dict[str, Any],
+    made_from: Mapping[str, object],
     progress: Reporter,
     run: row_pool.Run = row_pool.run,
 ) -> None:

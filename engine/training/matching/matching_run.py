@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
@@ -94,7 +94,7 @@ def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:
     return featuremodel.resolve(spec.conditions.features, checkpoint.path).digest
 
 
-def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, Any]:
+def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, conditions: Conditions) -> dict[str, object]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
     settings, numbers = plain(spec), conditions.class_numbers
     return {
@@ -109,7 +109,7 @@ def made_from(spec: RunSpec, checkpoint: Checkpoint, catalog: Catalog, condition
     }
 
 
-def input_facts(spec: RunSpec, inputs: dict[str, Any]) -> dict[str, Any]:
+def input_facts(spec: RunSpec, inputs: Mapping[str, object]) -> dict[str, object]:
     """What decides the stored inputs, of what decides the weights: nothing of the training's own settings."""
     assert spec.match is not None
     names = ("version", "catalog", "conditions", "base", "images", "class_numbers")
@@ -152,7 +152,7 @@ def _check_rows(spec: RunSpec, keys: tuple[str, ...], conditions: Conditions) ->
         raise ConfigError("resources.train_workers", what, "ask for fewer")
 
 
-def _check_marker(store: Store, inputs: dict[str, Any]) -> None:
+def _check_marker(store: Store, inputs: Mapping[str, object]) -> None:
     fix = "use a new output, or remove match/ to train it again"
     if documents.read(store, MARKER, Marker, fix)["made_from"] != inputs:
         what = "was trained on other images or with other settings"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -42,7 +43,7 @@ class Job:
     spec: RunSpec
     store: Store
     checkpoint: Checkpoint
-    made_from: dict[str, Any]
+    made_from: Mapping[str, object]
     deadline: float | None = None
     board: Board | None = None
     features: str = ""
@@ -99,7 +100,10 @@ class Matching:
         """Train what is left, publish from rank 0; gives {"done": bool, "message": str}."""
         resumed = resume(self.job.store, CHECKPOINTS, self.job.made_from, self.place)
         loop = Loop(
-            self.stage, self.place, resumed and resumed["loop"], compiled=self.job.spec.resources.compile_training
+            self.stage,
+            self.place,
+            None if resumed is None else resumed["loop"],
+            compiled=self.job.spec.resources.compile_training,
         )
         try:
             return self._run(loop)

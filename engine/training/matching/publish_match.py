@@ -7,7 +7,7 @@ import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from engine.training.loss_curve import curve
 from engine.training.matching import adapter
 from engine.training.matching.matching_precheck import FOLDER, MARKER, RESULTS
 from engine.training.matching.matching_stage import MatchStage
+from engine.training.trainingresults import MatchResults
 
 if TYPE_CHECKING:
     from engine.training.matching.matching_worker import Job
@@ -62,7 +63,7 @@ def publish(job: Job, stage: MatchStage, loop: Loop, denoiser: nn.Module, family
         _create(job, name, json.dumps(facts, indent=1, sort_keys=True).encode())
 
 
-def results(stage: MatchStage, loop: Loop, images: int) -> dict[str, Any]:
+def results(stage: MatchStage, loop: Loop, images: int) -> MatchResults:
     """The loss curve; both terms and the squared error at each noise level (clean to noisy) by phase of the
     training."""
     errors, terms = stage.kept["errors"].double().cpu(), stage.kept["terms"].double().cpu()

@@ -25,6 +25,7 @@ from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.vae import encode
 from engine.training.pretrain.views import Labelled
 from engine.training.schedule import one_cycle
+from engine.training.trainingresults import HeldOutCurve
 
 WEIGHT_DECAY = 0.01
 LENGTH = 0.1  # of the average where no image is held out
@@ -138,7 +139,7 @@ class DenoiserStage:
             total += float(error.sum())
         return total / pairs.count
 
-    def finish(self, held: Cache | None) -> dict[str, Any] | None:
+    def finish(self, held: Cache | None) -> HeldOutCurve | None:
         """Put the result into the module: the average, which held-out images choose where there are any; gives their
         curves."""
         self.module.eval()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from engine.diffusion.process import Process
 from engine.training import draws
 from engine.training.powerema import PowerEma
+from engine.training.trainingresults import HeldOutCurve
 
 PAIRS, MOST = 512, 2048  # of image and noise for each reading, at least and at most
 BATCH = 128
@@ -57,7 +57,7 @@ def choose(
     parameters: Callable[[], Iterable[nn.Parameter]],
     seen: Callable[[], float],
     unseen: Callable[[], float],
-) -> dict[str, Any]:
+) -> HeldOutCurve:
     """Set `ema.chosen` to the step and length of the lowest held-out error: the step at one length, then the length
     there.
 

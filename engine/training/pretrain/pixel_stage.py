@@ -20,6 +20,7 @@ from engine.training.pretrain.denoiser import DenoiserStage
 from engine.training.pretrain.pretrain_stage import Setting
 from engine.training.pretrain.training_features import image_features
 from engine.training.schedule import learning_rate
+from engine.training.trainingresults import HeldOutCurve
 
 WARM_UP = 100  # steps
 
@@ -69,7 +70,7 @@ class PixelStage(DenoiserStage):
         """The images."""
         return images
 
-    def finish(self, held: Cache | None) -> dict[str, Any] | None:
+    def finish(self, held: Cache | None) -> HeldOutCurve | None:
         """And keep the weaker model of autoguidance: the average over the beginning of the training, counted up to the
         chosen step."""
         found = super().finish(held)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import pyarrow as pa
 import torch
@@ -87,7 +87,7 @@ def pretrain(
     return Pretrained(out["done"], out["message"])
 
 
-def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, Any]:
+def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, object]:
     """What decides the trained weights, but for hardware, library versions and the number of workers."""
     settings = plain(spec)
     settings["pretrain"].pop("checkpoint_every")
@@ -117,7 +117,7 @@ def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, 
     }
 
 
-def _check_marker(store: Store, made_from: dict[str, Any]) -> None:
+def _check_marker(store: Store, made_from: Mapping[str, object]) -> None:
     fix = "use a new output, or remove model/ to train it again"
     if documents.read(store, MARKER, Marker, fix)["made_from"] != made_from:
         what = "was trained on other images or with other settings"

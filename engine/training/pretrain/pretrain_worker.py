@@ -4,6 +4,7 @@ stands."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -28,10 +29,12 @@ from engine.training.pretrain.clip import ClipStage
 from engine.training.pretrain.denoiser import DenoiserStage
 from engine.training.pretrain.encoder import EncoderStage
 from engine.training.pretrain.pretrain_stage import Setting, TrainingSet
+from engine.training.pretrain.publish_model import Finished
 from engine.training.pretrain.vae import VaeStage, error
 from engine.training.pretrain.views import Views
 from engine.training.resume import resume
 from engine.training.setup import Ended, Place
+from engine.training.trainingresults import HeldOutCurve, HeldOutError
 
 CHECKPOINTS = output.PRETRAIN_CHECKPOINTS
 DENOISERS: dict[str, tuple[Any, Any]] = {
@@ -48,7 +51,7 @@ class Job:
 
     spec: RunSpec
     store: Store
-    made_from: dict[str, Any]
+    made_from: Mapping[str, object]
     deadline: float | None = None
     board: Board | None = None
 
@@ -85,10 +88,10 @@ class Training:
 
     def __init__(self, job: Job, place: Place, images: TrainingSet) -> None:
         self.job, self.place = job, place
-        self.finished: dict[str, Any] = {}
+        self.finished: dict[str, Finished] = {}
         self._images = len(images)
         self._held: Cache | None = None
-        self._resumed: dict[str, Any] | None = None
+        self._resumed: Mapping[str, Any] | None = None
         pretrain = job.spec.pretrain
         kept, held = images, None
         if pretrain.held_out:
@@ -135,7 +138,7 @@ class Training:
         """Bring a stage to its end, or to the end of the time (False)."""
         if stage.name not in self.finished:
             resumed = self._resumed if self._resumed and self._resumed["stage"] == stage.name else None
-            loop = Loop(stage, self.place, resumed and resumed["loop"], compiled=self._compiled(stage))
+            loop = Loop(stage, self.place, None if resumed is None else resumed["loop"], compiled=self._compiled(stage))
             if not loop.run(
                 checkpoint_every=self.job.spec.pretrain.checkpoint_every,
                 save=lambda: self._save(stage, loop),
@@ -153,7 +156,7 @@ class Training:
         stage.module.eval().requires_grad_(False)
         return True
 
-    def _finish(self, stage: Stage) -> dict[str, Any] | None:
+    def _finish(self, stage: Stage) -> HeldOutCurve | HeldOutError | None:
         """Put a stage's result into its module; gives what held-out images say of it."""
         if isinstance(stage, DenoiserStage):
             return stage.finish(self._held)

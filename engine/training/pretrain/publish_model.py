@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from engine import output
 from engine.diffusion.tiny import directory
@@ -16,6 +17,10 @@ from engine.errors import OutputInUseError
 from engine.storage import temporary
 from engine.storage.store import Store
 from engine.training.loss_curve import curve
+from engine.training.trainingresults import HeldOutCurve, HeldOutError, PretrainResults
+
+if TYPE_CHECKING:
+    import torch
 
 FOLDER = f"{output.MODEL}/"
 MARKER = output.MODEL_MARKER
@@ -23,7 +28,29 @@ RESULTS = output.PRETRAIN
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers")
 
 
-def publish(store: Store, stack: Stack, finished: dict[str, Any], made_from: dict[str, Any], images: int) -> None:
+class Finished(TypedDict):
+    """A finished stage as checkpoints hold it."""
+
+    held_out: HeldOutCurve | HeldOutError | None
+    weights: dict[str, torch.Tensor]
+    losses: torch.Tensor
+    seconds: float
+
+
+class ModelFacts(TypedDict):
+    """`mimeo.json` of a generator that was trained from scratch; `files`: their SHA-256."""
+
+    kind: str
+    made_from: Mapping[str, object]
+    images: int
+    parameters: dict[str, int]
+    files: dict[str, str]
+    libraries: dict[str, str]
+
+
+def publish(
+    store: Store, stack: Stack, finished: Mapping[str, Finished], made_from: Mapping[str, object], images: int
+) -> None:
     """Write results/pretrain.json, then `model/` file by file, then its marker model/mimeo.json.
 
     What an attempt that was cut short has left in `model/` is replaced. Raises OutputInUseError when another run writes
@@ -47,7 +74,7 @@ def _create(store: Store, name: str, data: bytes | Path) -> None:
         raise OutputInUseError(f"{store.url}/{name}", "another run writes the same model", "let that one end first")
 
 
-def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[str, str]) -> dict[str, Any]:
+def _facts(stack: Stack, made_from: Mapping[str, object], images: int, digests: dict[str, str]) -> ModelFacts:
     models = {"clip": stack.clip, "vae": stack.vae, stack.denoiser_name: stack.denoiser}
     models |= {"encoder": stack.encoder}
     models = {name: model for name, model in models.items() if model is not None}
@@ -61,8 +88,8 @@ def _facts(stack: Stack, made_from: dict[str, Any], images: int, digests: dict[s
     }
 
 
-def _results(finished: dict[str, Any], images: int) -> dict[str, Any]:
+def _results(finished: Mapping[str, Finished], images: int) -> PretrainResults:
     """Loss curves of the stages, each step or the means of up to 1,000 equal stretches of steps."""
     stages = {name: curve(done["losses"].tolist(), done["seconds"]) for name, done in finished.items()}
-    held = {name: done["held_out"] for name, done in finished.items() if done.get("held_out")}
+    held = {name: found for name, done in finished.items() if (found := done.get("held_out"))}
     return {"images": images, "stages": stages, "held_out": held}
