@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from benchmarks import pairs
 from benchmarks.machine import machine
 from engine.spec import RunSpec, validate
+from engine.statistics.comparison import compare
 from engine.storage.store import Store
-from engine.study.comparison import compare
 
 REFERENCE = "exact"
 MODES: dict[str, dict[str, Any]] = {

@@ -20,8 +20,8 @@ import numpy as np
 from scipy.special import expit, roots_hermitenorm
 
 from benchmarks import pairs
+from engine.statistics.population import Floats
 from engine.study.equivalence.result import NOT_OF_FORM, Analysis
-from engine.study.population import Floats
 from engine.study.search import search_summary
 from engine.study.search.search_plan import Point
 

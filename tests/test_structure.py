@@ -13,14 +13,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("text", "errors", "regular", "output", "spec"),
+    ("text", "errors", "regular", "output", "seeds", "spec"),
+    ("statistics",),
     ("storage",),
     ("cluster",),
     ("images",),
     ("diffusion",),
     ("conditions", "shards"),
     ("generation", "training"),
-    ("run", "study", "evaluation"),
+    ("evaluation",),
+    ("run",),
+    ("study",),
     ("report",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -39,10 +39,10 @@ from engine.evaluation.units import FOLDER, PAIRS, Config, Unit, loop, units
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, digest
 from engine.spec.evaluation import OWN, EvaluateSpec
+from engine.statistics.comparison import compare
+from engine.statistics.intervals import binomial_error, spread
 from engine.storage import documents, readings
 from engine.storage.store import Store
-from engine.study.comparison import compare
-from engine.study.statistics import binomial_error, spread
 from engine.training import judge_training
 from engine.training.setup import run
 

@@ -14,10 +14,10 @@ from typing_extensions import TypedDict
 
 from engine import output
 from engine.evaluation.run_summary import bracket
+from engine.statistics.comparison import compare
+from engine.statistics.intervals import binomial_error, ratio_interval, spread
+from engine.statistics.published import Compared, Interval, Spread
 from engine.storage.store import Store
-from engine.study.comparison import compare
-from engine.study.statistics import binomial_error, ratio_interval, spread
-from engine.study.studyresults import Compared, Interval, Spread
 from engine.training.classifier.classifier_arms import arms, reference
 from engine.training.classifier.classifier_run import Plan, results
 from engine.training.trainingresults import ClassifierResult

@@ -15,11 +15,11 @@ from engine.diffusion import hub
 from engine.errors import MimeoError
 from engine.evaluation.evaluationresults import Against, Augmentation, ControlFinding, JudgedArm, Measure
 from engine.evaluation.nearest import Floats, Pixels, Space, cross, is_grey, sample
+from engine.seeds import derive
 from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
+from engine.statistics.intervals import mean_interval, spread
 from engine.storage.store import Store, address
-from engine.study.statistics import mean_interval, spread
-from engine.training.draws import derive
 from engine.training.judge_data import Arrays
 from engine.training.judge_training import Arm, Data, Outcome, arms
 from engine.training.measures import METRICS

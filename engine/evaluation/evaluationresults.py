@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from engine.study.studyresults import Compared, Interval
+from engine.statistics.published import Compared, Interval
 from engine.training.trainingresults import ArmKind
 
 Verdict = Literal["copies", "not told from real images"]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import linalg, stats
 
 from engine.evaluation.evaluationresults import Overlap
-from engine.study.statistics import Interval
+from engine.statistics.intervals import Interval
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

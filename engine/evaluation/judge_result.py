@@ -17,8 +17,8 @@ from engine.evaluation.audit import Audit
 from engine.evaluation.evaluationresults import Copies, JudgedArm
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
+from engine.statistics.intervals import binomial_error, ratio_interval, spread
 from engine.storage.store import Store
-from engine.study.statistics import binomial_error, ratio_interval, spread
 from engine.training import judge_training as training
 from engine.training.judge_data import codec, resolution
 from engine.training.judge_training import Arm, Outcome

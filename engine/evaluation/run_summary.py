@@ -18,9 +18,9 @@ from engine.images import catalog
 from engine.regular import Json
 from engine.shards import cost, manifest
 from engine.spec import RunSpec, spec_hash
+from engine.statistics.published import Spread
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study.studyresults import Spread
 from engine.training.measures import WORDS as METRIC_WORDS
 
 SUMMARY = output.SUMMARY

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
+from engine.statistics.published import Compared, StudyArm, StudyGroup
 from engine.study.publishedresults import AblationResult, DeliberateResult
-from engine.study.studyresults import Compared, Copied, StudyArm, StudyGroup
+from engine.study.studyresults import Copied
 
 Result = AblationResult | DeliberateResult
 MANY = "more than 16,384"

@@ -12,8 +12,8 @@ from engine.evaluation.judge_result import ArmResult
 from engine.evaluation.run_summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
-from engine.study.nested import NO_VERDICT
-from engine.study.statistics import binomial_error, mean_interval, ratio_interval
+from engine.statistics.intervals import binomial_error, mean_interval, ratio_interval
+from engine.statistics.nested import NO_VERDICT
 from engine.training.measures import WORDS as METRICS
 
 CLAIM_SEEDS = 5  # fewer are not enough for a claim: controls and small effects need paired intervals

@@ -22,9 +22,9 @@ from engine.evaluation.evaluationresults import (
 from engine.evaluation.run_summary import bracket
 from engine.report import figures
 from engine.spec.evaluation import OWN
+from engine.statistics.published import Compared
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study.studyresults import Compared
 
 PAIR_LABELS: dict[PairName, str] = {
     "synthetic": "training vs synthetic",

@@ -10,8 +10,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from engine.study.nested import NO_VERDICT
-from engine.study.studyresults import Compared, PublishedReading, SearchPoint, SearchResult
+from engine.statistics.nested import NO_VERDICT
+from engine.statistics.published import Compared
+from engine.study.studyresults import PublishedReading, SearchPoint, SearchResult
 
 HEAD = ["setting", "synthetic images", "accuracy %", "95 % interval", "gain", "95 % interval", "p (Holm)", "finding"]
 REAL, LINES = "#8a8f98", ("#2f6fde", "#d9822b", "#3a9d5d", "#b0489b", "#7a6ff0", "#4aa3b5")

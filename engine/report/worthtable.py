@@ -6,8 +6,8 @@ from rich import box
 from rich.table import Table
 
 from engine.evaluation.run_summary import arm_label, bracket
+from engine.statistics.published import Compared
 from engine.study.publishedresults import WorthResult
-from engine.study.studyresults import Compared
 
 HEAD = [
     "trained on",

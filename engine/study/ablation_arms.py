@@ -10,7 +10,7 @@ from engine import output
 from engine.errors import ConfigError
 from engine.spec import RunSpec, plain, validate
 from engine.spec.studies import AblationSpec
-from engine.study.nested import generator_seeds
+from engine.statistics.nested import generator_seeds
 
 TRIALS = output.ABLATION_TRIALS
 STUDIES = ("train", "evaluate", "search", "equivalence", "deliberate", "ablation", "worth")

@@ -15,14 +15,14 @@ from engine.cluster.board import Board
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.statistics.intervals import spread
+from engine.statistics.nested import generator_seeds
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import choice, trials
 from engine.study.ablation_arms import TRIALS, Arm, changed, every_arm, final_arms, section
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
-from engine.study.nested import generator_seeds
 from engine.study.publishedresults import AblationResult
-from engine.study.statistics import spread
 from engine.study.studyresults import AblationTrial, Copied, RealJudges
 from engine.study.trial import Shared, judge_real, run_trial, train_generator
 from engine.study.trials import Trial

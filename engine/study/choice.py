@@ -9,12 +9,13 @@ from typing import cast
 
 import numpy as np
 
+from engine.statistics.comparison import arms_and_comparisons
+from engine.statistics.published import StudyGroup
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.study.comparison import arms_and_comparisons
 from engine.study.judge_reading import Reading, shares
 from engine.study.publishedresults import FinalReading
-from engine.study.studyresults import ArmReading, ArmTrial, Choice, StudyGroup
+from engine.study.studyresults import ArmReading, ArmTrial, Choice
 
 Found = Mapping[tuple[int, str], ArmTrial]  # by (generator seed, arm)
 Measure = Callable[[Sequence[str]], Found]

@@ -16,8 +16,8 @@ from engine.errors import ConfigError
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
+from engine.statistics.population import Floats
 from engine.storage.store import Store
-from engine.study.population import Floats
 from engine.study.studyresults import JudgeReading
 from engine.training.judge_data import Arrays, real_images
 from engine.training.judge_training import Arm, Data

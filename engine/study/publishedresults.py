@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict, final
 
-from engine.study.studyresults import Base, Compared, Copied, Estimate, Interval, RealAccuracy, Spread, StudyGroup
+from engine.statistics.published import Compared, Interval, Spread, StudyGroup
+from engine.study.studyresults import Base, Copied, Estimate, RealAccuracy
 
 
 class SpreadValues(Spread):

@@ -17,11 +17,11 @@ from engine.output import CATALOG_DONE, MODEL, TRIALS
 from engine.run import stages
 from engine.run.stages import Run, Where
 from engine.spec import RunSpec, digest, plain
+from engine.statistics.nested import judge_seeds
 from engine.storage.claim import claim
 from engine.storage.lock import hold
 from engine.storage.store import Store, address, open_store
 from engine.study.judge_reading import Reading, read
-from engine.study.nested import judge_seeds
 from engine.study.studyresults import Copied
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data

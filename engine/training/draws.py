@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 
-
-def derive(*parts: int | str) -> int:
-    """A 63-bit seed from what it belongs to."""
-    text = "\x1f".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+from engine.seeds import derive
 
 
 def generator(seed: int, stage: str, step: int) -> torch.Generator:

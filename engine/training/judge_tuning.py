@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from typing_extensions import TypedDict
 
 from engine.errors import ConfigError
+from engine.seeds import derive
 from engine.spec.recipe import JudgeSpec
 from engine.storage import documents
 from engine.storage.store import Store
-from engine.training.draws import derive
 
 if TYPE_CHECKING:
     import torch

@@ -11,13 +11,13 @@ from engine.cluster.progress import Reporter
 from engine.errors import ConfigError
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.statistics.nested import generator_seeds
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import choice, trials
 from engine.study.deliberate import deliberate_trial
 from engine.study.deliberate.deliberate_trial import RESULTS, STATIC, Study, name_of, section, settings
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored
-from engine.study.nested import generator_seeds
 from engine.study.publishedresults import DeliberateResult
 from engine.study.studyresults import DeliberateTrial
 from engine.study.trial import Shared

@@ -13,13 +13,13 @@ from engine.conditions import table
 from engine.images import catalog as catalogs
 from engine.spec import RunSpec
 from engine.spec.studies import DeliberateSpec
+from engine.statistics.nested import judge_seeds
 from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
 from engine.study.ablation_arms import changed
 from engine.study.choice import told
 from engine.study.deliberate.anchor_choice import anchors, class_error_weights, entropy_weights, folds, halves, parts
 from engine.study.judge_reading import VALIDATION, Reading, read
-from engine.study.nested import judge_seeds
 from engine.study.studyresults import ArmTrial, Round
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images

@@ -12,7 +12,7 @@ from engine import output
 from engine.errors import ConfigError, DataError
 from engine.spec import RunSpec
 from engine.spec.studies import EquivalenceSpec
-from engine.study import nested
+from engine.statistics import nested
 from engine.study.ablation_arms import changed
 
 CELLS = output.EQUIVALENCE_CELLS

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from engine.statistics.intervals import mean_interval
 from engine.study.equivalence.fit import Fit, fit, gained, paper_form
 from engine.study.equivalence.lackoffit import Lack, lack_of_fit
 from engine.study.equivalence.real_curve import Bools, Curve, Floats, accuracy, angles, repeats
 from engine.study.publishedresults import EquivalenceFindings, PricedBase, Rms
-from engine.study.statistics import mean_interval
 from engine.study.studyresults import Amount, Estimate, RealAccuracy
 
 LEVEL = 0.95

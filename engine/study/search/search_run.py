@@ -16,12 +16,12 @@ from engine.cluster.board import Board, follow
 from engine.cluster.progress import Reporter
 from engine.images.catalog import Catalog, withheld
 from engine.spec import RunSpec, identity
+from engine.statistics.nested import generator_seeds
+from engine.statistics.population import Floats
 from engine.storage import documents
 from engine.storage.store import Store
 from engine.study import tuning
 from engine.study.judge_reading import TEST, VALIDATION, need_validation, note_test, scored, shares
-from engine.study.nested import generator_seeds
-from engine.study.population import Floats
 from engine.study.search import rungs, search_plan, search_summary
 from engine.study.search.search_plan import Point, Work
 from engine.study.search.search_summary import ZERO

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from engine.study.comparison import compare, population
-from engine.study.nested import NO_VERDICT, judge_spread
-from engine.study.population import Floats
+from engine.statistics.comparison import compare, population
+from engine.statistics.intervals import spread
+from engine.statistics.nested import NO_VERDICT, judge_spread
+from engine.statistics.population import Floats
+from engine.statistics.published import Compared
 from engine.study.search.search_plan import Point
-from engine.study.statistics import spread
-from engine.study.studyresults import Compared, SearchMean, SearchPoint, Setting, TestReading
+from engine.study.studyresults import SearchMean, SearchPoint, Setting, TestReading
 
 ZERO = Point(0.0)
 Accuracies = Mapping[tuple[int, int], float]  # by (generator seed, judge seed)

@@ -11,10 +11,10 @@ from engine import output
 from engine.cluster.board import Board
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
+from engine.statistics.nested import judge_seed
 from engine.storage.claim import claim
 from engine.storage.store import Store, open_store
 from engine.study.judge_reading import read
-from engine.study.nested import judge_seed
 from engine.study.search.search_plan import Point, Seeds, Work, largest, name_of, outcome, set_spec
 from engine.study.trial import Shared, fine_tuned, quiet, synthetic_set, train_generator, trial_store
 from engine.training.judge_data import Arrays, synthetic_images

@@ -14,16 +14,16 @@ from engine.evaluation.evaluationresults import SpaceCopies
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec, identity
 from engine.spec.studies import WorthSpec
+from engine.statistics.comparison import compare, population
+from engine.statistics.intervals import ratio_interval, spread
+from engine.statistics.nested import generator_seeds
+from engine.statistics.population import Floats
 from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.study import trials
 from engine.study.ablation_arms import changed
-from engine.study.comparison import compare, population
 from engine.study.judge_reading import need_validation, shares
-from engine.study.nested import generator_seeds
-from engine.study.population import Floats
 from engine.study.publishedresults import MeanValues, WorthArm, WorthCopies, WorthResult, WorthSpace
-from engine.study.statistics import ratio_interval, spread
 from engine.study.trials import Trial
 from engine.study.worth import worth_trial
 from engine.study.worth.worth_trial import WorthKind, WorthTrial

@@ -19,9 +19,9 @@ from engine.evaluation.nearest import FeatureSpace
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
+from engine.statistics.nested import judge_seeds
 from engine.storage.store import Store
 from engine.study.judge_reading import packed
-from engine.study.nested import judge_seeds
 from engine.study.trial import Shared, quiet, reporter, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
 from engine.training.judge_training import Arm, Data, arms, fit

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from engine.seeds import derive
 from engine.spec.classifier import TrainSpec
-from engine.training.draws import derive
 
 BILINEAR = v2.InterpolationMode.BILINEAR
 SHIFT = 1 / 8

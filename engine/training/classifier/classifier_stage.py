@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from engine.errors import ConfigError
+from engine.seeds import derive
 from engine.spec.classifier import TrainSpec
 from engine.training.classifier.augment import mix, normalised
 from engine.training.classifier.loader import Loader
-from engine.training.draws import derive
 from engine.training.ema import Ema
 from engine.training.schedule import learning_rate
 from engine.training.setup import Place

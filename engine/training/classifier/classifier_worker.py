@@ -18,6 +18,7 @@ from torch import nn
 
 from engine import output
 from engine.cluster.board import Board
+from engine.seeds import derive
 from engine.spec.classifier import TrainSpec
 from engine.storage.store import Store
 from engine.training import setup, training_state
@@ -28,7 +29,6 @@ from engine.training.classifier.ingest import Images
 from engine.training.classifier.loader import Feed, Loader
 from engine.training.classifier.metrics import measure, nll, top_k
 from engine.training.classifier.saved import Classifier
-from engine.training.draws import derive
 from engine.training.loop import Loop
 from engine.training.loss_curve import curve
 from engine.training.resume import resume

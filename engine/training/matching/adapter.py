@@ -15,8 +15,8 @@ from engine.diffusion.checkpoint import Checkpoint, empty, quiet
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.family import Family
 from engine.errors import ConfigError
+from engine.seeds import derive
 from engine.spec.training import MatchSpec
-from engine.training import draws
 from engine.training.matching.matching_precheck import WEIGHTS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -72,7 +72,7 @@ def attach(denoiser: Any, match: MatchSpec, seed: int) -> nn.Module:
         r=match.rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=targets_of(denoiser, match)
     )
     with torch.random.fork_rng(), quiet():
-        torch.manual_seed(draws.derive(seed, "match", "weights"))
+        torch.manual_seed(derive(seed, "match", "weights"))
         inject_adapter_in_model(config, denoiser)
     for parameter in denoiser.parameters():
         if parameter.requires_grad:

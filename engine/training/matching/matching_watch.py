@@ -14,9 +14,9 @@ from engine import output
 from engine.cluster.board import Board
 from engine.conditions.table import Conditions
 from engine.diffusion.sampler import Request, Sampler
+from engine.seeds import derive
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from engine.training import draws
 from engine.training.matching.matching_stage import MatchStage
 from engine.training.setup import Place
 
@@ -102,7 +102,7 @@ class Watch:
             Request(
                 prompt=conditions.prompts[row],
                 label=conditions.class_number(label),
-                seed=draws.derive(self._spec.seed, "match", "sample", number),
+                seed=derive(self._spec.seed, "match", "sample", number),
                 token=conditions.features[row] if own else None,
             )
             for number, (_, label, row) in enumerate(sorted(order)[: self._match.samples])

@@ -15,6 +15,7 @@ from engine.diffusion.families.family import Family
 from engine.diffusion.process import Process
 from engine.diffusion.tiny.directory import normalise
 from engine.diffusion.tiny.tiny_models import build_scheduler
+from engine.seeds import derive
 from engine.spec.training import DitSpec, PixelSpec, UNetSpec
 from engine.training import draws
 from engine.training.ema import Ema
@@ -106,7 +107,7 @@ class DenoiserStage:
             return
         place = self._setting.place
         with torch.random.fork_rng(devices=[place.device] if place.device.type == "cuda" else []):
-            torch.manual_seed(draws.derive(self._setting.seed, self.name, "dropout", step, place.rank))
+            torch.manual_seed(derive(self._setting.seed, self.name, "dropout", step, place.rank))
             yield
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:

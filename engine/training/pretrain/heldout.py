@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from engine.diffusion.process import Process
+from engine.seeds import derive
 from engine.training import draws
 from engine.training.powerema import PowerEma
 from engine.training.trainingresults import HeldOutCurve
@@ -23,7 +24,7 @@ LENGTHS = (0.02, 0.05, 0.1, 0.15, 0.2)
 def split(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows that are trained on and rows that are held out, rising: about `share` of all, by class as evenly as whole
     images allow."""
-    order = np.random.default_rng(draws.derive(seed, "held out")).permutation(len(labels))
+    order = np.random.default_rng(derive(seed, "held out")).permutation(len(labels))
     by_class = order[np.argsort(labels[order], kind="stable")]
     count = int(len(labels) * share)
     places = (np.arange(count) * len(labels) / max(count, 1) + len(labels) / max(2 * count, 1)).astype(int)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.seeds import derive
 from engine.spec import RunSpec
 from engine.training import draws
 from engine.training.pretrain.views import Views
@@ -63,5 +64,5 @@ class Setting:
     def build(self, stage: str, make: Callable[[], Any]) -> Any:
         """A model whose first weights depend on the seed and the stage alone, on the device."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(draws.derive(self.seed, stage, "weights"))
+            torch.manual_seed(derive(self.seed, stage, "weights"))
             return make().to(self.place.device)

@@ -18,8 +18,8 @@ from engine.evaluation.ood import right
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.classifier import TrainSpec
+from engine.statistics.comparison import compare
 from engine.storage.store import Store, open_store
-from engine.study.comparison import compare
 from engine.training import judge_training
 from engine.training.classifier import classifier_models, saved
 from engine.training.judge_data import real_images

@@ -19,12 +19,12 @@ from engine.images import catalog as catalogs
 from engine.report import ablation_page as pages
 from engine.shards.verification import verify
 from engine.spec import RunSpec, spec_hash, validate
+from engine.statistics.population import pooled
 from engine.storage import readings
 from engine.storage.store import open_store
 from engine.study import ablation_run as studies
 from engine.study.ablation_arms import changed, check, every_arm
 from engine.study.judge_reading import packed, unpacked
-from engine.study.population import pooled
 from engine.study.trial import generator_key
 from tests.support import outputs
 from tests.support.matching import MATCH

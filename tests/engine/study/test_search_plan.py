@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.spec import RunSpec, spec_hash, validate
-from engine.study.nested import judge_seed
+from engine.statistics.nested import judge_seed
 from engine.study.search import rungs, search_plan
 from engine.study.search.search_plan import Point
 

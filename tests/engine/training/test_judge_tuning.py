@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from engine.errors import ConfigError
+from engine.seeds import derive
 from engine.spec import load, spec_hash
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import open_store
-from engine.training.draws import derive
 from engine.training.judge_data import Arrays
 from engine.training.judge_training import Arm, Data, judge_one
 from engine.training.judge_tuning import tuned, tuned_once

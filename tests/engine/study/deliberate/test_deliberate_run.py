@@ -15,13 +15,13 @@ from engine.images import catalog as catalogs
 from engine.report import ablation_page as pages
 from engine.shards.verification import verify
 from engine.spec import RunSpec, validate
+from engine.statistics.nested import judge_seeds
 from engine.storage import readings
 from engine.storage.store import Store, open_store
 from engine.study.deliberate import deliberate_run as studies
 from engine.study.deliberate.anchor_choice import entropy_weights, folds
 from engine.study.deliberate.deliberate_trial import Study, _weights, name_of, run, section, settings
 from engine.study.judge_reading import packed
-from engine.study.nested import judge_seeds
 from engine.study.trial import Shared
 from engine.training.judge_data import Arrays
 from engine.training.judge_model import probabilities

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.study.comparison import compare, holm, pairs_needed
-from engine.study.nested import NO_VERDICT
+from engine.statistics.comparison import compare, holm, pairs_needed
+from engine.statistics.nested import NO_VERDICT
 
 
 def test_differences_are_paired() -> None:

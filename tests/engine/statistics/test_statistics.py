@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.study.statistics import Interval, binomial_error, mean_interval, ratio_interval, standard_deviation
+from engine.statistics.intervals import Interval, binomial_error, mean_interval, ratio_interval, standard_deviation
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 22])

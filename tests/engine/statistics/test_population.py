@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from engine.study.comparison import compare, pairs_needed
-from engine.study.nested import FRESH, NO_VERDICT, generator_seeds, judge_seeds, judge_spread
-from engine.study.population import pooled
+from engine.statistics.comparison import compare, pairs_needed
+from engine.statistics.nested import FRESH, NO_VERDICT, generator_seeds, judge_seeds, judge_spread
+from engine.statistics.population import pooled
 
 
 def test_judge_seeds_are_shared_by_no_two_generators_and_fresh_ones_by_no_selection() -> None:

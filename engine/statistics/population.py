@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from engine.study.statistics import Interval
+from engine.statistics.intervals import Interval
 
 Floats = NDArray[np.float64]
 

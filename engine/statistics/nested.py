@@ -24,7 +24,7 @@ def judge_seed(generator: int, number: int) -> int:
     Shared by generators they would be drawn once and not once a generator: intervals over generators would be too
     narrow.
     """
-    from engine.training.draws import derive
+    from engine.seeds import derive
 
     return derive(generator, "judge", number)
 

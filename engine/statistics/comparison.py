@@ -11,10 +11,10 @@ from typing import cast
 import numpy as np
 from scipy import stats
 
-from engine.study.nested import NO_VERDICT
-from engine.study.population import Floats, pooled
-from engine.study.statistics import Interval, mean_interval, spread, standard_deviation
-from engine.study.studyresults import Compared, StudyGroup
+from engine.statistics.intervals import Interval, mean_interval, spread, standard_deviation
+from engine.statistics.nested import NO_VERDICT
+from engine.statistics.population import Floats, pooled
+from engine.statistics.published import Compared, StudyGroup
 
 LEVEL = 0.95
 POWER = 0.8

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from engine.study.studyresults import Spread
+from engine.statistics.published import Spread
 
 
 @dataclass(frozen=True)

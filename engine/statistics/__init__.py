@@ -1,0 +1,1 @@
+"""What figures can say: intervals, paired comparisons, and the nested seeds that they are over."""
