@@ -13,7 +13,7 @@ import yaml
 
 from engine.cluster.files import check
 from engine.cluster.files.common import pinned_ray
-from engine.cluster.files.providers import AZURE_PARAMETERS
+from engine.cluster.files.schema import load as schemas
 from tests.support.clusterfiles import CLUSTERS, ROOT
 
 YAMLS = sorted(CLUSTERS.rglob("*.yaml"))
@@ -131,20 +131,20 @@ def test_aws_fields_are_those_of_the_service() -> None:
 
 
 def test_the_list_of_aws_fields_is_that_of_the_service() -> None:
-    from engine.cluster.files.providers import AWS_NODE
-
+    known = set(schemas("ray_up_schema.json")["aws_node"]["properties"])
     session = pytest.importorskip("botocore.session").get_session()
     members = set(session.get_service_model("ec2").operation_model("RunInstances").input_shape.members)
-    assert members - AWS_NODE == {"MinCount", "MaxCount", "SubnetId"}  # Ray sets these
-    assert AWS_NODE - members == {"SubnetIds"}  # Ray's own
+    assert members - known == {"MinCount", "MaxCount", "SubnetId"}  # Ray sets these
+    assert known - members == {"SubnetIds"}  # Ray's own
 
 
 def test_the_list_of_azure_parameters_is_that_of_rays_template() -> None:
     import ray.autoscaler._private as private
 
     template = json.loads((Path(private.__file__).parent / "_azure/azure-vm-template.json").read_text())
+    known = set(schemas("ray_up_schema.json")["azure_parameters"]["properties"])
     set_by_ray = {"vmName", "vmTags", "vmCount", "msi", "nsg", "subnet"}
-    assert set(template["parameters"]) - set_by_ray == AZURE_PARAMETERS - {"availability_zone"}
+    assert set(template["parameters"]) - set_by_ray == known - {"availability_zone"}
 
 
 def test_image_and_setup_have_the_pinned_ray() -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from engine.cluster.files.findings import Findings, join, mapping, walk
+from engine.cluster.files.findings import Findings, at, join, mapping, walk
 
 SECRET_NAME = re.compile(
     r"(secret_?access_?key|access_?key_?id|session_?token|client_?secret|account_?key|connection_?string|sas_?token"
@@ -108,3 +108,14 @@ def open_addresses(findings: Findings, document: Any, prefix: str = "") -> None:
             everywhere = everywhere or value.lower() in ("*", "internet", "any")
         if everywhere:
             findings.problem(key, f"opens ports to every address ({value})", "name the network that may connect")
+
+
+def market(findings: Findings, key: str, unit: str, groups: dict[str, tuple[Any, bool]]) -> None:
+    """The label mimeo/market of each group of workers (by its dotted key) says whether its nodes are spot nodes."""
+    for where, (group, spot) in groups.items():
+        label = at(group, "labels", "mimeo/market")
+        if label is not None and (label == "spot") != spot:
+            what = f"says {label}, the nodes are {'spot' if spot else 'on demand'}"
+            findings.problem(f"{where}.labels.mimeo/market", what, "make them agree")
+    if groups and not any(spot for _, spot in groups.values()):
+        findings.advise(key, f"no {unit} uses spot nodes", "they cost a fraction, and a run survives their loss")

@@ -63,13 +63,13 @@ def join(prefix: str, name: Any) -> str:
     return f"{prefix}.{name}" if prefix else str(name)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], few: str = "known are") -> str:
     """What to do about an unknown name: the nearest known one, or all of them when they are few."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, 1, 0.6)
     if close:
         return f"did you mean {close[0]}?"
-    return f"known are {', '.join(known)}" if len(known) <= 12 else "remove it"
+    return f"{few} {', '.join(known)}" if len(known) <= 12 else "remove it"
 
 
 def walk(value: Any, prefix: str = "") -> Iterator[tuple[str, str, Any]]:

@@ -2,70 +2,72 @@
 
 from __future__ import annotations
 
+import functools
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import yaml
 
 from engine.cluster.files.findings import Findings, join, mapping, nearest
 from engine.errors import ConfigError
 
 KEPT = ("enum", "minimum", "maximum", "pattern", "minLength", "maxLength", "minItems", "maxItems")
-NAMES = {"object": "a mapping", "array": "a list", "string": "text", "integer": "a whole number", "number": "a number"}
-NAMES |= {"boolean": "true or false", "null": "empty"}
+NAMES = {"null": "empty", "boolean": "true or false", "object": "a mapping", "array": "a list", "string": "text"}
+NAMES |= {"integer": "a whole number", "number": "a number"}
+
+
+def _properties(validator: Any, properties: dict[str, Any], value: Any, schema: Any) -> Iterator[Any]:
+    """`properties`, where a missing one that has a `default` is judged as if it stood there."""
+    for name, part in properties.items() if isinstance(value, dict) else ():
+        if name in value or "default" in mapping(part):
+            given = value[name] if name in value else part["default"]
+            yield from validator.descend(given, part, path=name, schema_path=name)
+
+
+Validator = jsonschema.validators.extend(jsonschema.Draft202012Validator, {"properties": _properties})
+
+
+@functools.cache
+def load(name: str) -> dict[str, Any]:
+    """The schemas in a file of this folder by name; each carries the others, to which it may refer."""
+    parts = json.loads((Path(__file__).parent / name).read_text(encoding="utf-8"))["$defs"]
+    return {name: {**part, "$defs": parts} for name, part in parts.items()}
 
 
 def validate(findings: Findings, schema: dict[str, Any], document: Any, prefix: str = "") -> None:
     """Note every violation of a schema at its dotted key; a key that has a problem already gets no second one."""
-    import jsonschema
-
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(document)
+    errors = Validator(schema).iter_errors(document)
     for error in sorted(errors, key=lambda e: [str(part) for part in e.absolute_path]):
-        key = prefix
-        for part in error.absolute_path:
-            key = join(key, part)
+        key = functools.reduce(join, error.absolute_path, prefix)
         for where, what, fix in _explain(error, key):
             if not findings.has(where):
                 findings.problem(where, what, fix)
 
 
 def _explain(error: Any, key: str) -> list[tuple[str, str, str]]:
-    value, rule = error.instance, error.validator
-    if rule == "additionalProperties" and isinstance(value, dict):
+    value, rule, wanted = error.instance, error.validator, error.validator_value
+    if rule == "additionalProperties":
         known = mapping(error.schema.get("properties"))
-        return [
-            (join(key, name), "is not a known field", nearest(str(name), known)) for name in value if name not in known
-        ]
+        names = [name for name in value if name not in known]
+        return [(join(key, name), "is not a known field", nearest(str(name), known)) for name in names]
+    wanted = wanted if isinstance(wanted, list) else [wanted]
+    what, fix = error.message.splitlines()[0][:200], "correct it"
     if rule == "required":
-        name = error.message.split("'")[1]
-        return [(join(key, name), "is missing", "add it")]
-    if rule == "type":
-        wanted = error.validator_value if isinstance(error.validator_value, list) else [error.validator_value]
-        return [
-            (key, f"is {_named(value)}", f"write {' or '.join(NAMES.get(str(name), str(name)) for name in wanted)}")
-        ]
-    if rule == "enum":
-        return [(key, f"is {value!r}", f"write one of {', '.join(map(str, error.validator_value))}")]
-    if rule == "minItems":
-        return [(key, "is empty", "add an item")]
-    return [(key, error.message.splitlines()[0][:200], "correct it")]
-
-
-def _named(value: Any) -> str:
-    if value is None:
-        return "empty"
-    if isinstance(value, bool):
-        return "true or false"
-    for kind, name in (
-        (dict, "a mapping"),
-        (list, "a list"),
-        (str, "text"),
-        (int, "a whole number"),
-        (float, "a number"),
-    ):
-        if isinstance(value, kind):
-            return name
-    return type(value).__name__
+        key, what, fix = join(key, error.message.split("'")[1]), "is missing", "add it"
+    elif rule == "type":
+        is_type = Validator.TYPE_CHECKER.is_type
+        what = f"is {next((words for kind, words in NAMES.items() if is_type(value, kind)), type(value).__name__)}"
+        fix = f"write {' or '.join(NAMES[name] for name in wanted)}"
+    elif rule in ("enum", "const"):
+        what, fix = f"is {value!r}", nearest(str(value), map(str, wanted), "write one of")
+    elif rule == "minItems":
+        what, fix = "is empty", "add an item"
+    if "error" in error.schema and (rule != "type" or value is None):
+        what, _, fix = error.schema["error"].partition("; ")
+    return [(key, what, fix)]
 
 
 def from_crd(node: dict[str, Any]) -> dict[str, Any]:
@@ -81,13 +83,11 @@ def from_crd(node: dict[str, Any]) -> dict[str, Any]:
     if properties:
         out["properties"] = {name: from_crd(mapping(child)) for name, child in properties.items()}
         out["additionalProperties"] = bool(node.get("x-kubernetes-preserve-unknown-fields"))
-    elif isinstance(node.get("additionalProperties"), dict):
-        out["additionalProperties"] = from_crd(node["additionalProperties"])
+    for name in ("items", "additionalProperties"):
+        if name not in out and isinstance(node.get(name), dict):
+            out[name] = from_crd(node[name])
     defaults = {name for name, child in properties.items() if "default" in mapping(child)}
-    if required := [name for name in node.get("required", ()) if name not in defaults]:
-        out["required"] = required
-    if isinstance(node.get("items"), dict):
-        out["items"] = from_crd(node["items"])
+    out["required"] = [name for name in node.get("required", ()) if name not in defaults]
     return out
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from engine.cluster.files import check
-from engine.cluster.files.schema import from_crd
+from engine.cluster.files.findings import Findings
+from engine.cluster.files.schema import from_crd, load, validate
 from tests.support.clusterfiles import CLUSTERS, planted
 
 CRD = {
@@ -58,6 +61,27 @@ def test_conversion() -> None:
     for change in ({"extra": 1}, {"port": 1.5}, {"rayVersion": None}, {"scale": "2"}):
         assert not judge.is_valid(good | change), change
     assert not judge.is_valid({"scale": 1})
+
+
+@pytest.mark.parametrize("name", ["kuberay_schema.json", "ray_up_schema.json"])
+def test_the_schemas_are_valid_and_refer_to_what_is_there(name: str) -> None:
+    import jsonschema
+
+    for schema in load(name).values():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert set(re.findall(r"#/\$defs/(\w+)", json.dumps(schema))) <= set(load(name))
+
+
+def test_a_missing_field_is_judged_as_its_default() -> None:
+    mode = {"const": "token", "default": None, "error": "is not token; write token"}
+    schema = {"properties": {"options": {"default": {}, "properties": {"mode": mode}}}}
+    for document in ({}, {"options": {}}, {"options": {"mode": "none"}}, {"options": {"mode": "token"}}):
+        findings = Findings("f")
+        validate(findings, schema, document, "spec")
+        good = document == {"options": {"mode": "token"}}
+        assert [str(p) for p in findings.problems] == (
+            [] if good else ["f: spec.options.mode: is not token; write token"]
+        )
 
 
 def test_a_folder_of_definitions_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
