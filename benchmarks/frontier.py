@@ -30,7 +30,7 @@ from engine.images.image_reader import Reader
 from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
 from engine.training.judge_data import Arrays
-from engine.training.judge_training import Arm, Data, judge_one
+from engine.training.judge_fit import Arm, Data, judge_one
 from engine.training.loop import Loop
 from engine.training.pretrain import heldout
 from engine.training.pretrain.pixel_stage import PixelStage, build_cache

@@ -77,7 +77,8 @@ class Engine:
         from engine.storage.store import open_store
         from engine.training.loop import Loop
         from engine.training.matching import data
-        from engine.training.matching.matching_worker import Job, Matching
+        from engine.training.matching.matching_job import Job
+        from engine.training.matching.matching_worker import Matching
         from engine.training.setup import Place
 
         rows = output.catalog.split("train")

@@ -17,8 +17,8 @@ from engine.diffusion.checkpoint import size_note
 from engine.diffusion.layout import INDEX
 from engine.errors import DataError
 from engine.generation.sample_plan import Plan
+from engine.images.listing import planned_labels
 from engine.images.sources.overlap import check_output
-from engine.images.splits import planned_labels
 from engine.shards import cost, records
 from engine.shards.names import PLAN, PlanFacts, shard_name
 from engine.shards.records import Record

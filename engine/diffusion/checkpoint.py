@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import __version__
-from engine.diffusion import classes, hub, inputs, layout, plausible, schedulers, weights
+from engine.diffusion import hub, inputs, layout, plausible, schedulers, weights
 from engine.diffusion.families import FAMILIES
 from engine.diffusion.families.checks import scale
 from engine.diffusion.families.family import CheckpointFacts, Configs, Places
@@ -106,7 +106,7 @@ def inspect(model: ModelSpec, image_size: int) -> Checkpoint:
         digest=digest,
         files=digests,
         parameters=sum(tensor.size for header in parts for tensor in header.values()),
-        class_labels=classes.read_labels(index.settings.get("id2label"), facts.get("classes") or 0),
+        class_labels=layout.read_labels(index.settings.get("id2label"), facts.get("classes") or 0),
         **facts,
     )
 

@@ -64,19 +64,6 @@ def shown(found: Sequence[int], class_names: Sequence[str], checkpoint: Checkpoi
     return ", ".join(told) + (f" and {len(found) - 5:,} more" if len(found) > 5 else "")
 
 
-def read_labels(value: Any, classes: int) -> dict[int, str] | None:
-    """The `id2label` of a model index, without what is no class; ConfigError where it is not numbers and names."""
-    if not value:
-        return None
-    try:
-        labels = {int(number): name for number, name in value.items()}
-    except (AttributeError, TypeError, ValueError):
-        labels = {0: None}
-    if not all(isinstance(name, str) for name in labels.values()):
-        raise ConfigError("model_index.json", "has an id2label that is not a table of numbers and names", "correct it")
-    return {number: name for number, name in labels.items() if 0 <= number < classes}
-
-
 class _Labels:
     """The checkpoint's labels, found by name."""
 

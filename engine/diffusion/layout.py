@@ -215,3 +215,16 @@ def _convert_hint(folder: Path) -> str:
         if path.suffix in (*PICKLED, ".safetensors"):
             return conversion(path)
     return "give a directory that StableDiffusionPipeline.save_pretrained has written"
+
+
+def read_labels(value: Any, classes: int) -> dict[int, str] | None:
+    """The `id2label` of a model index, without what is no class; ConfigError where it is not numbers and names."""
+    if not value:
+        return None
+    try:
+        labels = {int(number): name for number, name in value.items()}
+    except (AttributeError, TypeError, ValueError):
+        labels = {0: None}
+    if not all(isinstance(name, str) for name in labels.values()):
+        raise ConfigError("model_index.json", "has an id2label that is not a table of numbers and names", "correct it")
+    return {number: name for number, name in labels.items() if 0 <= number < classes}

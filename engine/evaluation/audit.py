@@ -22,9 +22,10 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage import documents
 from engine.storage.store import Store
+from engine.training import judge_fit
 from engine.training import judge_training as training
 from engine.training.judge_data import CHUNK, LOSSY, Arrays, real_images, shrink, through_codec
-from engine.training.judge_training import Arm, Data
+from engine.training.judge_fit import Arm, Data
 
 RESULT = output.COPIES
 FEWEST = 100  # validation images: with fewer, the test split's images are the held-out ones
@@ -60,7 +61,7 @@ class Audit:
 
     def copies(self, data: Data | None = None) -> Copies | None:
         """The published audit, or a new one; None where the run's arms have no synthetic images."""
-        multiples = sorted({arm.multiple for arm in training.arms(self.spec.judge) if arm.multiple})
+        multiples = sorted({arm.multiple for arm in judge_fit.arms(self.spec.judge) if arm.multiple})
         if not multiples:
             return None
         known = documents.find(self.store, RESULT, Copies)
@@ -133,7 +134,7 @@ def audited(
     assert data.synthetic is not None
     synthetic, kinds = data.synthetic, {arm.kind for arm in wanted}
     edges = [len(synthetic.below(multiple * data.n).labels) for multiple in multiples]
-    model, _, _ = training.fit(Arm("real"), 0, spec.judge, data, device)
+    model, _, _ = judge_fit.fit(Arm("real"), 0, spec.judge, data, device)
     pixels = PixelSpace(is_grey(synthetic.pixels) and is_grey(data.train.pixels) and is_grey(held.pixels))
     spaces = [
         measure(space, synthetic.pixels, data.train.pixels, held.pixels, edges, device)

@@ -18,9 +18,9 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store
-from engine.training import judge_training
+from engine.training import judge_fit, judge_training
 from engine.training.judge_data import resolution
-from engine.training.judge_training import Arm
+from engine.training.judge_fit import Arm
 from engine.training.setup import place, run
 
 if TYPE_CHECKING:
@@ -88,9 +88,7 @@ def listed(spec: RunSpec, store: Store) -> list[Named]:
         return [Named(name, facts[name]["arm"], facts[name]["seed"], True) for name in names]
     own = judge_spec(spec, store)
     return [
-        Named(f"{arm.key}-{seed}", arm.key, seed, False)
-        for arm in judge_training.arms(own)
-        for seed in range(own.seeds)
+        Named(f"{arm.key}-{seed}", arm.key, seed, False) for arm in judge_fit.arms(own) for seed in range(own.seeds)
     ]
 
 
@@ -132,7 +130,7 @@ def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wan
     if not missing:
         return
     own = judge_spec(spec, store)
-    arms = {arm.key: arm for arm in judge_training.arms(own)}
+    arms = {arm.key: arm for arm in judge_fit.arms(own)}
     jobs = [(arms[named.arm], named.seed) for named in missing]
     multiple = max(arm.multiple for arm, _ in jobs)
     data = judge_training.images(spec, catalog, store, progress, multiple)
@@ -143,7 +141,7 @@ def train(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, wan
 
 
 class Config(TypedDict):
-    """What the workers are sent; `data` is a reference to `judge_training.Data`."""
+    """What the workers are sent; `data` is a reference to `judge_fit.Data`."""
 
     jobs: list[tuple[Arm, int]]
     data: Any
@@ -168,9 +166,9 @@ def loop(config: Config) -> None:
         board.update(name, k + 1, len(jobs), "judges")
 
 
-def weights(arm: Arm, seed: int, spec: JudgeSpec, data: judge_training.Data, device: torch.device | str) -> bytes:
+def weights(arm: Arm, seed: int, spec: JudgeSpec, data: judge_fit.Data, device: torch.device | str) -> bytes:
     """Train one judge; its weights as safetensors."""
     from safetensors.torch import save
 
-    model, _, _ = judge_training.fit(arm, seed, spec, data, device)
+    model, _, _ = judge_fit.fit(arm, seed, spec, data, device)
     return save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})

@@ -21,7 +21,7 @@ from engine.spec.recipe import JudgeSpec
 from engine.statistics.intervals import mean_interval, spread
 from engine.storage.store import Store, address
 from engine.training.judge_data import Arrays
-from engine.training.judge_training import Arm, Data, Outcome, arms
+from engine.training.judge_fit import Arm, Data, Outcome, arms
 from engine.training.measures import METRICS
 from engine.training.strong import KINDS as AUGMENTATIONS
 

@@ -19,9 +19,10 @@ from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.statistics.intervals import binomial_error, ratio_interval, spread
 from engine.storage.store import Store
+from engine.training import judge_fit
 from engine.training import judge_training as training
 from engine.training.judge_data import codec, resolution
-from engine.training.judge_training import Arm, Outcome
+from engine.training.judge_fit import Arm, Outcome
 from engine.training.trainingresults import Codec
 
 RESULT = output.JUDGE
@@ -81,7 +82,7 @@ def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> 
     test_per_class = np.bincount(labels, minlength=len(catalog.class_names)).tolist()
     result: JudgeResult = {
         "arms": _with_copies(
-            compare(outcomes, (*training.arms(spec.judge), *planned.arms), test_per_class, spec.judge.metric), copies
+            compare(outcomes, (*judge_fit.arms(spec.judge), *planned.arms), test_per_class, spec.judge.metric), copies
         ),
         "metric": spec.judge.metric,
         "copies": copies,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.errors import ClusterError, ConfigError, DataError
 from engine.images.labels import Labels, near_match, same_but_spelling
 from engine.images.sources import Place, Ref, Rejected, open_sets
-from engine.images.splits import apportion, counts
+from engine.images.splits import allocate, apportion, counts, refuse_empty_test, require_all
 from engine.spec import RunSpec
 from engine.spec.recipe import SplitSpec
 
@@ -200,3 +200,25 @@ def check_memory(images: int) -> None:
         raise ClusterError(
             "source", f"{what}, this machine has {total >> 30:,}", "set source.limit, or start it on a larger machine"
         )
+
+
+def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Labels of the training images that a run would have if every image were good and distinct, and the class names.
+
+    Lists the source and opens no image, for a plan before there is a catalog. Raises DataError or ConfigError.
+    """
+    listing = Listing(spec)
+    codes: list[int] = []
+    tests = 0
+    for group in listing.groups():
+        codes += [candidate.code for candidate in group if not candidate.set]
+        tests += sum(1 for candidate in group if candidate.set)
+    names, numbers = listing.classes()
+    labels = numbers[np.array(codes, np.int64)]
+    sizes = np.bincount(labels, minlength=len(names)).astype(np.int64)
+    require_all(sizes, names)
+    given_test = "test" in listing.sets
+    if given_test and not tests:
+        refuse_empty_test(entry.reason for entry in listing.bad if entry.set)
+    in_train, _, _ = allocate(spec.split, sizes, given_test=given_test)
+    return np.repeat(np.arange(len(names), dtype=np.int32), in_train), names

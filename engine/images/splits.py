@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.errors import DataError
-from engine.spec import RunSpec
 from engine.spec.recipe import SplitSpec
 
 NAMES = ("unused", "train", "validation", "test")
@@ -146,30 +145,6 @@ def _assign_groups(out: NDArray[np.int8], room: Ints, ordered: Ints, labels: Int
             if side != TRAIN or rest or room[TRAIN, labels[row]] > 0:
                 out[row] = side
                 room[side, labels[row]] -= 1
-
-
-def planned_labels(spec: RunSpec) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Labels of the training images that a run would have if every image were good and distinct, and the class names.
-
-    Lists the source and opens no image, for a plan before there is a catalog. Raises DataError or ConfigError.
-    """
-    from engine.images.listing import Listing
-
-    listing = Listing(spec)
-    codes: list[int] = []
-    tests = 0
-    for group in listing.groups():
-        codes += [candidate.code for candidate in group if not candidate.set]
-        tests += sum(1 for candidate in group if candidate.set)
-    names, numbers = listing.classes()
-    labels = numbers[np.array(codes, np.int64)]
-    sizes = np.bincount(labels, minlength=len(names)).astype(np.int64)
-    require_all(sizes, names)
-    given_test = "test" in listing.sets
-    if given_test and not tests:
-        refuse_empty_test(entry.reason for entry in listing.bad if entry.set)
-    in_train, _, _ = allocate(spec.split, sizes, given_test=given_test)
-    return np.repeat(np.arange(len(names), dtype=np.int32), in_train), names
 
 
 def refuse_empty_test(reasons: Iterable[str]) -> NoReturn:

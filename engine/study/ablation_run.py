@@ -27,7 +27,7 @@ from engine.study.studyresults import AblationTrial, Copied, RealJudges
 from engine.study.trial import Shared, judge_real, run_trial, train_generator
 from engine.study.trials import Trial
 from engine.training.judge_data import real_images
-from engine.training.judge_training import arms as judged
+from engine.training.judge_fit import arms as judged
 from engine.training.judge_training import check as check_judge
 
 RESULT = output.ABLATION

@@ -20,7 +20,7 @@ from engine.statistics.population import Floats
 from engine.storage.store import Store
 from engine.study.studyresults import JudgeReading
 from engine.training.judge_data import Arrays, real_images
-from engine.training.judge_training import Arm, Data
+from engine.training.judge_fit import Arm, Data
 
 VALIDATION, TEST = "validation", "test"  # the splits that studies read: to choose, and once after it
 
@@ -43,7 +43,7 @@ class Reading:
 def read(arm: Arm, seed: int, spec: JudgeSpec, data: Data, device: str) -> Reading:
     """Train one classifier and score it once on `data.test`; ConfigError where its training diverges."""
     from engine.training import judge_model
-    from engine.training.judge_training import fit
+    from engine.training.judge_fit import fit
 
     model, _, drawn = fit(arm, seed, spec, data, device)
     held = data.test

@@ -24,7 +24,7 @@ from engine.storage.store import Store, address, open_store
 from engine.study.judge_reading import Reading, read
 from engine.study.studyresults import Copied
 from engine.training.judge_data import Arrays, synthetic_images
-from engine.training.judge_training import Arm, Data
+from engine.training.judge_fit import Arm, Data
 
 Readings = dict[str, list[Reading]]
 
@@ -126,7 +126,7 @@ def judge_real(spec: RunSpec, seed: int, shared: Shared, device: str) -> list[Re
 
 
 def _judge(spec: RunSpec, synthetic: Arrays, shared: Shared, device: str) -> Readings:
-    from engine.training.judge_training import arms
+    from engine.training.judge_fit import arms
 
     n = len(shared.train.labels)
     wanted = [arm for arm in arms(spec.judge) if arm.multiple and arm.multiple * n <= spec.generate.count]

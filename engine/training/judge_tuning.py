@@ -19,7 +19,7 @@ from engine.storage.store import Store
 if TYPE_CHECKING:
     import torch
 
-    from engine.training.judge_training import Arm, Data
+    from engine.training.judge_fit import Arm, Data
 
 RATES, LENGTHS = (1, 3), (1, 2)  # times judge.lr and judge.steps
 
@@ -39,7 +39,7 @@ def tuned(arm: Arm, generator: int, spec: JudgeSpec, data: Data, device: torch.d
     raises. The seeds of these judges are no others'. Without `spec.tune`, or without validation images, the spec
     itself.
     """
-    from engine.training.judge_training import judge_one
+    from engine.training.judge_fit import judge_one
 
     if not spec.tune or data.validation is None:
         return spec

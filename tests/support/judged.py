@@ -14,7 +14,8 @@ from engine.evaluation.judge_result import judge
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.storage.store import Store
-from engine.training.judge_training import Outcome, arms, outcome_name
+from engine.training.judge_fit import Outcome, arms
+from engine.training.judge_training import outcome_name
 from tests.support.synthetic import Quiet
 
 

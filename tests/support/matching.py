@@ -20,7 +20,8 @@ from engine.spec import RunSpec, validate
 from engine.storage.store import open_store
 from engine.training.latent_cache import Cache, Inputs
 from engine.training.matching import data
-from engine.training.matching.matching_worker import Job, Matching
+from engine.training.matching.matching_job import Job
+from engine.training.matching.matching_worker import Matching
 from engine.training.setup import Place
 from tests.support.outputs import Output
 from tests.support.training import CPU

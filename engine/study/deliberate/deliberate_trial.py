@@ -23,7 +23,7 @@ from engine.study.judge_reading import VALIDATION, Reading, read
 from engine.study.studyresults import ArmTrial, Round
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
-from engine.training.judge_training import Arm, Data
+from engine.training.judge_fit import Arm, Data
 from engine.training.trainingresults import ArmKind
 
 RESULTS = output.DELIBERATE_TRIALS

@@ -13,7 +13,7 @@ from engine.spec import RunSpec
 from engine.study.equivalence.equivalence_plan import Cell, cell_spec, judge_seeds, multiples, order, section, sizes
 from engine.study.trial import Shared, quiet, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
-from engine.training.judge_training import Arm, Data, judge_one
+from engine.training.judge_fit import Arm, Data, judge_one
 
 Accuracies = dict[str, list[float]]
 

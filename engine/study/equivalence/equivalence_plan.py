@@ -98,7 +98,7 @@ def judge_seeds(spec: RunSpec, repeat: int) -> list[int]:
 
 def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, sizes that cannot work (ConfigError, DataError)."""
-    from engine.images.splits import planned_labels
+    from engine.images.listing import planned_labels
     from engine.training.matching.matching_precheck import precheck
 
     if spec.judge.tune:

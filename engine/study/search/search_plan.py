@@ -159,7 +159,7 @@ def finished(spec: RunSpec, store: Store) -> SearchResult | None:
 
 def check(spec: RunSpec) -> None:
     """Refuse, before Ray starts, splits, and settings that cannot work (ConfigError)."""
-    from engine.images.splits import planned_labels
+    from engine.images.listing import planned_labels
     from engine.study.judge_reading import need_validation
     from engine.training.matching.matching_precheck import precheck
 

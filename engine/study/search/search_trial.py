@@ -18,7 +18,7 @@ from engine.study.judge_reading import read
 from engine.study.search.search_plan import Point, Seeds, Work, largest, name_of, outcome, set_spec
 from engine.study.trial import Shared, fine_tuned, quiet, synthetic_set, train_generator, trial_store
 from engine.training.judge_data import Arrays, synthetic_images
-from engine.training.judge_training import Arm, Data
+from engine.training.judge_fit import Arm, Data
 from engine.training.matching.matching_precheck import MARKER
 
 

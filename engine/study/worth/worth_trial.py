@@ -24,7 +24,7 @@ from engine.storage.store import Store
 from engine.study.judge_reading import packed
 from engine.study.trial import Shared, quiet, reporter, synthetic_set, train_generator
 from engine.training.judge_data import Arrays, synthetic_images
-from engine.training.judge_training import Arm, Data, arms, fit
+from engine.training.judge_fit import Arm, Data, arms, fit
 from engine.training.measures import METRICS, measured
 from engine.training.trainingresults import ArmKind
 

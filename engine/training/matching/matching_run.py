@@ -23,8 +23,9 @@ from engine.storage.store import Store
 from engine.training import setup
 from engine.training import training_state as checkpoints
 from engine.training.matching import adapter, data
+from engine.training.matching.matching_job import Job
 from engine.training.matching.matching_precheck import MARKER, precheck
-from engine.training.matching.matching_worker import CHECKPOINTS, Config, Job, Matching, train
+from engine.training.matching.matching_worker import CHECKPOINTS, Config, Matching, train
 from engine.training.trainingresults import Marker
 
 VERSION = 1  # raised when the same inputs would give another adapter

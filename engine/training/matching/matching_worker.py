@@ -3,56 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import pyarrow as pa
 
 from engine import output
-from engine.cluster.board import Board
 from engine.conditions import featuremodel
 from engine.conditions.table import Conditions
 from engine.diffusion import families
-from engine.diffusion.checkpoint import Checkpoint
-from engine.spec import RunSpec
-from engine.spec.training import MatchSpec
-from engine.storage.store import Store
 from engine.training import setup
 from engine.training import training_state as checkpoint
 from engine.training.latent_cache import Inputs
 from engine.training.loop import Loop
 from engine.training.matching import adapter, data, publish_match
 from engine.training.matching.latent_features import features
+from engine.training.matching.matching_job import Job
 from engine.training.matching.matching_stage import MatchStage
 from engine.training.matching.matching_watch import Watch
 from engine.training.resume import resume
 from engine.training.setup import Ended, Place
 
 CHECKPOINTS = output.MATCH_CHECKPOINTS
-
-
-@dataclass(frozen=True)
-class Job:
-    """One fine-tune: its recipe, its generator, where results go, what it is made from, until when (`time.time()`) it
-    may run.
-
-    `features` is the digest of the model whose features its MMD term compares, "" where it compares none.
-    """
-
-    spec: RunSpec
-    store: Store
-    checkpoint: Checkpoint
-    made_from: Mapping[str, object]
-    deadline: float | None = None
-    board: Board | None = None
-    features: str = ""
-
-    @property
-    def match(self) -> MatchSpec:
-        """The recipe's section."""
-        assert self.spec.match is not None
-        return self.spec.match
 
 
 class Config(TypedDict):

@@ -24,7 +24,7 @@ from engine.training.matching.matching_stage import MatchStage
 from engine.training.trainingresults import MatchResults
 
 if TYPE_CHECKING:
-    from engine.training.matching.matching_worker import Job
+    from engine.training.matching.matching_job import Job
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 

@@ -16,7 +16,8 @@ from engine.evaluation.nearest import PixelSpace
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import open_store
 from engine.training.judge_data import Arrays
-from engine.training.judge_training import Arm, Data, filled, judge_one
+from engine.training.judge_fit import Arm, Data, judge_one
+from engine.training.judge_training import filled
 from tests.support.checkpoints import write_checkpoint
 from tests.support.synthetic import digits_spec
 

@@ -20,7 +20,7 @@ from engine.spec import RunSpec
 from engine.spec.classifier import TrainSpec
 from engine.statistics.comparison import compare
 from engine.storage.store import Store, open_store
-from engine.training import judge_training
+from engine.training import judge_fit, judge_training
 from engine.training.classifier import classifier_models, saved
 from engine.training.judge_data import real_images
 from tests.support.synthetic import Quiet, claimed, digits_spec, noisy_digits, write_shards
@@ -54,9 +54,9 @@ def output(
 def test_judges_are_those_of_the_judge_verb(output: tuple[RunSpec, Store, Catalog, dict[str, Any]]) -> None:
     spec, store, catalog, result = output
     data = judge_training.images(spec, catalog, store, Quiet(), 2)
-    for arm in (judge_training.Arm("real"), judge_training.Arm("synthetic", 2)):
+    for arm in (judge_fit.Arm("real"), judge_fit.Arm("synthetic", 2)):
         for seed in (0, 1):
-            expected = judge_training.judge_one(arm, seed, spec.judge, data).accuracy
+            expected = judge_fit.judge_one(arm, seed, spec.judge, data).accuracy
             assert result["sets"]["test"]["arms"][arm.key]["values"][seed] == pytest.approx(expected, abs=1e-9)
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 
 from engine.evaluation.judge_result import COVERS, compare
 from engine.spec.recipe import JudgeSpec
-from engine.training.judge_training import arms
+from engine.training.judge_fit import arms
 from tests.support.judged import outcome
 
 SIZES = [50, 30, 20]

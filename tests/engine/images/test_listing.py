@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from engine.errors import ConfigError, DataError
-from engine.images.listing import Listing
-from engine.images.splits import planned_labels
+from engine.images.listing import Listing, planned_labels
 from engine.spec import RunSpec, validate
 from engine.spec.recipe import SplitSpec
 from tests.support.images import mixed_folder, plain_folder, save

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.errors import DataError
-from engine.images.splits import NAMES, allocate, apportion, assign, counts, planned_labels
+from engine.images.listing import planned_labels
+from engine.images.splits import NAMES, allocate, apportion, assign, counts
 from engine.spec import validate
 from engine.spec.recipe import SplitSpec
 

@@ -12,7 +12,7 @@ from engine.evaluation.judge_result import compare
 from engine.report.advice import advise
 from engine.report.facts import Facts, gather
 from engine.spec.recipe import JudgeSpec
-from engine.training.judge_training import Outcome, arms
+from engine.training.judge_fit import Outcome, arms
 from tests.support.hostile import JudgedRun
 from tests.support.judged import outcome
 

@@ -17,7 +17,8 @@ from engine.spec import RunSpec
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import Store, open_store
 from engine.training.judge_data import Arrays, codec, real_images, resolution, shrink, synthetic_images, through_codec
-from engine.training.judge_training import Arm, Data, Outcome, arms, check, judge_one, outcome_name, outcomes
+from engine.training.judge_fit import Arm, Data, Outcome, arms, judge_one
+from engine.training.judge_training import check, outcome_name, outcomes
 from tests.support.synthetic import Quiet, QuietTask, claimed, digits_spec, noisy_digits, write_shards
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -13,7 +13,7 @@ from engine.spec import load, spec_hash
 from engine.spec.recipe import JudgeSpec
 from engine.storage.store import open_store
 from engine.training.judge_data import Arrays
-from engine.training.judge_training import Arm, Data, judge_one
+from engine.training.judge_fit import Arm, Data, judge_one
 from engine.training.judge_tuning import tuned, tuned_once
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from engine.errors import DataError
-from engine.images.listing import Listing
+from engine.images.listing import Listing, planned_labels
 from engine.images.sources import open_sets
 from engine.images.sources.split_folders import check_files, role
-from engine.images.splits import planned_labels
 from engine.spec import RunSpec, validate
 from engine.spec.recipe import FolderSource, ImagesSpec
 from tests.support import s3

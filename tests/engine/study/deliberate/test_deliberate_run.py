@@ -24,8 +24,8 @@ from engine.study.deliberate.deliberate_trial import Study, _weights, name_of, r
 from engine.study.judge_reading import packed
 from engine.study.trial import Shared
 from engine.training.judge_data import Arrays
+from engine.training.judge_fit import Arm, Data, fit
 from engine.training.judge_model import probabilities
-from engine.training.judge_training import Arm, Data, fit
 from tests.support import outputs
 from tests.support.outputs import Output
 from tests.support.synthetic import Quiet

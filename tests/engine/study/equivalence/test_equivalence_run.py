@@ -20,7 +20,7 @@ from engine.study.equivalence import equivalence_run as studies
 from engine.study.equivalence.cell import Study, _synthetic, run_cell
 from engine.study.equivalence.equivalence_plan import Cell
 from engine.training.judge_data import Arrays
-from engine.training.judge_training import Arm, Data, judge_one
+from engine.training.judge_fit import Arm, Data, judge_one
 from tests.support import outputs
 from tests.support.outputs import Output
 
