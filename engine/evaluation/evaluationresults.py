@@ -129,7 +129,7 @@ class JudgedArm(TypedDict):
     """One training set of `results/judge.json`, a value a judge seed; the first three numbers count images.
 
     `mean` to `ratio_interval`, but for `test_error`, are of the recipe's metric, whose `values` stand beside
-    `accuracies`.
+    `accuracies`. `validation`: the same metric on validation images, which advice goes by; None where there are none.
     """
 
     kind: ArmKind
@@ -148,6 +148,7 @@ class JudgedArm(TypedDict):
     loss: float
     seconds: float
     values: NotRequired[list[float]]
+    validation: NotRequired[list[float] | None]
     measures: NotRequired[dict[str, Measure]]
     copies: NotRequired[SetCopies]
     control: NotRequired[Against]

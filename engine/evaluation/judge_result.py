@@ -38,16 +38,10 @@ COVERS = (
 )
 
 
-class ArmResult(JudgedArm):
-    """An arm as it is written; who reads it back does without `validation`, its metric on validation images."""
-
-    validation: list[float] | None
-
-
 class JudgeResult(TypedDict):
     """`results/judge.json` as it is written; `evaluationresults.Judged` is what is read back."""
 
-    arms: dict[str, ArmResult]
+    arms: dict[str, JudgedArm]
     metric: str
     copies: Copies | None
     left_out: dict[str, str]
@@ -106,7 +100,7 @@ def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> 
 
 def compare(
     outcomes: Sequence[Outcome], arms: Sequence[Arm], test_per_class: Sequence[int], metric: str = "accuracy"
-) -> dict[str, ArmResult]:
+) -> dict[str, JudgedArm]:
     """Each arm's statistics by its key, in the order of `arms`; `ratio` and its interval are None without a real arm.
 
     Arms with synthetic images have `control` where there is one: the best control against them.
@@ -118,7 +112,7 @@ def compare(
     return {key: arm | ({"control": beside[key]} if key in beside else {}) for key, arm in told.items()}
 
 
-def _with_copies(arms: Mapping[str, ArmResult], copies: Copies | None) -> dict[str, ArmResult]:
+def _with_copies(arms: Mapping[str, JudgedArm], copies: Copies | None) -> dict[str, JudgedArm]:
     """The arms, those with synthetic images with their part of the audit."""
     sets = copies["sets"] if copies is not None else {}
     with_synthetic = {key for key, arm in arms.items() if arm["kind"] in ("synthetic", "mixed")}
@@ -131,7 +125,7 @@ def _with_copies(arms: Mapping[str, ArmResult], copies: Copies | None) -> dict[s
 
 def _arm(
     arm: Arm, outcomes: Sequence[Outcome], real: Sequence[float], test_per_class: Sequence[int], metric: str
-) -> ArmResult:
+) -> JudgedArm:
     values, accuracies = ([outcome.value(name) for outcome in outcomes] for name in (metric, "accuracy"))
     told, mean = spread(values, LEVEL), float(np.mean(values))
     held = [outcome.validation for outcome in outcomes if outcome.validation is not None]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 from engine.evaluation.evaluationresults import JudgedArm
-from engine.evaluation.judge_result import ArmResult
 from engine.evaluation.run_summary import arm_label, bracket, percent
 from engine.generation.gate import advice as gate_advice
 from engine.report.facts import Facts
@@ -66,7 +64,7 @@ def _run(facts: Facts, what: str, **settings: object) -> str:
 
 def _values(arm: JudgedArm) -> list[float]:
     """The metric of each seed on VALIDATION images: what is chosen on test images is no longer measured by them."""
-    held = cast(ArmResult, arm)["validation"]
+    held = arm.get("validation")
     assert held is not None
     return list(held)
 

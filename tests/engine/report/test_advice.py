@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine.evaluation.evaluationresults import Judged
 from engine.evaluation.judge_result import compare
 from engine.report.advice import advise
 from engine.report.facts import Facts, gather
 from engine.spec.recipe import JudgeSpec
+from engine.storage import documents
 from engine.training.judge_fit import Outcome, arms
 from tests.support.hostile import JudgedRun
 from tests.support.judged import outcome
@@ -25,7 +28,7 @@ def base(judged_run: JudgedRun) -> Facts:
 
 
 def facts(base: Facts, shares: dict[str, list[Any]], **changes: Any) -> Facts:
-    """The run with other judge results (400 test images a class) and nothing set aside."""
+    """The run with other judge results (400 test images a class), read back from their file, and nothing set aside."""
     multiples = tuple(sorted({int(key.split("_")[1][:-1]) for key in shares if "_" in key}))
     seeds = len(next(iter(shares.values())))
     kinds = tuple(dict.fromkeys(key.split("_")[0] for key in shares))
@@ -36,7 +39,12 @@ def facts(base: Facts, shares: dict[str, list[Any]], **changes: Any) -> Facts:
     ]
     spec = JudgeSpec(arms=kinds, multiples=multiples or (1,), seeds=seeds)
     judge = {**(base.judge or {}), "arms": compare(found, arms(spec), SIZES), "test_per_class": SIZES, "n_test": 2000}
-    quiet = {"judge": {**judge, "seeds": list(range(seeds))}, "quarantined": Counter(), "bad_images": Counter()}
+    text = json.dumps({**judge, "seeds": list(range(seeds))}).encode()
+    quiet = {
+        "judge": documents.parse(text, Judged, "results/judge.json"),
+        "quarantined": Counter(),
+        "bad_images": Counter(),
+    }
     return replace(base, **{**quiet, **changes})
 
 
