@@ -97,7 +97,7 @@ def _root(
         raise StorageError("the working folder", "is gone", "change to a folder that exists") from None
 
 
-UsageFault = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
+UsageFault: Any = typer.BadParameter.__mro__[1]  # click's UsageError, of whichever click typer brings
 
 
 class Terminated(BaseException):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
@@ -43,8 +44,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, against: Again
             with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = equivalence(run.spec, made, run.store, run.reporter)
-        run.store.replace(output.beside(output.EQUIVALENCE, "md"), markdown(result).encode())
-        run.store.replace(output.beside(output.EQUIVALENCE, "svg"), figure([result, *others]))
+        run.store.replace(tree.beside(tree.EQUIVALENCE, "md"), markdown(result).encode())
+        run.store.replace(tree.beside(tree.EQUIVALENCE, "svg"), figure([result, *others]))
     console = Terminal()
     console.print(table(result))
     for entry in result["advice"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
@@ -30,7 +31,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             with session(run.spec.resources, store=run.store):
                 run_stages(run, upto("generate" if needs_synthetic(run.spec, run.store) else "catalog"))
                 result = evaluate(run.spec, catalog.load(run.store), run.store, run.reporter)
-            if run.store.exists(output.REPORT):
+            if run.store.exists(tree.REPORT):
                 from engine.report import html
 
                 html.write(run.store, read_spec(run.store))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from engine import output
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from engine.conditions import prompts
 from engine.conditions.stored import CAPTIONS
@@ -49,7 +49,7 @@ def begun(spec: RunSpec, output: str | None) -> Store | None:
 def train_labels(spec: RunSpec, store: Store | None) -> tuple[np.ndarray, tuple[str, ...], str]:
     """Labels of the training rows, class names, and where they come from: the run's catalog, or a scan of the
     source."""
-    if store is not None and store.exists(output.CATALOG_DONE):
+    if store is not None and store.exists(tree.CATALOG_DONE):
         from engine.images import catalog
 
         made = catalog.load(store)
@@ -76,7 +76,7 @@ def reading(spec: RunSpec, store: Store | None, names: tuple[str, ...]) -> tuple
 
     model = spec.model
     folder = hub.known(model.checkpoint, model.revision) if model.checkpoint is not None else None
-    if model.checkpoint is None and store is not None and store.exists(output.MODEL_MARKER):
+    if model.checkpoint is None and store is not None and store.exists(tree.MODEL_MARKER):
         folder = store.local("model")
     if folder is None:
         return "prompts cut", "known once the generator is here"
@@ -144,7 +144,7 @@ def generator_time(spec: RunSpec, store: Store | None, images: int) -> list[tupl
     rate = effort.per_second()
     parts = {name: work / rate for name, work in effort.training(spec, images).items()}
     rows = []
-    if store is None or not store.exists(output.MODEL_MARKER):
+    if store is None or not store.exists(tree.MODEL_MARKER):
         each = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in parts.items())
         what = f"about {_duration(sum(parts.values()))} of one core of this machine ({each}), within a factor of two"
         rows.append(("training the generator", f"{what}; a fraction of it on a GPU"))

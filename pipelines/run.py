@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from pipelines.options import Output, Recipe, Set, TimeLimit
 from pipelines.verbs import verb
@@ -23,7 +24,7 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None, time_limit: Ti
     for sentence in sentences(judged):
         console.print(sentence, highlight=False)
     console.print(
-        f"report: {run.store.local(output.REPORT) or f'{run.store.url}/{output.REPORT}'}",
+        f"report: {run.store.local(tree.REPORT) or f'{run.store.url}/{tree.REPORT}'}",
         soft_wrap=True,
         highlight=False,
     )

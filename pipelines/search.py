@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
@@ -28,8 +29,8 @@ def main(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
             with session(run.spec.resources, store=run.store):
                 made = catalog.build(run.spec, run.store, run.reporter)
                 result = search(run.spec, made, run.store, run.reporter)
-        run.store.replace(output.beside(output.SEARCH, "png"), figure(result))
-        run.store.replace(output.beside(output.SEARCH, "md"), markdown(result).encode())
+        run.store.replace(tree.beside(tree.SEARCH, "png"), figure(result))
+        run.store.replace(tree.beside(tree.SEARCH, "md"), markdown(result).encode())
     console = Terminal()
     console.print(table(result))
     for line in lines(result):

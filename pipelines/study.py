@@ -6,11 +6,12 @@ import json
 
 import typer
 
+from engine import output as tree
 from engine.cluster.terminal import Terminal
 from pipelines.context import open_run
 from pipelines.options import Output, Recipe, Set
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="study", help="Questions that take many runs, answered with paired statistics.", no_args_is_help=True
 )
 
@@ -35,7 +36,7 @@ def ablation(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = studies.ablation(run.spec, made, run.store, run.reporter)
-        run.store.replace(output.beside(output.ABLATION, "md"), markdown(result).encode())
+        run.store.replace(tree.beside(tree.ABLATION, "md"), markdown(result).encode())
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
@@ -59,7 +60,7 @@ def deliberate(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
-        run.store.replace(output.beside(output.DELIBERATE, "md"), markdown(result).encode())
+        run.store.replace(tree.beside(tree.DELIBERATE, "md"), markdown(result).encode())
     console = Terminal()
     for kind in result["training_sets"]:
         console.print(table(result, kind))
@@ -84,7 +85,7 @@ def worth(recipe: Recipe, set_: Set = None, output: Output = None) -> None:
         with session(run.spec.resources, store=run.store):
             made = catalog.build(run.spec, run.store, run.reporter)
             result = study(run.spec, made, run.store, run.reporter)
-        run.store.replace(output.beside(output.WORTH, "md"), markdown(result).encode())
+        run.store.replace(tree.beside(tree.WORTH, "md"), markdown(result).encode())
     console = Terminal()
     console.print(table(result))
     for line in lines(result):
