@@ -33,6 +33,7 @@ QUIET = {
     "RAY_worker_niceness": "0",  # the workers are the work
     "RAY_memory_monitor_refresh_ms": "1000",
     "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives its session starts no Ray of its own, with open ports
 }
 PRIVATE = {
     "MIMEO_PRIVATE_RAY": "1",

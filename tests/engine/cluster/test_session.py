@@ -51,6 +51,21 @@ def test_a_private_ray_leaves_nothing_behind(tmp_path: Path) -> None:
     assert str(folder.parent) not in running
 
 
+def test_what_outlives_its_session_starts_no_ray_of_its_own(tmp_path: Path) -> None:
+    """Such as the thread that waits for Ray Tune when a signal has ended the session: Ray's own would have open
+    ports."""
+    code = (
+        "from engine.cluster.session import session\nfrom engine.spec.recipe import ResourcesSpec\n"
+        "with session(ResourcesSpec(device='cpu')):\n    import ray\n    ray.put(1)\n"
+        "try:\n    ray.put(1)\nexcept Exception as error:\n    print(type(error).__name__)\n"
+        "print(ray.is_initialized())"
+    )
+    words = [sys.executable, "-c", code]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-2:] == ["RaySystemError", "False"]
+
+
 def test_an_absent_cluster_is_one_line(tmp_path: Path) -> None:
     code = (
         "from engine.cluster.session import session\nfrom engine.spec.recipe import "
