@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any, TypedDict
 
 from engine import output
 from engine.cluster.board import Board, follow
@@ -18,11 +18,8 @@ from engine.spec.recipe import JudgeSpec, ResourcesSpec
 from engine.storage import documents, readings
 from engine.storage.store import Store
 from engine.training.judge_data import real_images, synthetic_images
-from engine.training.setup import place, run
-
-if TYPE_CHECKING:
-    pass
 from engine.training.judge_fit import Arm, Data, Outcome, arms, judge_one
+from engine.training.setup import place, run
 
 FOLDER = output.JUDGES
 
