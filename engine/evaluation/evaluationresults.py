@@ -9,7 +9,7 @@ from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
 from engine.statistics.published import Compared, Interval
-from engine.training.trainingresults import ArmKind
+from engine.training.trainingresults import ArmKind, Codec
 
 Verdict = Literal["copies", "not told from real images"]
 ControlFinding = Literal["better", "worse", "not told apart"]
@@ -165,7 +165,7 @@ class Judged(TypedDict):
     seeds: list[int]
     level: float
     covers: str
-    codec: dict[str, object]
+    codec: Codec
     resolution: int
     parameters: int
     recipe: dict[str, object]

@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
-from typing_extensions import TypedDict
 
 from engine import output
 from engine.cluster.progress import Reporter
 from engine.evaluation import controls
 from engine.evaluation.audit import Audit
-from engine.evaluation.evaluationresults import Copies, JudgedArm
+from engine.evaluation.evaluationresults import Copies, Judged, JudgedArm
 from engine.images.catalog import Catalog
 from engine.spec import RunSpec
 from engine.statistics.intervals import binomial_error, ratio_interval, spread
@@ -23,7 +22,6 @@ from engine.training import judge_fit
 from engine.training import judge_training as training
 from engine.training.judge_data import codec, resolution
 from engine.training.judge_fit import Arm, Outcome
-from engine.training.trainingresults import Codec
 
 RESULT = output.JUDGE
 LEVEL = 0.95
@@ -38,28 +36,7 @@ COVERS = (
 )
 
 
-class JudgeResult(TypedDict):
-    """`results/judge.json` as it is written; `evaluationresults.Judged` is what is read back."""
-
-    arms: dict[str, JudgedArm]
-    metric: str
-    copies: Copies | None
-    left_out: dict[str, str]
-    class_names: list[str]
-    n_train: int
-    n_test: int
-    test_per_class: list[int]
-    seeds: list[int]
-    level: float
-    covers: str
-    codec: Codec
-    resolution: int
-    parameters: int
-    recipe: dict[str, object]
-    seconds: float
-
-
-def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> JudgeResult:
+def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> Judged:
     """Train the judges of every arm and seed that are not there yet and publish `results/judge.json`, which is
     returned.
 
@@ -74,7 +51,7 @@ def judge(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter) -> 
     copies = audited.copies()
     labels = catalog.split("test")["label"].to_numpy()
     test_per_class = np.bincount(labels, minlength=len(catalog.class_names)).tolist()
-    result: JudgeResult = {
+    result: Judged = {
         "arms": _with_copies(
             compare(outcomes, (*judge_fit.arms(spec.judge), *planned.arms), test_per_class, spec.judge.metric), copies
         ),

@@ -134,7 +134,7 @@ def _model(run: Run, limit: float | None) -> str:
 
     real, here = catalog.load(run.store), run.where.device
     result = pretrain(run.spec, real, run.store, run.reporter, time_limit=limit, here=here)
-    if not result.done:
+    if not result["done"]:
         raise OutOfTime
     return "closed-set generator trained from scratch on the training images alone: model/"
 
@@ -162,7 +162,7 @@ def _match(run: Run, limit: float | None) -> str:
     model = checkpoint.inspect(generator(run), run.spec.images.size)
     real, here = catalog.load(run.store), run.where.device
     result = match(run.spec, run.store, model, real, run.reporter, time_limit=limit, here=here)
-    if not result.done:
+    if not result["done"]:
         raise OutOfTime
     return "generator fine-tuned by distribution matching: match/"
 

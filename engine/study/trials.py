@@ -21,7 +21,7 @@ Facts = Mapping[str, Any]
 Function = Callable[[Any, Any, str, Board], Facts]  # (study, work, device, board) -> the result
 
 
-class Settled(TypedDict):
+class WithSettings(TypedDict):
     """What every trial's result holds: all that decides it besides the images."""
 
     settings: dict[str, object]
@@ -41,7 +41,7 @@ def missing(store: Store, plan: Sequence[Trial], section: str) -> list[Trial]:
     """The trials without a result; ConfigError, about the recipe's `section`, where one has a result of other
     settings."""
     for trial in plan:
-        known = documents.find(store, trial.name, Settled)
+        known = documents.find(store, trial.name, WithSettings)
         if known is not None and known["settings"] != trial.settings:
             what = f"{trial.key} was measured with other settings in {store.url}"
             raise ConfigError(section, what, "use another output")

@@ -77,7 +77,7 @@ def run(folder: Path, ready: Output, kills: int, fewest: int | None) -> tuple[fl
     hunter = threading.Thread(target=assassin, args=(store, kills, done, killed))
     hunter.start()
     try:
-        assert match(spec, store, ready.checkpoint, ready.catalog, PlainReporter()).done
+        assert match(spec, store, ready.checkpoint, ready.catalog, PlainReporter())["done"]
     finally:
         done.set()
         hunter.join()

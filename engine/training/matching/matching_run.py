@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -32,15 +32,6 @@ VERSION = 1  # raised when the same inputs would give another adapter
 NOT_INPUTS = ("checkpoint_every", "precompute", "gradient_checkpointing", "samples", "sample_every")
 
 
-@dataclass(frozen=True)
-class Matched:
-    """`done`: `match/` in the store is whole; otherwise the time limit came, and `message` says where and how to go
-    on."""
-
-    done: bool
-    message: str
-
-
 def match(
     spec: RunSpec,
     store: Store,
@@ -50,7 +41,7 @@ def match(
     *,
     time_limit: float | None = None,
     here: str | None = None,
-) -> Matched:
+) -> setup.Ended:
     """Fine-tune on the training split in one Ray Train run and write `match/`; call it inside a Ray session.
 
     `here` names a device on which this process does it all by itself.
@@ -66,7 +57,7 @@ def match(
     if store.exists(MARKER):
         _check_marker(store, inputs)
         _clean(store)
-        return Matched(True, "nothing to do: match/ is whole")
+        return {"done": True, "message": "nothing to do: match/ is whole"}
     check_model(spec, checkpoint)
     read = cuts.check(prompt_cuts.of_folder(checkpoint.path), spec, conditions, drawn=False)
     cuts.tell(read, "match", reporter.note)
@@ -86,7 +77,7 @@ def match(
         out = Matching(job, place, rows, conditions).run()
     if out["done"]:
         _clean(store)
-    return Matched(out["done"], out["message"])
+    return out
 
 
 def _features_digest(spec: RunSpec, checkpoint: Checkpoint) -> str:

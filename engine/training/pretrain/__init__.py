@@ -1,5 +1,5 @@
 """Pretraining of the closed-set generator: CLIP, then VAE, then U-Net, on the training split alone."""
 
-from engine.training.pretrain.pretrain_run import Pretrained, pretrain
+from engine.training.pretrain.pretrain_run import pretrain
 
-__all__ = ["Pretrained", "pretrain"]
+__all__ = ["pretrain"]

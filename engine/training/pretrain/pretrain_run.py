@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import pyarrow as pa
@@ -34,15 +34,6 @@ from engine.training.trainingresults import Marker
 VERSION = 1  # raised when the same inputs would give another model
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """`done`: `model/` in the store is whole; otherwise the time limit came, and `message` says where and how to go
-    on."""
-
-    done: bool
-    message: str
-
-
 def pretrain(
     spec: RunSpec,
     catalog: Catalog,
@@ -51,7 +42,7 @@ def pretrain(
     *,
     time_limit: float | None = None,
     here: str | None = None,
-) -> Pretrained:
+) -> setup.Ended:
     """Train CLIP, the encoder if the recipe has one, VAE, then U-Net or DiT from scratch on the training split, in one
     Ray Train run; write `model/`.
 
@@ -68,7 +59,7 @@ def pretrain(
     if store.exists(MARKER):
         _check_marker(store, inputs)
         training_state.remove_all(store, CHECKPOINTS)
-        return Pretrained(True, "nothing to do: model/ is whole")
+        return {"done": True, "message": "nothing to do: model/ is whole"}
     _check(spec, rows, captions)
     cuts.tell(cuts.check(readers(spec, captions), spec, captions), "pretrain", reporter.note)
     deadline = None if time_limit is None else time.time() + time_limit
@@ -84,7 +75,7 @@ def pretrain(
         out = Training(job, place, training_set(spec, rows, captions, place.device)).run()
     if out["done"]:
         training_state.remove_all(store, CHECKPOINTS)
-    return Pretrained(out["done"], out["message"])
+    return out
 
 
 def made_from(spec: RunSpec, catalog: Catalog, captions: Captions) -> dict[str, object]:

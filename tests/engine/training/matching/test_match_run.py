@@ -40,7 +40,7 @@ def store(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> Store:
     rows = output.catalog.split("train")
     data.precompute(parts.spec, output.checkpoint, rows, output.conditions, made, _inputs(parts), PlainReporter())
     made.create("kept/inputs.parquet", made.read(data.INPUTS))
-    assert match(parts.spec, made, output.checkpoint, output.catalog, PlainReporter()).done
+    assert match(parts.spec, made, output.checkpoint, output.catalog, PlainReporter())["done"]
     return made
 
 
@@ -79,7 +79,7 @@ def test_stored_inputs_are_those_computed_at_once(parts: Parts, store: Store, tm
 def test_a_finished_fine_tune_is_left_alone_and_another_is_refused(parts: Parts, store: Store) -> None:
     output = parts.output
     before = {entry.name: entry.size for entry in store.list("match/")}
-    assert "nothing to do" in match(parts.spec, store, output.checkpoint, output.catalog, PlainReporter()).message
+    assert "nothing to do" in match(parts.spec, store, output.checkpoint, output.catalog, PlainReporter())["message"]
     assert {entry.name: entry.size for entry in store.list("match/")} == before
     other = match_spec(parts.spec, mmd="residual", steps=4)
     with pytest.raises(DataError, match="with other settings"):

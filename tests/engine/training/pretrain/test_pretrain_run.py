@@ -37,7 +37,7 @@ def test_ray_train_goes_on_from_a_stopped_training_to_the_same_weights(trained: 
     assert not stopped["done"]
     assert list(store.list("checkpoints/"))
     assert not store.exists("model/mimeo.json")
-    assert pretrain(spec, trained.catalog, store, PlainReporter()).done
+    assert pretrain(spec, trained.catalog, store, PlainReporter())["done"]
     assert weights(tmp_path) == weights(trained.model.parent)
     assert not list(store.list("checkpoints/"))
 
@@ -45,8 +45,8 @@ def test_ray_train_goes_on_from_a_stopped_training_to_the_same_weights(trained: 
 def test_a_finished_run_is_left_alone(trained: Trained) -> None:
     before = {path: path.stat().st_mtime_ns for path in trained.model.rglob("*")}
     again = pretrain(trained.spec, trained.catalog, trained.store, PlainReporter())
-    assert again.done
-    assert "nothing to do" in again.message
+    assert again["done"]
+    assert "nothing to do" in again["message"]
     assert {path: path.stat().st_mtime_ns for path in trained.model.rglob("*")} == before
 
 
