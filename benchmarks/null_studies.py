@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from scipy.special import expit, roots_hermitenorm
@@ -155,38 +154,26 @@ def priced(studies: Sequence[Analysis]) -> float:
     return sum("identifiable" in [one.verdict(b) for b in range(len(one.base))] for one in studies) / len(studies)
 
 
-def main() -> None:
-    """Simulate, print, judge and keep."""
-    from tests.support.equivalence import peaked, simulate
+def error(share: float, of: float) -> float:
+    """Two standard errors of a share of `of` cases, relative to it."""
+    return 2 * float(np.sqrt(share * (1 - share) / of)) / share if share else 0.0
 
-    arguments = pairs.parser(__doc__).parse_args()
-    count, few, resamples = (20, 2, 100) if arguments.quick else (1000, 100, 100)
+
+row = pairs.judged
+
+
+def selections(count: int) -> list[pairs.Row]:
+    """How often a selection finds what is not there, and whether its intervals hold what is."""
     rows = []
-
-    def error(share: float, of: float) -> float:
-        """Two standard errors, as a share of it."""
-        return 2 * float(np.sqrt(share * (1 - share) / of)) / share if share else 0.0
-
-    row = partial(pairs.judged)
     for name, options in (("5 generators", {"generators": 5}), ("3 generators", {"generators": 3})):
         told = searches(Truth(), count, **options)
-        case = f"no effect, {name}"
-        rows.append(
-            row(
-                case,
-                "of studies find a false higher",
-                told["higher"],
-                error(told["higher"], count),
-                0.025,
-                at_most=True,
-            )
-        )
+        case, false = f"no effect, {name}", error(told["higher"], count)
+        rows.append(row(case, "of studies find a false higher", told["higher"], false, 0.025, at_most=True))
         noise = error(told["population"], told["compared"])
         rows.append(row(case, "of intervals over seeds and images hold 0", told["population"], noise, 0.93))
         rows.append(row(case, "of these, at most", told["population"], noise, 0.97, at_most=True))
-        rows.append(
-            row(case, "of intervals over seeds hold 0", told["seeds"], error(told["seeds"], told["compared"]), None)
-        )
+        noise = error(told["seeds"], told["compared"])
+        rows.append(row(case, "of intervals over seeds hold 0", told["seeds"], noise, None))
     told = searches(Truth(gains=GAINS), count)
     noise = error(told["population"], told["compared"])
     rows.append(row("effects", "of intervals over seeds and images hold them", told["population"], noise, 0.93))
@@ -194,39 +181,36 @@ def main() -> None:
     rows.append(row("effects", "of studies find higher", told["higher"], error(told["higher"], count), None))
     told = searches(Truth(), count, before=True)
     rows.append(row("as before", "of studies find a false higher", told["higher"], error(told["higher"], count), None))
-    rows.append(
-        row("as before", "of intervals over seeds hold 0", told["seeds"], error(told["seeds"], told["compared"]), None)
-    )
-    rng = np.random.default_rng(0)
+    noise = error(told["seeds"], told["compared"])
+    rows.append(row("as before", "of intervals over seeds hold 0", told["seeds"], noise, None))
+    return rows
+
+
+def forms(few: int, resamples: int) -> list[pairs.Row]:
+    """How often curves of the fitted form, and curves that rise and fall, are said to be of no such form."""
+    from tests.support.equivalence import peaked, simulate
+
+    rows, rng = [], np.random.default_rng(0)
     for repeats in (5, 3):
         few = few if repeats == 5 else few // 2
-        true = [
+        lacks = [
             Analysis(simulate(rng, a, c2, repeats), resamples, seed).lack for a, c2 in CURVES for seed in range(few)
         ]
-        share = sum(one is not None and one.rejected for one in true) / len(true)
-        rows.append(
-            row(
-                f"true curves, {repeats} repeats",
-                "of studies are said to be of no such form",
-                share,
-                error(share, len(true)),
-                0.05,
-                at_most=True,
-            )
-        )
+        share = sum(lack is not None and lack.rejected for lack in lacks) / len(lacks)
+        what, noise = "of studies are said to be of no such form", error(share, len(lacks))
+        rows.append(row(f"true curves, {repeats} repeats", what, share, noise, 0.05, at_most=True))
         bent = [Analysis(peaked(rng, *shape, repeats), resamples, seed) for shape in PEAKS for seed in range(few)]
-        share = unlike(bent)
-        rows.append(
-            row(
-                f"peaked curves, {repeats} repeats",
-                "of studies are said to be of no such form",
-                share,
-                error(share, len(bent)),
-                0.9,
-            )
-        )
-        rows.append(row(f"peaked curves, {repeats} repeats", "of studies give a price", priced(bent), 0.0, None))
-    pairs.finish("null_studies", rows, arguments)
+        share, case = unlike(bent), f"peaked curves, {repeats} repeats"
+        rows.append(row(case, what, share, error(share, len(bent)), 0.9))
+        rows.append(row(case, "of studies give a price", priced(bent), 0.0, None))
+    return rows
+
+
+def main() -> None:
+    """Simulate, print, judge and keep."""
+    arguments = pairs.parser(__doc__).parse_args()
+    count, few, resamples = (20, 2, 100) if arguments.quick else (1000, 100, 100)
+    pairs.finish("null_studies", [*selections(count), *forms(few, resamples)], arguments)
 
 
 if __name__ == "__main__":
