@@ -106,12 +106,11 @@ def _train_all(spec: RunSpec, data: Data, store: Store, progress: Reporter, jobs
 
 def images(spec: RunSpec, catalog: Catalog, store: Store, progress: Reporter, multiple: int) -> Data:
     """The real images, and the first `multiple` times n of the synthetic set."""
-    train, test = catalog.split("train"), catalog.split("test")
+    train, held, test = (catalog.split(name) for name in ("train", "validation", "test"))
     n = train.num_rows
     wanted = multiple * n
-    with progress.task("judge: images", n + test.num_rows + wanted) as task:
-        rows = catalog.split("validation")
-        validation = real_images(spec, rows, task, same_codec=False) if rows.num_rows else None
+    with progress.task("judge: images", n + held.num_rows + test.num_rows + wanted) as task:
+        validation = real_images(spec, held, task, same_codec=False) if held.num_rows else None
         return Data(
             train=real_images(spec, train, task, same_codec=True),
             test=real_images(spec, test, task, same_codec=False),
