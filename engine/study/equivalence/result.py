@@ -132,17 +132,17 @@ class Analysis:
         images.
         """
         held, top = (self.measured.real[:, k].mean(1) for k in (self.measured.sizes.index(self.measured.bases[b]), -1))
+        found = mean_interval(_fewer_errors(held, self.measured.synthetic[:, b].mean((1, 2))).tolist(), LEVEL)
+        if found.high is not None and found.high < 0:
+            return "no value: synthetic images lower the accuracy"  # however little is known of the real curve
         rise = mean_interval(_fewer_errors(held, top).tolist(), LEVEL)
         if rise.low is None or rise.high is None or rise.low <= 0:
             if rise.high is not None and rise.high < SATURATED:
                 return "not identifiable: real accuracy is saturated at this base"
             return "not identifiable: what further real images give is within noise"
-        found = mean_interval(_fewer_errors(held, self.measured.synthetic[:, b].mean((1, 2))).tolist(), LEVEL)
-        if found.low is None or found.high is None or found.high < 0:
-            return "no value: synthetic images lower the accuracy"
         if self.lack is not None and self.lack.rejected:
             return NOT_OF_FORM
-        if found.low <= 0:
+        if found.low is None or found.low <= 0:
             return "not identifiable: the gain is within noise"
         if self.interval(self.fit.marginal[:, b])[1] is None:
             return "not identifiable: the price has no upper bound"

@@ -67,6 +67,12 @@ def test_images_that_lower_the_accuracy_have_no_value() -> None:
     assert all(base["marginal_price"] is None for base in result["bases"])
 
 
+def test_images_that_lower_the_accuracy_have_no_value_however_little_is_known_of_the_real_curve() -> None:
+    rng = np.random.default_rng(0)
+    found = study(lambda base, n: 0.5, curve=lambda n: rng.uniform(0.9, 0.96))
+    assert {base["verdict"] for base in found["bases"]} == {"no value: synthetic images lower the accuracy"}
+
+
 def test_a_gain_within_noise_is_not_identifiable() -> None:
     result = study(lambda base, n: true_accuracy(base))
     assert {base["verdict"] for base in result["bases"]} <= {
